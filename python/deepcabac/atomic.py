@@ -1,0 +1,140 @@
+"""Files that appear complete or not at all: written beside their target, then renamed onto it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from _typeshed import ReadableBuffer
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's own words, without an ``OSError``'s number and path, to follow a colon."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = text.splitlines()[0]
+    return text[:1].lower() + text[1:]
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an ``OSError`` raised inside into a :class:`CheckpointError` that says ``path`` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+class _TemporaryFile(io.FileIO):
+    """A raw file whose failing writes name the file that the user asked for, not the temporary one."""
+
+    def __init__(self, temporary: Path, target: Path) -> None:
+        self._target = target
+        # 0o666 is cut down by the umask, as for any file a program makes; O_EXCL never follows a planted link.
+        super().__init__(temporary, "x+b", opener=lambda name, flags: os.open(name, flags, 0o666))
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise CheckpointError(f"{self._target}: cannot be written: {reason(error)}") from error
+
+
+class AtomicFile:
+    """A file under construction: a temporary in the target's folder until :meth:`commit` renames it into place.
+
+    ``file`` is binary, buffered, seekable, and open for reading and writing. Used as a context manager it commits
+    when the block ends and aborts when the block raises (``KeyboardInterrupt`` included). A new file gets the
+    permissions that the umask allows; a replaced file keeps its own.
+
+    Raises :class:`CheckpointError` when the file cannot be made, written (no space left), or renamed.
+    """
+
+    file: io.BufferedRandom
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            mode = self.path.stat().st_mode
+        except FileNotFoundError:
+            mode = None
+        except (OSError, ValueError) as error:  # a name too long or with a null byte: said now, not after hours of work
+            raise CheckpointError(f"{str(self.path)!r}: cannot be written: {reason(error)}") from error
+        if mode is not None and stat.S_ISDIR(mode):
+            raise CheckpointError(f"{self.path}: is a directory; give the name of a file to write")
+        if mode is not None and not stat.S_ISREG(mode):
+            raise CheckpointError(f"{self.path}: is not a regular file; give the name of a file to write")
+        # Not made from the target's name, which may already be as long as a file name can be.
+        self._temporary = self.path.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")
+        try:
+            self.file = io.BufferedRandom(_TemporaryFile(self._temporary, self.path), buffer_size=1 << 18)
+        except FileNotFoundError as error:
+            folder = self.path.parent
+            raise CheckpointError(f"{self.path}: cannot be written: the folder {folder} does not exist") from error
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written: {reason(error)}") from error
+
+    def finish(self) -> None:
+        """Flush and close the temporary. Afterwards :meth:`commit` only renames it; nothing can lack space."""
+        try:
+            self.file.close()
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written: {reason(error)}") from error
+
+    def commit(self) -> None:
+        """Rename the finished file onto the target. On failure the temporary is removed and the target is as before."""
+        try:
+            self.finish()
+            with contextlib.suppress(OSError):  # keeping the old mode is a courtesy: no target, or no right to, is fine
+                os.chmod(self._temporary, stat.S_IMODE(self.path.stat().st_mode))
+            os.replace(self._temporary, self.path)
+        except BaseException as error:
+            self.abort()
+            if isinstance(error, OSError):
+                raise CheckpointError(f"{self.path}: cannot be written: {reason(error)}") from error
+            raise
+
+    def abort(self) -> None:
+        """Remove the temporary. Safe to call at any time, more than once, and after a failed :meth:`commit`."""
+        with contextlib.suppress(OSError, CheckpointError):  # closing flushes, and the disk may be full
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+def commit_together(files: list[AtomicFile]) -> None:
+    """Commit several files, in order, only after every one of them is completely written.
+
+    A rename can still fail midway (a folder's rights changed under us); then the rest are removed and the error is
+    raised.
+    """
+    try:
+        for file in files:
+            file.finish()
+        for file in files:
+            file.commit()
+    except BaseException:
+        for file in files:
+            file.abort()
+        raise

@@ -1,0 +1,110 @@
+"""Protocol Buffers' wire format, just enough to take a message apart without its schema and to put it together again.
+
+A message is a run of fields; a field is a tag (number * 8 + wire type) and a payload. Reference:
+protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, were abandoned before ONNX began
+
+Buffer = bytes | mmap.mmap
+
+
+class WireError(ValueError):
+    """The bytes are not a protobuf message."""
+
+
+class Field(NamedTuple):
+    """One field: all of it is ``data[begin:end]``, its payload ``data[start:end]``; ``value`` is a varint's."""
+
+    number: int
+    wire: int
+    begin: int
+    start: int
+    end: int
+    value: int
+
+
+def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
+    """Walk the fields of the message in ``data[start:end]``. Raises :class:`WireError`."""
+    while start < end:
+        begin = start
+        tag, start = read_varint(data, start, end)
+        number, wire = tag >> 3, tag & 7
+        value = 0
+        if wire == VARINT:
+            value, stop = read_varint(data, start, end)
+        elif wire == FIXED64:
+            stop = start + 8
+        elif wire == FIXED32:
+            stop = start + 4
+        elif wire == BYTES:
+            length, start = read_varint(data, start, end)
+            stop = start + length
+        else:
+            raise WireError(f"wire type {wire}")
+        if number == 0 or stop > end:
+            raise WireError("a field goes beyond its message")
+        yield Field(number, wire, begin, start, stop, value)
+        start = stop
+
+
+def read_varint(data: Buffer, start: int, end: int) -> tuple[int, int]:
+    """Return the unsigned 64-bit number at ``start`` and the place after it."""
+    value = shift = 0
+    while start < end and shift < 70:
+        byte = data[start]
+        start += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, start
+        shift += 7
+    raise WireError("a number goes beyond its message")
+
+
+def varint(value: int) -> bytes:
+    """``value`` >= 0 in seven-bit groups, the lowest first."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def prefix(number: int, length: int) -> bytes:
+    """The bytes before the payload of a length-delimited field."""
+    return varint(number << 3 | BYTES) + varint(length)
+
+
+def bytes_field(number: int, payload: bytes) -> bytes:
+    """A whole length-delimited field."""
+    return prefix(number, len(payload)) + payload
+
+
+def varint_field(number: int, value: int) -> bytes:
+    """A whole varint field."""
+    return varint(number << 3 | VARINT) + varint(value)
+
+
+def decode_varints(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """All the numbers of a run of varints.  u8 [bytes] -> u64 [numbers]"""
+    last = np.flatnonzero(data < 0x80)  # the last byte of each number
+    if not len(data):
+        return np.empty(0, np.uint64)
+    if not len(last) or last[-1] != len(data) - 1:
+        raise WireError("a number goes beyond its message")
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(data)) - np.repeat(first, last - first + 1)  # of each byte within its number
+    if place.max() > 9:
+        raise WireError("a number has more than 64 bits")
+    groups = (data & np.uint8(0x7F)).astype(np.uint64) << (7 * place).astype(np.uint64)
+    return np.add.reduceat(groups, first)

@@ -1,0 +1,359 @@
+"""PyTorch's ``.pt`` / ``.pth`` / ``.bin`` files. Needs torch to read, and to know its own types to write.
+
+A modern file is a zip with a pickle that refers to storages, which are uncompressed members. It is loaded with
+``torch.load(weights_only=True)`` onto the "meta" device, which gives every tensor's place without its values; the
+values are then read from the file one tensor at a time. Files that this does not suit (before torch 1.6, compressed,
+big-endian) are loaded whole.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..atomic import AtomicFile, reading, reason
+from ..errors import CheckpointError, UnsupportedError
+from .base import (
+    BFLOAT16,
+    FLOAT8_E4M3FN,
+    FLOAT8_E5M2,
+    Array,
+    CheckpointReader,
+    CheckpointWriter,
+    TensorSpec,
+    allocate,
+    byte_view,
+    open_binary,
+    read_into,
+    require_dtypes,
+)
+from .npz import discard_zip, open_zip, write_in_blocks, zip_errors
+from .skeleton import assemble, dissolve
+
+# torch's name of each type, and of the storage class for it in files, which only the older types have.
+_TYPES: dict[np.dtype[Any], tuple[str, str | None]] = {
+    np.dtype("<f8"): ("float64", "DoubleStorage"),
+    np.dtype("<f4"): ("float32", "FloatStorage"),
+    np.dtype("<f2"): ("float16", "HalfStorage"),
+    BFLOAT16: ("bfloat16", "BFloat16Storage"),
+    FLOAT8_E4M3FN: ("float8_e4m3fn", None),
+    FLOAT8_E5M2: ("float8_e5m2", None),
+    np.dtype("<i8"): ("int64", "LongStorage"),
+    np.dtype("<i4"): ("int32", "IntStorage"),
+    np.dtype("<i2"): ("int16", "ShortStorage"),
+    np.dtype("i1"): ("int8", "CharStorage"),
+    np.dtype("<u8"): ("uint64", None),
+    np.dtype("<u4"): ("uint32", None),
+    np.dtype("<u2"): ("uint16", None),
+    np.dtype("u1"): ("uint8", "ByteStorage"),
+    np.dtype("?"): ("bool", "BoolStorage"),
+}
+_DTYPE_OF_NAME = {f"torch.{name}": dtype for dtype, (name, _) in _TYPES.items()}
+
+_ALIGNMENT = 64  # of storages in the file, as torch itself aligns them for loading with mmap
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's earliest date, so that the same tensors give the same bytes
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(f"{path}: PyTorch files need torch: pip install 'deepcabac[torch]'") from error
+    return torch
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies: ``start`` is its storage's offset in the file, the rest counts elements."""
+
+    start: int
+    offset: int
+    strides: tuple[int, ...]
+
+
+class TorchReader(CheckpointReader):
+    """Reads what ``torch.save`` wrote: a state dict, or nested dicts, lists and tuples of tensors, numbers and texts.
+
+    ``extra`` is the structure around the tensors (see ``skeleton.py``). Tensors that share storage, offset, shape and
+    strides are tied. Non-contiguous tensors come out contiguous.
+    """
+
+    kind = "torch"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._torch = _import_torch(self.path)
+        self._file, _ = open_binary(self.path)
+        try:
+            storages = _storages_in_zip(self._file, self.path)
+            root = self._load("cpu" if storages is None else "meta")
+            tensors, self.extra = dissolve(root, self._torch, str(self.path))
+            for name, tensor in tensors:
+                self._check(name, tensor)
+            if storages is not None and any(
+                tensor.numel() and _offset_in_file(tensor) is None for _, tensor in tensors
+            ):
+                # This torch does not note offsets. Memory mapping costs resident memory, up to the file's size.
+                storages = None
+                tensors, _ = dissolve(self._load("cpu", mmap=True), self._torch, str(self.path))
+            self._loaded = dict(tensors) if storages is None else {}
+            self._places: dict[str, _Place] = {}
+            self._specs: dict[str, TensorSpec] = {}
+            first_at: dict[Any, str] = {}
+            for name, tensor in tensors:
+                self._add(name, tensor, storages, first_at)
+            self.specs = list(self._specs.values())
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _load(self, device: str, mmap: bool = False) -> Any:
+        try:
+            return self._torch.load(self.path, map_location=device, weights_only=True, mmap=mmap)
+        except Exception as error:  # a damaged pickle can raise almost anything
+            raise _explain(error, self.path) from error
+
+    def _check(self, name: str, tensor: Any) -> None:
+        if tensor.layout != self._torch.strided or tensor.is_nested:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name!r} is sparse or nested; convert it with .to_dense() first"
+            )
+        if tensor.is_quantized or str(tensor.dtype) not in _DTYPE_OF_NAME:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name!r} has dtype {tensor.dtype}, which is not supported; convert it first"
+            )
+
+    def _add(self, name: str, tensor: Any, storages: dict[int, int] | None, first_at: dict[Any, str]) -> None:
+        """Note where one tensor lies, and append its spec."""
+        dtype, shape = _DTYPE_OF_NAME[str(tensor.dtype)], tuple(tensor.shape)
+        start = 0 if storages is None else _offset_in_file(tensor) or 0
+        place = _Place(start, tensor.storage_offset(), tensor.stride())
+        identity: Any = (dtype, shape, place)
+        if storages is None:
+            if tensor.device.type != "cpu":
+                raise UnsupportedError(
+                    f"{self.path}: tensor {name!r} has no values (device {tensor.device}); save it with its values"
+                )
+            identity += (tensor.untyped_storage().data_ptr(),)
+        elif tensor.numel():
+            end = (place.offset + _span(shape, place.strides)) * dtype.itemsize
+            if end > storages.get(start, 0):
+                raise CheckpointError(f"{self.path}: tensor {name!r} reaches beyond its storage; the file is damaged")
+        tied_to = first_at.setdefault(identity, name) if tensor.numel() else name
+        self._specs[name] = TensorSpec(name, dtype, shape, None if tied_to == name else tied_to)
+        self._places[name] = place
+
+    def read(self, name: str) -> Array:
+        spec = self._specs[name]
+        array = allocate(spec, self.path)
+        if not array.size:
+            return array
+        if name in self._loaded:
+            values = self._loaded[name].detach().resolve_neg().contiguous().reshape(-1).view(self._torch.uint8)
+            byte_view(array)[:] = values.numpy().data
+            return array
+        place = self._places[name]
+        start = place.start + place.offset * spec.dtype.itemsize
+        if _is_contiguous(spec.shape, place.strides):
+            read_into(self._file, start, array, self.path)
+        else:
+            span = np.empty(_span(spec.shape, place.strides), spec.dtype)
+            read_into(self._file, start, span, self.path)
+            strides = tuple(stride * spec.dtype.itemsize for stride in place.strides)
+            array[...] = np.lib.stride_tricks.as_strided(span, spec.shape, strides)
+        return array
+
+    def close(self) -> None:
+        self._loaded = {}
+        self._file.close()
+
+
+def _offset_in_file(tensor: Any) -> int | None:
+    """Where the storage of a strided tensor on the meta device lies in the file, if torch noted it."""
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    return offset if isinstance(offset, int) else None
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """How many elements of storage lie from the first to the last element of a non-empty tensor."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _storages_in_zip(file: BinaryIO, path: Path) -> dict[int, int] | None:
+    """Map the offset of every storage in the file to its size; None when torch has to load the file whole."""
+    with reading(path):
+        is_zip = file.read(4) == b"PK\3\4"
+        file.seek(0)
+    if not is_zip:
+        return None
+    with open_zip(file, path, "a PyTorch file") as archive, zip_errors(path):
+        members = {info.filename: info for info in archive.infolist()}
+        folder = next(
+            (name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None
+        )
+        if folder is None:
+            raise CheckpointError(f"{path}: is a zip file, but not one from torch.save; check that the suffix is right")
+        if folder + "constants.pkl" in members:
+            raise UnsupportedError(
+                f"{path}: is a TorchScript program; save the weights alone: torch.save(model.state_dict(), ...)"
+            )
+        storages = [info for name, info in members.items() if name.startswith(folder + "data/")]
+        big_endian = folder + "byteorder" in members and archive.read(folder + "byteorder") == b"big"
+        if big_endian or any(info.compress_type != zipfile.ZIP_STORED for info in storages):
+            return None
+        return {_data_offset(file, info): info.file_size for info in storages}
+
+
+def _data_offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    """Where a member's data begins: after its local header, whose lengths may differ from the central directory's."""
+    file.seek(info.header_offset)
+    header = file.read(30)
+    if len(header) != 30:
+        raise zipfile.BadZipFile("a member lies outside the file")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return info.header_offset + 30 + int(name_length) + int(extra_length)
+
+
+def _explain(error: Exception, path: Path) -> CheckpointError | UnsupportedError:
+    """Our one-line error for what ``torch.load`` raised."""
+    text = str(error)
+    advice = "save its state dict alone: torch.save(model.state_dict(), ...)"
+    refused = re.search(
+        r"(?:GLOBAL|global|class):? ([\w.]+) was not an allowed|[Uu]nsupported (?:global: GLOBAL|class) ([\w.]+)", text
+    )
+    if refused:
+        return UnsupportedError(f"{path}: holds a {refused[1] or refused[2]}, which is not safe to load; {advice}")
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start.startswith((b"PK", b"\x80")):
+        return CheckpointError(
+            f"{path}: is not a PyTorch file; check that the suffix is right and the download complete"
+        )
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in text:
+        return UnsupportedError(f"{path}: holds Python objects that are not safe to load; {advice}")
+    return CheckpointError(
+        f"{path}: torch cannot load it ({reason(error)}); it is truncated or damaged, so fetch it again"
+    )
+
+
+class _Storage:
+    """Stands for the storage of one tensor while the structure is pickled."""
+
+    def __init__(self, key: str, spec: TensorSpec) -> None:
+        self.key, self.spec = key, spec
+
+
+class _Tensor:
+    """Stands for one tensor while the structure is pickled."""
+
+    def __init__(self, storage: _Storage, tag: str) -> None:
+        self.storage, self.tag = storage, tag
+
+
+class _Pickler(pickle.Pickler):
+    """Writes stand-ins as ``torch.save`` writes tensors."""
+
+    def __init__(self, file: io.BytesIO, torch: Any) -> None:
+        super().__init__(file, protocol=2)  # the one protocol that torch.load(weights_only=True) reads in full
+        self._torch = torch
+
+    def persistent_id(self, obj: Any) -> Any:
+        if not isinstance(obj, _Storage):
+            return None
+        storage_class = _TYPES[obj.spec.dtype][1]
+        if storage_class is None:
+            return ("storage", self._torch.storage.UntypedStorage, obj.key, "cpu", obj.spec.nbytes)
+        return ("storage", getattr(self._torch, storage_class), obj.key, "cpu", obj.spec.size)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, _Tensor):
+            return NotImplemented
+        spec = obj.storage.spec
+        name, storage_class = _TYPES[spec.dtype]
+        strides = tuple(int(np.prod(spec.shape[axis + 1 :], dtype=object)) for axis in range(len(spec.shape)))
+        if obj.tag in ("p", "q"):
+            return self._torch._utils._rebuild_parameter, (_Tensor(obj.storage, "t"), obj.tag == "p", OrderedDict())
+        arguments: tuple[Any, ...] = (obj.storage, 0, spec.shape, strides, obj.tag == "g", OrderedDict())
+        if storage_class is None:
+            return self._torch._utils._rebuild_tensor_v3, (*arguments, getattr(self._torch, name))
+        return self._torch._utils._rebuild_tensor_v2, arguments
+
+
+class TorchWriter(CheckpointWriter):
+    """Writes a file that ``torch.load(weights_only=True)`` reads, one storage at a time. Tied tensors share a storage.
+
+    ``extra`` as :class:`TorchReader` gave it; without it the file holds a flat dict of tensors.
+    """
+
+    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes) -> None:
+        super().__init__(specs)
+        require_dtypes(self.specs, _TYPES, "a .pt file", "write .safetensors instead")
+        torch = _import_torch(path)
+        self._storages: dict[str, _Storage] = {}
+        for spec in self.specs:
+            if spec.tied_to is None:
+                self._storages[spec.name] = _Storage(str(len(self._storages)), spec)
+            else:
+                self._storages[spec.name] = self._storages[spec.tied_to]
+        if extra:
+            names = [spec.name for spec in self.specs]
+            root = assemble(extra, names, torch, lambda name, tag: _Tensor(self._storages[name], tag))
+        else:
+            root = {name: _Tensor(storage, "t") for name, storage in self._storages.items()}
+        structure = io.BytesIO()
+        try:
+            _Pickler(structure, torch).dump(root)
+        except (RecursionError, UnicodeEncodeError) as error:
+            raise UnsupportedError(
+                f"{path}: the structure of the .pt file cannot be pickled: {reason(error)}"
+            ) from error
+        self._target = AtomicFile(path)
+        self._zip = zipfile.ZipFile(self._target.file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        try:
+            self._add("data.pkl", np.frombuffer(structure.getvalue(), np.uint8))
+            self._add("byteorder", np.frombuffer(b"little", np.uint8))
+        except BaseException:
+            self.abort()
+            raise
+
+    def _add(self, name: str, values: Array) -> None:
+        """Append one member whose data begins at a multiple of ``_ALIGNMENT``."""
+        info = zipfile.ZipInfo("archive/" + name, _EPOCH)
+        info.file_size = values.nbytes
+        needs_64_bits = values.nbytes > 1 << 30
+        begin = self._target.file.tell() + 30 + len(info.filename) + (20 if needs_64_bits else 0) + 4
+        padding = -begin % _ALIGNMENT
+        info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # the field that torch itself pads with
+        with self._zip.open(info, "w", force_zip64=needs_64_bits) as member:
+            write_in_blocks(member, values)
+
+    def _put(self, spec: TensorSpec, array: Array) -> None:
+        self._add(f"data/{self._storages[spec.name].key}", array)
+
+    def _commit(self) -> None:
+        self._add("version", np.frombuffer(b"3\n", np.uint8))
+        self._zip.close()
+        self._target.commit()
+
+    def abort(self) -> None:
+        discard_zip(self._zip)
+        self._target.abort()

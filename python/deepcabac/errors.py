@@ -1,0 +1,31 @@
+"""Everything that deepcabac raises on bad input or bad arguments.
+
+One base class, so that a caller needs one ``except``; the subclasses say whose turn it is to act.
+"""
+
+
+class DeepCabacError(Exception):
+    """Base class of every error raised on bad input or bad arguments.
+
+    The message is one line: what was wrong, where, and what to do about it.
+    """
+
+
+class DamagedFileError(DeepCabacError):
+    """The bytes are not what a writer of this format wrote: truncated, altered, or another format."""
+
+
+class UnsupportedError(DeepCabacError):
+    """The input is well formed, but uses a version, data type or feature that this release does not handle."""
+
+
+class OptionError(DeepCabacError, ValueError):
+    """An argument or a combination of arguments makes no sense."""
+
+
+class CheckpointError(DeepCabacError):
+    """A model file cannot be opened, understood or written."""
+
+
+class LimitError(DeepCabacError):
+    """Decoding would need more memory than the caller allowed with ``max_bytes``."""

@@ -1,0 +1,133 @@
+//! One chunk, coded: levels or weights in, bytes out.
+
+use crate::coder::Encoder;
+use crate::levels::{self, Cost};
+use crate::params::Params;
+use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
+
+/// Sums over the weights and levels of a chunk, each in the order of the weights.
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+#[repr(C)]
+pub struct Sums {
+    /// Sum of w^2.
+    pub energy: f64,
+    /// Sum of (w - step * q)^2.
+    pub error: f64,
+    /// Sum of w q.
+    pub correlation: f64,
+    /// Sum of q^2.
+    pub levels: f64,
+}
+
+/// Appends the code of `levels` to `out`.
+pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+    code(params, levels.len(), out, |_, index, _| levels[index]);
+}
+
+/// Quantises `weights` with `step` and appends their code to `out`.
+///
+/// Each weight becomes the level q that minimises `(w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts
+/// as they stand (DeepCABAC's greedy rule with F = 1). Tried are the nearest level and the two behind it towards the
+/// predicted one: further away from the prediction both terms grow. `lambda` is in squared steps per bit; 0 is nearest
+/// rounding. `limit` bounds |q|. Levels are written to `chosen` if it is given.
+pub fn quantize(
+    params: &Params,
+    weights: &[f32],
+    quantizer: Quantizer,
+    mut chosen: Option<&mut [i32]>,
+    out: &mut Vec<u8>,
+) -> Sums {
+    let mut sums = Sums::default();
+    let step = f64::from(quantizer.step);
+    code(params, weights.len(), out, |rows, index, site| {
+        let weight = f64::from(weights[index]);
+        let level = quantizer.choose(rows, site, weight);
+        let value = f64::from(level);
+        sums.energy += weight * weight;
+        sums.error += (weight - value * step) * (weight - value * step);
+        sums.correlation += weight * value;
+        sums.levels += value * value;
+        if let Some(chosen) = &mut chosen {
+            chosen[index] = level;
+        }
+        level
+    });
+    sums
+}
+
+/// How a weight becomes a level.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantizer {
+    /// Distance of two reconstruction values.
+    pub step: f32,
+    /// Squared steps of error that a bit is worth.
+    pub lambda: f32,
+    /// Largest magnitude of a level.
+    pub limit: i32,
+}
+
+impl Quantizer {
+    #[inline(always)]
+    fn choose(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
+        // `as` saturates; the limit keeps every candidate inside i32.
+        let limit = f64::from(self.limit);
+        let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
+        let nearest = exact.round_ties_even() as i32;
+        if self.lambda == 0.0 {
+            return nearest;
+        }
+        // Half a bit of cost table in fixed point: 2^-11 bits a unit.
+        let lambda = f64::from(self.lambda) / 2048.0;
+        let toward = (i64::from(site.predicted) - i64::from(nearest)).clamp(-2, 2) as i32;
+        let direction = toward.signum();
+        let mut best = (f64::INFINITY, nearest);
+        for distance in 0..=toward.abs() {
+            let level = nearest + direction * distance;
+            let error = exact - f64::from(level);
+            let cost = error * error + lambda * f64::from(self.cost(rows, site, level));
+            if cost < best.0 {
+                best = (cost, level);
+            }
+        }
+        best.1
+    }
+
+    #[inline(always)]
+    fn cost(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
+        let mut cost = Cost::default();
+        levels::code::<_, true>(&mut cost, &mut rows.contexts[site.set], site.low, site.leaning, site.residual(level));
+        cost.0
+    }
+}
+
+fn code(params: &Params, count: usize, out: &mut Vec<u8>, choose: impl FnMut(&mut Rows, usize, Site) -> i32) {
+    match rows::kind(params) {
+        PLAIN => code_kind::<PLAIN>(params, count, out, choose),
+        ROW => code_kind::<ROW>(params, count, out, choose),
+        _ => code_kind::<KERNEL>(params, count, out, choose),
+    }
+}
+
+fn code_kind<const KIND: u8>(
+    params: &Params,
+    count: usize,
+    out: &mut Vec<u8>,
+    mut choose: impl FnMut(&mut Rows, usize, Site) -> i32,
+) {
+    let mut encoder = Encoder::new();
+    let mut rows = Rows::new(params);
+    let mut start = 0;
+    while start < count {
+        let width = params.width.min(count - start);
+        for column in 0..width {
+            let site = rows.site::<KIND>(column);
+            let level = choose(&mut rows, start + column, site);
+            let residual = site.residual(level);
+            levels::code::<_, true>(&mut encoder, &mut rows.contexts[site.set], site.low, site.leaning, residual);
+            rows.commit(column, level, residual);
+        }
+        rows.end_row::<KIND>();
+        start += width;
+    }
+    encoder.finish(out);
+}

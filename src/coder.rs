@@ -1,0 +1,355 @@
+//! The arithmetic coder: an interval of 64-bit integers, narrowed step by step.
+//!
+//! A chunk holds two bit sequences that grow towards each other: the arithmetic code from the front, and raw bits
+//! (signs, low bits, escapes: anything equiprobable) from the back. Both lengths follow from what is decoded, so none
+//! is stored, and a chunk whose lengths do not add up exactly is damaged.
+//!
+//! # Invariants
+//!
+//! * Between steps `2^56 <= range < 2^64` (the first range is `2^64 - 1`).
+//! * A step cuts `[0, range)` at up to [`GROUP`] falling bounds `T1 > T2 > ...`, `T(k+1) = floor(T(k) * p(k) / 2^32)`,
+//!   where `2^21 <= p < 2^32 - 2^21 + 2^10` (see `context.rs`). So every bound is at least `2^56 * 2^(-11*4) = 2^12`,
+//!   and a part is at least `T(k) * (2^21 - 2^10) / 2^32 - 1 >= 2^(23-12) - 1 > 0`: no symbol ever gets an empty part.
+//! * Encoder and decoder hold the same `range`; the decoder's `code` is the encoder's final number minus its `low`.
+//! * After the last step the encoder emits 1 byte if `range >= 2^57`, else 2 bytes, chosen so that whatever follows is
+//!   irrelevant: an aligned block of `2^56` (or `2^48`) numbers lies inside `[low, low + range)` because `range` is at
+//!   least twice as large. Hence the number of arithmetic bytes is known to the decoder from `range` alone.
+
+/// Largest number of binary decisions that one step of the coder takes.
+pub const GROUP: usize = 4;
+
+/// Falling interval bounds `T0 = range, T1 .. T4` for four nested decisions with probabilities `p` of "one".
+#[inline(always)]
+fn bounds(range: u64, p: &[u32; GROUP]) -> [u64; GROUP + 1] {
+    let mut t = [range; GROUP + 1];
+    for k in 0..GROUP {
+        t[k + 1] = scale(t[k], p[k]);
+    }
+    t
+}
+
+/// `floor(range * p / 2^32)`.
+#[inline(always)]
+fn scale(range: u64, p: u32) -> u64 {
+    ((u128::from(range) * u128::from(u64::from(p) << 32)) >> 64) as u64
+}
+
+/// Bits by which `range` must be shifted left to be at least `2^56` again: a multiple of 8, at most 56.
+#[inline(always)]
+fn normalisation(range: u64) -> u32 {
+    range.leading_zeros() & 56
+}
+
+/// Number of arithmetic bytes that the encoder emits after the last step.
+#[inline(always)]
+fn tail_bytes(range: u64) -> usize {
+    if range >= 1 << 57 { 1 } else { 2 }
+}
+
+/// Writes one chunk.
+pub struct Encoder {
+    low: u64,
+    range: u64,
+    code: Vec<u8>,
+    raw: Vec<u8>,
+    raw_word: u64,
+    raw_count: u32,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Encoder {
+    /// An encoder with nothing written.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { low: 0, range: u64::MAX, code: Vec::new(), raw: Vec::new(), raw_word: 0, raw_count: 0 }
+    }
+
+    /// Forgets what was written, keeping the memory.
+    pub fn clear(&mut self) {
+        self.low = 0;
+        self.range = u64::MAX;
+        self.code.clear();
+        self.raw.clear();
+        self.raw_word = 0;
+        self.raw_count = 0;
+    }
+
+    /// Codes `ones` decisions of value one, then (if `ones < 4`) a zero.
+    #[inline(always)]
+    pub fn group(&mut self, p: &[u32; GROUP], ones: usize) {
+        let t = bounds(self.range, p);
+        let low_end = if ones < GROUP { t[ones + 1] } else { 0 };
+        self.take(low_end, t[ones]);
+    }
+
+    /// Codes one decision.
+    #[inline(always)]
+    pub fn bit(&mut self, p: u32, one: bool) {
+        let bound = scale(self.range, p);
+        if one { self.take(0, bound) } else { self.take(bound, self.range) }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, from: u64, to: u64) {
+        let (low, carry) = self.low.overflowing_add(from);
+        if carry {
+            self.carry();
+        }
+        let range = to - from;
+        let shift = normalisation(range);
+        if shift > 0 {
+            let bytes = low.to_be_bytes();
+            self.code.extend_from_slice(&bytes[..shift as usize / 8]);
+        }
+        self.low = low << shift;
+        self.range = range << shift;
+    }
+
+    /// Adds one to the number written so far. It never overflows: the final number is below 2^64 before any shift.
+    #[cold]
+    fn carry(&mut self) {
+        for byte in self.code.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                break;
+            }
+        }
+    }
+
+    /// Writes the low `count <= 32` bits of `bits` as they are, least significant first.
+    #[inline(always)]
+    pub fn raw(&mut self, bits: u32, count: u32) {
+        self.raw_word |= u64::from(bits) << self.raw_count;
+        self.raw_count += count;
+        while self.raw_count >= 8 {
+            self.raw.push(self.raw_word as u8);
+            self.raw_word >>= 8;
+            self.raw_count -= 8;
+        }
+    }
+
+    /// Ends the chunk and appends it to `out`.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        let tail = tail_bytes(self.range);
+        let block = 1u64 << (64 - 8 * tail);
+        let (end, carry) = self.low.overflowing_add(block - 1);
+        if carry {
+            self.carry();
+        }
+        self.code.extend_from_slice(&end.to_be_bytes()[..tail]);
+        if self.raw_count > 0 {
+            self.raw.push(self.raw_word as u8);
+        }
+        out.extend_from_slice(&self.code);
+        out.extend(self.raw.iter().rev());
+    }
+}
+
+/// Zero bytes before and after the chunk in a decoder's buffer, so that eight bytes can be read anywhere in it.
+const PADDING: usize = 8;
+
+/// Reads one chunk. On any input it returns numbers and stays inside its buffer; [`Decoder::check`] tells damage.
+pub struct Decoder {
+    code: u64,
+    range: u64,
+    /// Next byte of the arithmetic code, as an index into `buffer`.
+    next: usize,
+    /// Raw bits read so far.
+    raw_bits: usize,
+    buffer: Vec<u8>,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { code: 0, range: u64::MAX, next: PADDING, raw_bits: 0, buffer: vec![0; 3 * PADDING] }
+    }
+}
+
+impl Decoder {
+    /// Starts on the chunk `bytes`, copying it.
+    pub fn start(&mut self, bytes: &[u8]) {
+        self.buffer.clear();
+        self.buffer.resize(PADDING, 0);
+        self.buffer.extend_from_slice(bytes);
+        // The first read takes eight bytes, and later ones start at the chunk's end at the latest.
+        self.buffer.resize(bytes.len() + 3 * PADDING, 0);
+        self.code = self.word_at(PADDING);
+        self.range = u64::MAX;
+        self.next = 2 * PADDING;
+        self.raw_bits = 0;
+    }
+
+    #[inline(always)]
+    fn word_at(&self, index: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.buffer[index..index + 8]);
+        u64::from_be_bytes(bytes)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.buffer.len() - 3 * PADDING
+    }
+
+    /// Reads up to four decisions, stopping behind the first zero; returns the number of ones.
+    #[inline(always)]
+    pub fn group(&mut self, p: &[u32; GROUP]) -> usize {
+        let t = bounds(self.range, p);
+        let code = self.code;
+        let mut ones = 0;
+        let (mut from, mut to) = (t[1], t[0]);
+        for k in 1..=GROUP {
+            let below = code < t[k];
+            ones += usize::from(below);
+            to = if below { t[k] } else { to };
+            from = if below { if k < GROUP { t[k + 1] } else { 0 } } else { from };
+        }
+        self.take(from, to);
+        ones
+    }
+
+    /// Reads one decision if `coded`; otherwise it is zero and nothing is read.
+    #[inline(always)]
+    pub fn bit_if(&mut self, coded: bool, p: u32) -> bool {
+        let bound = if coded { scale(self.range, p) } else { 0 };
+        let one = self.code < bound;
+        if one { self.take(0, bound) } else { self.take(bound, self.range) }
+        one
+    }
+
+    #[inline(always)]
+    fn take(&mut self, from: u64, to: u64) {
+        let range = to - from;
+        let shift = normalisation(range);
+        self.range = range << shift;
+        let word = self.word_at(self.next);
+        // `word >> 64 - shift`, also for shift 0.
+        self.code = ((self.code.wrapping_sub(from)) << shift) | ((word >> 1) >> (63 - shift));
+        // A stream read to its end stays there: check() will find `next` too large.
+        self.next = (self.next + (shift / 8) as usize).min(self.buffer.len() - PADDING);
+    }
+
+    /// Reads `count <= 32` raw bits.
+    #[inline(always)]
+    pub fn raw(&mut self, count: u32) -> u32 {
+        let end = self.buffer.len() - 2 * PADDING;
+        let start = end.saturating_sub(PADDING + self.raw_bits / 8);
+        let word = self.word_at(start) >> (self.raw_bits % 8);
+        self.raw_bits += count as usize;
+        (word & ((1 << count) - 1)) as u32
+    }
+
+    /// True while no more has been read than the chunk can hold. Cheap; for use once a row.
+    #[inline(always)]
+    #[must_use]
+    pub fn plausible(&self) -> bool {
+        self.next < self.buffer.len() - PADDING && self.raw_bits <= 8 * self.length()
+    }
+
+    /// True if exactly the whole chunk was read: arithmetic bytes and raw bytes add up, padding bits are zero.
+    #[must_use]
+    pub fn check(&self) -> bool {
+        let shifted = self.next - 2 * PADDING;
+        let raw_bytes = self.raw_bits.div_ceil(8);
+        if shifted + tail_bytes(self.range) + raw_bytes != self.length() {
+            return false;
+        }
+        let unused = (8 * raw_bytes - self.raw_bits) as u32;
+        unused == 0 || self.buffer[PADDING + self.length() - raw_bytes] >> (8 - unused) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small deterministic generator (xorshift), so that the core needs no crates for its tests either.
+    struct Random(u64);
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0
+        }
+    }
+
+    fn probability(random: &mut Random) -> u32 {
+        let p = match random.next() % 4 {
+            0 => 1 << 21,
+            1 => u32::MAX - (1 << 21) + 1,
+            _ => random.next() as u32,
+        };
+        p.clamp(1 << 21, u32::MAX - (1 << 21) + 1)
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded_and_the_length_is_exact() {
+        for seed in 1..200 {
+            let mut random = Random(seed);
+            let steps: Vec<([u32; 4], usize, bool, u32)> = (0..seed * 3)
+                .map(|_| {
+                    let p = [(); 4].map(|()| probability(&mut random));
+                    (p, (random.next() % 5) as usize, random.next() % 2 == 0, (random.next() % 33) as u32)
+                })
+                .collect();
+            let mut encoder = Encoder::new();
+            for (p, ones, one, count) in &steps {
+                encoder.group(p, *ones);
+                encoder.bit(p[0], *one);
+                encoder.raw((0x1234_5678_9abc_def0_u64 & ((1 << count) - 1)) as u32, *count);
+            }
+            let mut bytes = Vec::new();
+            encoder.finish(&mut bytes);
+            let mut decoder = Decoder::default();
+            decoder.start(&bytes);
+            for (p, ones, one, count) in &steps {
+                assert_eq!(decoder.group(p), *ones);
+                assert_eq!(decoder.bit_if(true, p[0]), *one);
+                assert_eq!(decoder.raw(*count), (0x1234_5678_9abc_def0_u64 & ((1 << count) - 1)) as u32);
+                assert!(!decoder.bit_if(false, p[1]));
+                assert!(decoder.plausible());
+            }
+            assert!(decoder.check());
+        }
+    }
+
+    #[test]
+    fn a_carry_runs_through_bytes_already_written() {
+        // Zeros with a tiny probability of one push `low` up towards all ones; the last step tips it over.
+        let mut encoder = Encoder::new();
+        let likely = [u32::MAX - (1 << 21) + 1; 4];
+        for _ in 0..2000 {
+            encoder.group(&likely, 0);
+        }
+        let mut bytes = Vec::new();
+        encoder.finish(&mut bytes);
+        let mut decoder = Decoder::default();
+        decoder.start(&bytes);
+        for _ in 0..2000 {
+            assert_eq!(decoder.group(&likely), 0);
+        }
+        assert!(decoder.check());
+    }
+
+    #[test]
+    fn any_bytes_decode_to_something_without_a_panic() {
+        let mut random = Random(7);
+        for length in 0..40 {
+            let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+            let mut decoder = Decoder::default();
+            decoder.start(&bytes);
+            for _ in 0..500 {
+                let p = [(); 4].map(|()| probability(&mut random));
+                assert!(decoder.group(&p) <= 4);
+                decoder.raw((random.next() % 33) as u32);
+            }
+            assert!(!decoder.check());
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Adaptive probabilities, the set of contexts that a chunk starts with, and the cost of a decision in bits.
+//!
+//! A context is one `u32`: the upper 22 bits are the probability of "one" in units of 2^-22, the lower 10 count visits.
+//! The coder uses the whole word as the probability (the count is noise below its precision), so nothing is unpacked on
+//! the critical path.
+//!
+//! The counter makes adaptation start fast and slow down, like the average of all visits so far: its upper three bits are
+//! the present shift minus one, and each visit adds `128 >> (upper three bits)`, so a shift `s` lasts `2^(s-1)` visits.
+
+use std::sync::OnceLock;
+
+use crate::coder::GROUP;
+use crate::scale::{self, Resolution};
+
+/// Decisions "the magnitude is larger than k" with a context of their own, k = 0..15.
+pub const UNARY: usize = 16;
+/// First context of the sign, by magnitude.
+pub const SIGN: usize = UNARY;
+/// The highest low bit below a magnitude whose upper part is zero.
+pub const LOW_BIT: usize = 31;
+/// Contexts in a set.
+pub const SET: usize = 32;
+
+/// All contexts of one scale class and one kind of prediction.
+pub type ContextSet = [u32; SET];
+
+const COUNT: u32 = 1023;
+/// Initial counter: shift 3, the weight of about six visits.
+const START: u32 = 2 << 7;
+/// Final counter: shift 8, an average over about 256 visits.
+const LIMIT: u32 = 7 << 7;
+/// Bounds of the probability in units of 2^-31: 2^-11 and 1 - 2^-11.
+const LEAST: i32 = 1 << 20;
+const MOST: i32 = i32::MAX - (1 << 20) + 1;
+
+/// Adapts `context` to a decision: towards "one" or "zero" by `2^-shift` of the distance, rounded down.
+#[inline(always)]
+fn adapted(context: u32, one: bool) -> u32 {
+    let count = context & COUNT;
+    let stage = count >> 7;
+    let p = ((context >> 10) << 9) as i32;
+    let target = if one { MOST } else { LEAST };
+    let p = p + (((target - p) >> (stage + 1)) & !511);
+    ((p as u32) << 1) | (count + (128 >> stage)).min(LIMIT)
+}
+
+/// Adapts one context.
+#[inline(always)]
+pub fn adapt(context: &mut u32, one: bool) {
+    *context = adapted(*context, one);
+}
+
+/// Adapts those contexts of a group that a run of `ones` and the zero behind it have used.
+#[inline(always)]
+pub fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
+    let ones = ones as i32;
+    for (k, context) in contexts.iter_mut().enumerate() {
+        let new = adapted(*context, (k as i32) < ones);
+        *context = if k as i32 <= ones { new } else { *context };
+    }
+}
+
+/// The contexts of a chunk at its start: two sets (0: no prediction, 1: predicted) for each scale class.
+///
+/// With mean magnitude m (after removal of the low bits) the chance that a magnitude exceeds k, given that it reached k,
+/// starts at `m / (m + a + 0.7 k)`, `a = 0.3 + 0.7 / (1 + 2 m)`: close to a Gaussian's and a Laplacian's rounded values
+/// for m from 0.01 to 4.
+#[must_use]
+pub fn initial(resolution: Resolution) -> &'static [ContextSet] {
+    static FINE: OnceLock<Vec<ContextSet>> = OnceLock::new();
+    static COARSE: OnceLock<Vec<ContextSet>> = OnceLock::new();
+    match resolution {
+        Resolution::Fine => FINE.get_or_init(|| compute_initial(resolution)),
+        Resolution::Coarse => COARSE.get_or_init(|| compute_initial(resolution)),
+    }
+}
+
+fn compute_initial(resolution: Resolution) -> Vec<ContextSet> {
+    (0..resolution.classes())
+        .flat_map(|class| {
+            // mean in units of 2^-12
+            let mean = u64::from(scale::from_log(resolution.lower_log(class)) >> scale::low_bits(resolution, class));
+            let mut set = [0x8000_0000 | START; SET];
+            let offset = 1229 + (2867 << 12) / (4096 + 2 * mean);
+            for (k, context) in set[..UNARY].iter_mut().enumerate() {
+                let p = (mean << 31) / (mean + offset + 2867 * k as u64);
+                let p = p.clamp(LEAST as u64, MOST as u64) as u32;
+                *context = ((p >> 9) << 10) | START;
+            }
+            [set, set]
+        })
+        .collect()
+}
+
+/// Fixed-point bits: the cost tables count in units of 2^-COST_BITS bits.
+pub const COST_BITS: u32 = 11;
+const COST_INDEX_BITS: u32 = 12;
+
+/// Cost of a decision of value one, by the upper 12 bits of its probability; in units of 2^-11 bits.
+pub struct CostTable([u16; 1 << COST_INDEX_BITS]);
+
+impl CostTable {
+    /// `-log2((i + 0.5) / 4096)` in integer arithmetic, so that every machine takes the same decisions.
+    #[must_use]
+    pub const fn new() -> Self {
+        let mut table = [0; 1 << COST_INDEX_BITS];
+        let mut i = 0;
+        while i < table.len() {
+            table[i] = ((COST_INDEX_BITS + 1) << COST_BITS) as u16 - log2(2 * i as u32 + 1) as u16;
+            i += 1;
+        }
+        Self(table)
+    }
+
+    /// Cost of coding `one` in `context`, in units of 2^-11 bits.
+    #[inline(always)]
+    #[must_use]
+    pub fn of(&self, context: u32, one: bool) -> u32 {
+        let index = if one { context } else { !context } >> (32 - COST_INDEX_BITS);
+        u32::from(self.0[index as usize])
+    }
+}
+
+impl Default for CostTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `floor(2^11 * log2(x))` for x >= 1, by repeated squaring.
+const fn log2(x: u32) -> u32 {
+    let integer = x.ilog2();
+    let mut result = integer;
+    // mantissa in [1, 2) with 31 fractional bits
+    let mut m = (x as u64) << (31 - integer);
+    let mut i = 0;
+    while i < COST_BITS {
+        m = (m * m) >> 31;
+        result <<= 1;
+        if m >= 1 << 32 {
+            result |= 1;
+            m >>= 1;
+        }
+        i += 1;
+    }
+    result
+}
+
+/// The one cost table.
+pub static COSTS: CostTable = CostTable::new();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probability_stays_within_the_bounds_that_the_coder_relies_on() {
+        for one in [false, true] {
+            let mut context = 0x8000_0000 | START;
+            for _ in 0..100_000 {
+                adapt(&mut context, one);
+                assert!(context >= 1 << 21 && context <= u32::MAX - (1 << 21) + (1 << 10));
+            }
+            let p = f64::from(context) / 4_294_967_296.0;
+            assert!((if one { 1.0 - p } else { p }) < 0.0006);
+        }
+    }
+
+    #[test]
+    fn a_group_adapts_exactly_the_contexts_it_used() {
+        let start = [0x4000_0100, 0x8000_0200, 0xc000_0380, 0x2000_0000];
+        for ones in 0..=4 {
+            let mut group = start;
+            adapt_group(&mut group, ones);
+            for k in 0..4 {
+                let expected = if k <= ones { adapted(start[k], k < ones) } else { start[k] };
+                assert_eq!(group[k], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn costs_are_the_logarithm_of_the_probability() {
+        for p in [1u32 << 21, 1 << 28, 1 << 30, 1 << 31, 3 << 30] {
+            for one in [false, true] {
+                let probability = f64::from(if one { p } else { !p }) / 4_294_967_296.0;
+                let cost = f64::from(COSTS.of(p, one)) / 2048.0;
+                assert!((cost + probability.log2()).abs() < 0.75 / (probability * 4096.0) + 0.002, "{p} {one} {cost}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_initial_context_is_within_bounds() {
+        for resolution in [Resolution::Fine, Resolution::Coarse] {
+            for context in initial(resolution).iter().flatten() {
+                assert!(*context >= 1 << 21 && *context <= u32::MAX - (1 << 21) + (1 << 10));
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Choosing a tensor's coding parameters from its shape and a sample of its levels.
+//!
+//! Nothing here is normative: a decoder reads the result from the file.
+
+use crate::params::{
+    KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_WIDTH, Params, RowPrediction,
+};
+use crate::scale::{self, Resolution};
+
+/// Levels a chunk should have. Larger chunks learn better (MiniLM: 2^16 costs 0.2 % more), smaller ones share out better.
+const CHUNK_TARGET: usize = 1 << 17;
+/// Row width for tensors without a natural one.
+const DEFAULT_WIDTH: usize = 1 << 10;
+/// Tensors from this size on get fine classes.
+const FINE_FROM: usize = 1 << 16;
+/// Levels looked at, in [`BLOCKS`] runs of rows spread evenly over the tensor.
+const SAMPLE: usize = 1 << 16;
+const BLOCKS: usize = 4;
+/// Bits a level that a prediction must save to be worth its time.
+const LEAST_GAIN: f64 = 0.005;
+
+const ROW_FEATURES: usize = 2;
+const FEATURES: usize = ROW_FEATURES + KERNEL_WEIGHTS;
+
+/// How a tensor's elements lie: rows of `width`, made of kernels of `kernel = (width, size)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Elements of a row.
+    pub width: usize,
+    /// Width and size of a kernel, if rows are made of kernels.
+    pub kernel: Option<(usize, usize)>,
+}
+
+impl Layout {
+    /// The layout of a C-ordered tensor.
+    ///
+    /// Two dimensions: rows are rows. More, with at most 128 elements behind the second dimension: convolution kernels, and
+    /// a row is everything behind the first. More than that: stacked matrices, and a row is the last dimension.
+    #[must_use]
+    pub fn of_shape(shape: &[u64]) -> Self {
+        let product = |dims: &[u64]| dims.iter().fold(1u64, |a, b| a.saturating_mul(*b));
+        let last = shape.last().copied().unwrap_or(1);
+        let (width, kernel) = match shape.len() {
+            0 | 1 => (0, None),
+            2 => (last, None),
+            _ => match product(&shape[2..]) {
+                1 => (product(&shape[1..]), None),
+                size if size <= MAX_KERNEL as u64 && last <= MAX_KERNEL_WIDTH as u64 => {
+                    (product(&shape[1..]), Some((last as usize, size as usize)))
+                }
+                _ => (last, None),
+            },
+        };
+        if width == 0 || width > MAX_WIDTH as u64 {
+            return Self { width: DEFAULT_WIDTH, kernel: None };
+        }
+        Self { width: width as usize, kernel }
+    }
+}
+
+/// Parameters for `count` levels laid out as `layout`, `level(i)` being (about) the i-th.
+#[must_use]
+pub fn fit(layout: Layout, count: usize, level: impl Fn(usize) -> f64) -> Params {
+    let width = layout.width.min(count.max(1));
+    let rows = count.div_ceil(width).max(1);
+    let chunks = count.div_ceil(CHUNK_TARGET).max(1);
+    let chunk_rows = rows.div_ceil(chunks).min(MAX_CHUNK / width);
+
+    let moments = Moments::of(layout, width, count, level);
+    let row = moments.solve(ROW_FEATURES);
+    let all = layout.kernel.map(|_| moments.solve(FEATURES));
+    let row_gain = moments.gain(&row) * count as f64 - 16.0;
+    let all_gain = all.map_or(0.0, |all| moments.gain(&all) * count as f64 - 72.0);
+    let least = LEAST_GAIN * count as f64;
+    let weights = match all {
+        Some(all) if all_gain > least && all_gain > row_gain => Some(all),
+        _ if row_gain > least => Some(row),
+        _ => None,
+    };
+    let used = weights.unwrap_or_default();
+    let kernel = layout.kernel.filter(|_| used[ROW_FEATURES..].iter().any(|w| *w != 0));
+    let mean = moments.magnitude * (moments.error(&used) / moments.energy.max(f64::MIN_POSITIVE)).sqrt();
+    Params {
+        resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
+        mean_log: scale::log((mean * 4096.0) as i32).clamp(32, i32::from(scale::LAST_LOG)) as u8,
+        width,
+        chunk_rows,
+        row: (used[0] != 0 || used[1] != 0).then_some(RowPrediction { above: used[0], column: used[1] }),
+        kernel: kernel.map(|(width, size)| KernelPrediction {
+            width,
+            size,
+            weights: std::array::from_fn(|k| used[ROW_FEATURES + k]),
+        }),
+    }
+}
+
+/// Second moments of a level and its neighbours over the sample.
+struct Moments {
+    count: f64,
+    /// Mean |level|.
+    magnitude: f64,
+    /// Sum of level^2.
+    energy: f64,
+    /// Sums of neighbour x neighbour.
+    matrix: [[f64; FEATURES]; FEATURES],
+    /// Sums of neighbour x level.
+    vector: [f64; FEATURES],
+}
+
+impl Moments {
+    fn of(layout: Layout, width: usize, count: usize, level: impl Fn(usize) -> f64) -> Self {
+        let mut moments =
+            Self { count: 0.0, magnitude: 0.0, energy: 0.0, matrix: [[0.0; FEATURES]; FEATURES], vector: [0.0; FEATURES] };
+        let rows = count.div_ceil(width);
+        let sampled_rows = (SAMPLE / width).max(BLOCKS);
+        let blocks = if rows <= sampled_rows { 1 } else { BLOCKS };
+        let block_rows = if blocks == 1 { rows } else { sampled_rows / BLOCKS };
+        for block in 0..blocks {
+            let first = if blocks == 1 { 0 } else { (rows - block_rows) * block / (blocks - 1) };
+            let mut means = vec![0.0; width];
+            let mut above = vec![0.0; width];
+            let mut present = vec![0.0; width];
+            for row in 0..block_rows {
+                let start = (first + row) * width;
+                let here = width.min(count - start);
+                let rate = 1.0 / f64::from(1 << scale::column_shift(row));
+                for column in 0..here {
+                    present[column] = level(start + column);
+                }
+                for column in 0..here {
+                    moments.add(layout.kernel, &present, &above, &means, column);
+                }
+                for column in 0..here {
+                    means[column] += (present[column] - means[column]) * rate;
+                    above[column] = present[column];
+                }
+            }
+        }
+        moments.magnitude /= moments.count.max(1.0);
+        moments
+    }
+
+    #[inline(always)]
+    fn add(&mut self, kernel: Option<(usize, usize)>, row: &[f64], above: &[f64], means: &[f64], column: usize) {
+        let level = row[column];
+        self.count += 1.0;
+        self.magnitude += level.abs();
+        self.energy += level * level;
+        let mut features = [0.0; FEATURES];
+        features[0] = above[column];
+        features[1] = means[column];
+        let mut used = ROW_FEATURES;
+        if let Some((width, size)) = kernel {
+            used = FEATURES;
+            let (x, y) = (column % size % width, column % size / width);
+            for (k, (left, up)) in [(1, 0), (0, 1), (1, 1), (2, 0), (0, 2)].into_iter().enumerate() {
+                if x >= left && y >= up {
+                    features[ROW_FEATURES + k] = row[column - left - up * width];
+                }
+            }
+        }
+        for a in 0..used {
+            for b in 0..=a {
+                self.matrix[a][b] += features[a] * features[b];
+            }
+            self.vector[a] += features[a] * level;
+        }
+    }
+
+    /// Least-squares weights of the first `used` neighbours, in units of 1/64.
+    fn solve(&self, used: usize) -> [i8; FEATURES] {
+        let mut lower = [[0.0; FEATURES]; FEATURES];
+        let mut solution = [0.0; FEATURES];
+        // Cholesky; the ridge keeps neighbours that never occur, or always agree, from dividing by zero.
+        let ridge = 1e-6 * self.energy + 1e-9;
+        for a in 0..used {
+            for b in 0..=a {
+                let dot: f64 = (0..b).map(|k| lower[a][k] * lower[b][k]).sum();
+                let value = self.matrix[a][b] - dot;
+                lower[a][b] = if a == b { (value + ridge).max(ridge).sqrt() } else { value / lower[b][b] };
+            }
+            let dot: f64 = (0..a).map(|k| lower[a][k] * solution[k]).sum();
+            solution[a] = (self.vector[a] - dot) / lower[a][a];
+        }
+        for a in (0..used).rev() {
+            let dot: f64 = (a + 1..used).map(|k| lower[k][a] * solution[k]).sum();
+            solution[a] = (solution[a] - dot) / lower[a][a];
+        }
+        // `as` saturates and turns NaN into 0.
+        solution.map(|weight| (64.0 * weight).round_ties_even() as i8)
+    }
+
+    /// Sum of squared residuals with these weights.
+    fn error(&self, weights: &[i8; FEATURES]) -> f64 {
+        let w = weights.map(|w| f64::from(w) / 64.0);
+        let mut error = self.energy;
+        for a in 0..FEATURES {
+            error -= 2.0 * w[a] * self.vector[a];
+            for b in 0..FEATURES {
+                error += w[a] * w[b] * self.matrix[a.max(b)][a.min(b)];
+            }
+        }
+        error.max(0.0)
+    }
+
+    /// Bits a level saved by these weights, for Gaussian residuals; the noise of rounding to levels does not shrink.
+    fn gain(&self, weights: &[i8; FEATURES]) -> f64 {
+        let rounding = self.count / 12.0;
+        0.5 * ((self.energy + rounding) / (self.error(weights) + rounding)).log2()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_become_rows_and_kernels() {
+        let of = |shape: &[u64]| Layout::of_shape(shape);
+        assert_eq!(of(&[100, 30]), Layout { width: 30, kernel: None });
+        assert_eq!(of(&[64, 32, 3, 3]), Layout { width: 288, kernel: Some((3, 9)) });
+        assert_eq!(of(&[64, 32, 1, 1]), Layout { width: 32, kernel: None });
+        assert_eq!(of(&[64, 32, 7]), Layout { width: 224, kernel: Some((7, 7)) });
+        assert_eq!(of(&[8, 512, 300]), Layout { width: 300, kernel: None });
+        assert_eq!(of(&[100]), Layout { width: DEFAULT_WIDTH, kernel: None });
+        assert_eq!(of(&[]), Layout { width: DEFAULT_WIDTH, kernel: None });
+        assert_eq!(of(&[2, 1 << 40]), Layout { width: DEFAULT_WIDTH, kernel: None });
+    }
+
+    #[test]
+    fn a_smooth_kernel_is_predicted_and_noise_is_not() {
+        let layout = Layout { width: 90, kernel: Some((3, 9)) };
+        let smooth = fit(layout, 9000, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
+        assert!(smooth.kernel.is_some());
+        let noise = fit(layout, 9000, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
+        assert_eq!((noise.kernel, noise.row), (None, None));
+    }
+
+    #[test]
+    fn chunks_are_even_and_within_their_limit() {
+        for (width, count) in [(384, 384 * 384), (1, 1 << 24), (65_536, 1 << 24), (1000, 999), (7, 0)] {
+            let params = fit(Layout { width, kernel: None }, count, |_| 1.0);
+            assert!(params.chunk_levels() <= MAX_CHUNK);
+            let mut bytes = Vec::new();
+            params.write(&mut bytes);
+            assert_eq!(Params::read(&bytes), Some(params));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Decoding several chunks at once on one core.
+//!
+//! Arithmetic decoding is a chain of dependent steps and leaves most of a core idle. Chunks are independent, so a core
+//! works on [`LANES`] of them in turn, one level each: their chains overlap. The result does not depend on how chunks
+//! are put together.
+
+use crate::coder::Decoder;
+use crate::levels;
+use crate::params::Params;
+use crate::rows::{self, KERNEL, PLAIN, ROW, Rows};
+
+/// Chunks decoded in turn on one core.
+pub const LANES: usize = 4;
+
+/// Where decoded levels go.
+pub enum Output<'a> {
+    /// The levels themselves.
+    Levels(&'a mut [i32]),
+    /// Levels times step.
+    Values(&'a mut [f32], f32),
+}
+
+impl Output<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Levels(out) => out.len(),
+            Self::Values(out, _) => out.len(),
+        }
+    }
+
+    fn put(&mut self, start: usize, row: &[i32]) {
+        match self {
+            Self::Levels(out) => out[start..start + row.len()].copy_from_slice(row),
+            Self::Values(out, step) => {
+                for (value, level) in out[start..start + row.len()].iter_mut().zip(row) {
+                    *value = *level as f32 * *step;
+                }
+            }
+        }
+    }
+}
+
+/// A chunk to decode.
+pub struct Job<'a> {
+    /// How it was coded.
+    pub params: Params,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Its destination, which also says how many levels it has.
+    pub output: Output<'a>,
+    /// Set by [`decode`]: the bytes were exactly one chunk of that many levels.
+    pub good: bool,
+}
+
+struct Lane<'j, 'a> {
+    job: &'j mut Job<'a>,
+    decoder: Decoder,
+    rows: Rows,
+    done: usize,
+    column: usize,
+    /// Levels in the present row.
+    width: usize,
+}
+
+impl<'j, 'a> Lane<'j, 'a> {
+    fn new(job: &'j mut Job<'a>) -> Self {
+        let mut decoder = Decoder::default();
+        decoder.start(job.bytes);
+        let rows = Rows::new(&job.params);
+        let width = job.params.width.min(job.output.len());
+        Self { job, decoder, rows, done: 0, column: 0, width }
+    }
+
+    #[inline(always)]
+    fn step<const KIND: u8>(&mut self) {
+        let site = self.rows.site::<KIND>(self.column);
+        let set = &mut self.rows.contexts[site.set];
+        let residual = if KIND == PLAIN {
+            levels::code::<_, false>(&mut self.decoder, set, site.low, false, 0)
+        } else {
+            levels::code::<_, true>(&mut self.decoder, set, site.low, site.leaning, 0)
+        };
+        self.rows.commit(self.column, site.level(residual), residual);
+        self.column += 1;
+    }
+
+    /// Behind the last level of a row: hands it over. False when the chunk is finished or damaged.
+    fn end_row<const KIND: u8>(&mut self) -> bool {
+        self.job.output.put(self.done, self.rows.row(self.width));
+        self.done += self.width;
+        self.rows.end_row::<KIND>();
+        self.column = 0;
+        self.width = self.job.params.width.min(self.job.output.len() - self.done);
+        if self.width == 0 {
+            self.job.good = self.decoder.check();
+            return false;
+        }
+        self.decoder.plausible()
+    }
+}
+
+/// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
+pub fn decode(jobs: &mut [Job]) {
+    let mut kinds = [const { Vec::new() }; 3];
+    for job in jobs {
+        job.good = false;
+        if job.output.len() == 0 {
+            job.good = job.bytes.is_empty();
+        } else {
+            kinds[usize::from(rows::kind(&job.params))].push(job);
+        }
+    }
+    let [plain, row, kernel] = kinds;
+    decode_kind::<PLAIN>(plain);
+    decode_kind::<ROW>(row);
+    decode_kind::<KERNEL>(kernel);
+}
+
+fn decode_kind<const KIND: u8>(jobs: Vec<&mut Job>) {
+    // Longest first, so that the lanes finish together.
+    let mut jobs = jobs;
+    jobs.sort_by_key(|job| job.output.len());
+    let mut next = || jobs.pop().map(Lane::new);
+    let mut lanes: Vec<Lane> = (0..LANES).map_while(|_| next()).collect();
+    while !lanes.is_empty() {
+        let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
+        if let Some(group) = lanes.first_chunk_mut::<LANES>() {
+            run::<LANES, KIND>(group, steps);
+        } else if let Some(group) = lanes.first_chunk_mut::<2>().filter(|_| true) {
+            run::<2, KIND>(group, steps);
+            if let Some(third) = lanes.get_mut(2) {
+                run::<1, KIND>(std::array::from_mut(third), steps);
+            }
+        } else {
+            run::<1, KIND>(std::array::from_mut(&mut lanes[0]), steps);
+        }
+        let mut index = 0;
+        while index < lanes.len() {
+            let lane = &mut lanes[index];
+            if lane.column < lane.width || lane.end_row::<KIND>() {
+                index += 1;
+            } else if let Some(lane) = next() {
+                lanes[index] = lane;
+                index += 1;
+            } else {
+                lanes.swap_remove(index);
+            }
+        }
+    }
+}
+
+fn run<const N: usize, const KIND: u8>(lanes: &mut [Lane; N], steps: usize) {
+    for _ in 0..steps {
+        for lane in lanes.iter_mut() {
+            lane.step::<KIND>();
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The native core of deepcabac: levels and bytes. It knows no files, names or data types.
+//!
+//! Reading order: [`params`] (what a tensor's header says), [`rows`] (what is known about the next level) on [`scale`],
+//! [`levels`] (the binarisation) on [`context`] and [`coder`], then the loops: [`chunk`] encodes, [`lanes`] decodes.
+
+pub mod chunk;
+pub mod coder;
+pub mod context;
+pub mod fit;
+pub mod lanes;
+pub mod levels;
+pub mod params;
+pub mod rows;
+pub mod scale;
