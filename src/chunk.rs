@@ -1,9 +1,12 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
+use crate::context::{Machine, Portable};
 use crate::levels::{self, Cost};
 use crate::params::Params;
-use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
+use crate::rows::{self, Cursor, KERNEL, PLAIN, ROW, Rows, Site};
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -21,16 +24,35 @@ pub struct Sums {
 
 /// Appends the code of `levels` to `out`.
 pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
-    code(params, levels.len(), out, |_, index, _| levels[index]);
+    #[cfg(target_arch = "x86_64")]
+    if simd::available() {
+        return simd::encode(params, levels, out);
+    }
+    encode_on::<Portable>(params, levels, out);
 }
 
-/// Quantises `weights` with `step` and appends their code to `out`.
-///
-/// Each weight becomes the level q that minimises `(w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts
-/// as they stand (DeepCABAC's greedy rule with F = 1). Tried are the nearest level and the two behind it towards the
-/// predicted one: further away from the prediction both terms grow. `lambda` is in squared steps per bit; 0 is nearest
-/// rounding. `limit` bounds |q|. Levels are written to `chosen` if it is given.
+/// Quantises `weights` and appends their code to `out`. Levels are also written to `chosen` if it is given.
 pub fn quantize(
+    params: &Params,
+    weights: &[f32],
+    quantizer: Quantizer,
+    chosen: Option<&mut [i32]>,
+    out: &mut Vec<u8>,
+) -> Sums {
+    #[cfg(target_arch = "x86_64")]
+    if simd::available() {
+        return simd::quantize(params, weights, quantizer, chosen, out);
+    }
+    quantize_on::<Portable>(params, weights, quantizer, chosen, out)
+}
+
+#[inline(always)]
+pub(crate) fn encode_on<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+    code::<M>(params, levels.len(), out, |_, index, _| levels[index]);
+}
+
+#[inline(always)]
+pub(crate) fn quantize_on<M: Machine>(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer,
@@ -39,9 +61,9 @@ pub fn quantize(
 ) -> Sums {
     let mut sums = Sums::default();
     let step = f64::from(quantizer.step);
-    code(params, weights.len(), out, |rows, index, site| {
+    code::<M>(params, weights.len(), out, |cursor, index, site| {
         let weight = f64::from(weights[index]);
-        let level = quantizer.choose(rows, site, weight);
+        let level = quantizer.choose(cursor, site, weight);
         let value = f64::from(level);
         sums.energy += weight * weight;
         sums.error += (weight - value * step) * (weight - value * step);
@@ -56,11 +78,15 @@ pub fn quantize(
 }
 
 /// How a weight becomes a level.
+///
+/// Weight w becomes the level q that minimises `(w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts as
+/// they stand (DeepCABAC's greedy rule with F = 1). Tried are the nearest level and the two behind it towards the
+/// predicted one: further off both terms grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantizer {
     /// Distance of two reconstruction values.
     pub step: f32,
-    /// Squared steps of error that a bit is worth.
+    /// Squared steps of error that a bit is worth; 0 is nearest rounding.
     pub lambda: f32,
     /// Largest magnitude of a level.
     pub limit: i32,
@@ -68,7 +94,7 @@ pub struct Quantizer {
 
 impl Quantizer {
     #[inline(always)]
-    fn choose(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
+    fn choose(&self, cursor: &mut Cursor, site: Site, weight: f64) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
         let limit = f64::from(self.limit);
         let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
@@ -84,7 +110,7 @@ impl Quantizer {
         for distance in 0..=toward.abs() {
             let level = nearest + direction * distance;
             let error = exact - f64::from(level);
-            let cost = error * error + lambda * f64::from(self.cost(rows, site, level));
+            let cost = error * error + lambda * f64::from(self.cost(cursor, site, level));
             if cost < best.0 {
                 best = (cost, level);
             }
@@ -93,38 +119,47 @@ impl Quantizer {
     }
 
     #[inline(always)]
-    fn cost(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
+    fn cost(&self, cursor: &mut Cursor, site: Site, level: i32) -> u32 {
         let mut cost = Cost::default();
-        levels::code::<_, true>(&mut cost, &mut rows.contexts[site.set], site.low, site.leaning, site.residual(level));
+        levels::code::<_, Portable, true>(&mut cost, cursor.contexts(site), site.low, site.leaning, site.residual(level));
         cost.0
     }
 }
 
-fn code(params: &Params, count: usize, out: &mut Vec<u8>, choose: impl FnMut(&mut Rows, usize, Site) -> i32) {
-    match rows::kind(params) {
-        PLAIN => code_kind::<PLAIN>(params, count, out, choose),
-        ROW => code_kind::<ROW>(params, count, out, choose),
-        _ => code_kind::<KERNEL>(params, count, out, choose),
-    }
-}
-
-fn code_kind<const KIND: u8>(
+#[inline(always)]
+fn code<M: Machine>(
     params: &Params,
     count: usize,
     out: &mut Vec<u8>,
-    mut choose: impl FnMut(&mut Rows, usize, Site) -> i32,
+    choose: impl FnMut(&mut Cursor, usize, Site) -> i32,
+) {
+    match rows::kind(params) {
+        PLAIN => code_kind::<M, PLAIN>(params, count, out, choose),
+        ROW => code_kind::<M, ROW>(params, count, out, choose),
+        _ => code_kind::<M, KERNEL>(params, count, out, choose),
+    }
+}
+
+#[inline(always)]
+fn code_kind<M: Machine, const KIND: u8>(
+    params: &Params,
+    count: usize,
+    out: &mut Vec<u8>,
+    mut choose: impl FnMut(&mut Cursor, usize, Site) -> i32,
 ) {
     let mut encoder = Encoder::new();
     let mut rows = Rows::new(params);
     let mut start = 0;
     while start < count {
         let width = params.width.min(count - start);
+        let mut cursor = rows.cursor(0, width);
         for column in 0..width {
-            let site = rows.site::<KIND>(column);
-            let level = choose(&mut rows, start + column, site);
+            let site = cursor.site::<KIND>(column);
+            let level = choose(&mut cursor, start + column, site);
             let residual = site.residual(level);
-            levels::code::<_, true>(&mut encoder, &mut rows.contexts[site.set], site.low, site.leaning, residual);
-            rows.commit(column, level, residual);
+            let coded =
+                levels::code::<_, M, true>(&mut encoder, cursor.contexts(site), site.low, site.leaning, residual);
+            cursor.commit(column, level, coded.magnitude);
         }
         rows.end_row::<KIND>();
         start += width;

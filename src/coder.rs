@@ -153,54 +153,112 @@ impl Encoder {
 /// Zero bytes before and after the chunk in a decoder's buffer, so that eight bytes can be read anywhere in it.
 const PADDING: usize = 8;
 
-/// Reads one chunk. On any input it returns numbers and stays inside its buffer; [`Decoder::check`] tells damage.
+/// A chunk being read, between the runs of a [`Reader`].
 pub struct Decoder {
-    code: u64,
-    range: u64,
-    /// Next byte of the arithmetic code, as an index into `buffer`.
-    next: usize,
-    /// Raw bits read so far.
-    raw_bits: usize,
+    state: State,
     buffer: Vec<u8>,
 }
 
-impl Default for Decoder {
-    fn default() -> Self {
-        Self { code: 0, range: u64::MAX, next: PADDING, raw_bits: 0, buffer: vec![0; 3 * PADDING] }
-    }
+#[derive(Clone, Copy)]
+struct State {
+    code: u64,
+    range: u64,
+    /// Next byte of the arithmetic code, as an index into the buffer.
+    next: usize,
+    /// Raw bits read ahead, the next one lowest.
+    raw_word: u64,
+    /// How many they are.
+    raw_ready: u32,
+    /// Bytes that raw bits were read from.
+    raw_bytes: usize,
 }
 
 impl Decoder {
     /// Starts on the chunk `bytes`, copying it.
-    pub fn start(&mut self, bytes: &[u8]) {
-        self.buffer.clear();
-        self.buffer.resize(PADDING, 0);
-        self.buffer.extend_from_slice(bytes);
-        // The first read takes eight bytes, and later ones start at the chunk's end at the latest.
-        self.buffer.resize(bytes.len() + 3 * PADDING, 0);
-        self.code = self.word_at(PADDING);
-        self.range = u64::MAX;
-        self.next = 2 * PADDING;
-        self.raw_bits = 0;
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        // The first read takes eight bytes, and later ones start at the end of the chunk plus eight at the latest.
+        let mut buffer = vec![0; bytes.len() + 3 * PADDING];
+        buffer[PADDING..PADDING + bytes.len()].copy_from_slice(bytes);
+        let code = word_at(&buffer, PADDING);
+        Self {
+            state: State { code, range: u64::MAX, next: 2 * PADDING, raw_word: 0, raw_ready: 0, raw_bytes: 0 },
+            buffer,
+        }
     }
 
+    /// A reader that goes on where the last one was [`put back`](Decoder::put_back).
     #[inline(always)]
-    fn word_at(&self, index: usize) -> u64 {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.buffer[index..index + 8]);
-        u64::from_be_bytes(bytes)
+    #[must_use]
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { state: self.state, buffer: &self.buffer }
     }
 
+    /// Takes over where a reader of this chunk has come to.
     #[inline(always)]
+    pub fn put_back(&mut self, position: Position) {
+        self.state = position.0;
+    }
+
     fn length(&self) -> usize {
         self.buffer.len() - 3 * PADDING
+    }
+
+    fn raw_bits(&self) -> usize {
+        8 * self.state.raw_bytes - self.state.raw_ready as usize
+    }
+
+    /// True while no more has been read than the chunk can hold. Cheap; for use once a row.
+    #[must_use]
+    pub fn plausible(&self) -> bool {
+        self.state.next < self.buffer.len() - PADDING && self.raw_bits() <= 8 * self.length()
+    }
+
+    /// True if exactly the whole chunk was read: arithmetic bytes and raw bytes add up, padding bits are zero.
+    #[must_use]
+    pub fn check(&self) -> bool {
+        let shifted = self.state.next - 2 * PADDING;
+        let raw_bytes = self.raw_bits().div_ceil(8);
+        if shifted + tail_bytes(self.state.range) + raw_bytes != self.length() {
+            return false;
+        }
+        let unused = (8 * raw_bytes - self.raw_bits()) as u32;
+        unused == 0 || self.buffer[PADDING + self.length() - raw_bytes] >> (8 - unused) == 0
+    }
+}
+
+/// Eight bytes, big end first; zero where there are none (on damaged input).
+#[inline(always)]
+fn word_at(buffer: &[u8], index: usize) -> u64 {
+    match buffer.get(index..).and_then(<[u8]>::first_chunk) {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => 0,
+    }
+}
+
+/// Reads decisions and raw bits. On any input it returns numbers and stays inside its buffer; [`Decoder::check`] tells
+/// damage. A value of its own, so that a loop can keep it in registers.
+pub struct Reader<'a> {
+    state: State,
+    buffer: &'a [u8],
+}
+
+/// How far a [`Reader`] has come.
+pub struct Position(State);
+
+impl Reader<'_> {
+    /// Ends this reader.
+    #[inline(always)]
+    #[must_use]
+    pub fn position(self) -> Position {
+        Position(self.state)
     }
 
     /// Reads up to four decisions, stopping behind the first zero; returns the number of ones.
     #[inline(always)]
     pub fn group(&mut self, p: &[u32; GROUP]) -> usize {
-        let t = bounds(self.range, p);
-        let code = self.code;
+        let t = bounds(self.state.range, p);
+        let code = self.state.code;
         let mut ones = 0;
         let (mut from, mut to) = (t[1], t[0]);
         for k in 1..=GROUP {
@@ -216,9 +274,10 @@ impl Decoder {
     /// Reads one decision if `coded`; otherwise it is zero and nothing is read.
     #[inline(always)]
     pub fn bit_if(&mut self, coded: bool, p: u32) -> bool {
-        let bound = if coded { scale(self.range, p) } else { 0 };
-        let one = self.code < bound;
-        if one { self.take(0, bound) } else { self.take(bound, self.range) }
+        let bound = if coded { scale(self.state.range, p) } else { 0 };
+        let one = self.state.code < bound;
+        let (from, to) = if one { (0, bound) } else { (bound, self.state.range) };
+        self.take(from, to);
         one
     }
 
@@ -226,41 +285,32 @@ impl Decoder {
     fn take(&mut self, from: u64, to: u64) {
         let range = to - from;
         let shift = normalisation(range);
-        self.range = range << shift;
-        let word = self.word_at(self.next);
+        self.state.range = range << shift;
+        let word = word_at(self.buffer, self.state.next);
         // `word >> 64 - shift`, also for shift 0.
-        self.code = ((self.code.wrapping_sub(from)) << shift) | ((word >> 1) >> (63 - shift));
-        // A stream read to its end stays there: check() will find `next` too large.
-        self.next = (self.next + (shift / 8) as usize).min(self.buffer.len() - PADDING);
+        self.state.code = ((self.state.code.wrapping_sub(from)) << shift) | ((word >> 1) >> (63 - shift));
+        self.state.next += (shift / 8) as usize;
     }
 
     /// Reads `count <= 32` raw bits.
     #[inline(always)]
     pub fn raw(&mut self, count: u32) -> u32 {
-        let end = self.buffer.len() - 2 * PADDING;
-        let start = end.saturating_sub(PADDING + self.raw_bits / 8);
-        let word = self.word_at(start) >> (self.raw_bits % 8);
-        self.raw_bits += count as usize;
-        (word & ((1 << count) - 1)) as u32
-    }
-
-    /// True while no more has been read than the chunk can hold. Cheap; for use once a row.
-    #[inline(always)]
-    #[must_use]
-    pub fn plausible(&self) -> bool {
-        self.next < self.buffer.len() - PADDING && self.raw_bits <= 8 * self.length()
-    }
-
-    /// True if exactly the whole chunk was read: arithmetic bytes and raw bytes add up, padding bits are zero.
-    #[must_use]
-    pub fn check(&self) -> bool {
-        let shifted = self.next - 2 * PADDING;
-        let raw_bytes = self.raw_bits.div_ceil(8);
-        if shifted + tail_bytes(self.range) + raw_bytes != self.length() {
-            return false;
+        if self.state.raw_ready < 32 {
+            self.refill();
         }
-        let unused = (8 * raw_bytes - self.raw_bits) as u32;
-        unused == 0 || self.buffer[PADDING + self.length() - raw_bytes] >> (8 - unused) == 0
+        let bits = self.state.raw_word & ((1 << count) - 1);
+        self.state.raw_word >>= count;
+        self.state.raw_ready -= count;
+        bits as u32
+    }
+
+    /// Reads four bytes ahead, from the back of the chunk to its front; then zeros.
+    #[inline(always)]
+    fn refill(&mut self) {
+        self.state.raw_bytes += 4;
+        let end = (self.buffer.len() - 2 * PADDING).saturating_sub(self.state.raw_bytes);
+        self.state.raw_word |= (word_at(self.buffer, end) >> 32) << self.state.raw_ready;
+        self.state.raw_ready += 32;
     }
 }
 
@@ -306,15 +356,17 @@ mod tests {
             }
             let mut bytes = Vec::new();
             encoder.finish(&mut bytes);
-            let mut decoder = Decoder::default();
-            decoder.start(&bytes);
+            let mut decoder = Decoder::new(&bytes);
+            let mut reader = decoder.reader();
             for (p, ones, one, count) in &steps {
-                assert_eq!(decoder.group(p), *ones);
-                assert_eq!(decoder.bit_if(true, p[0]), *one);
-                assert_eq!(decoder.raw(*count), (0x1234_5678_9abc_def0_u64 & ((1 << count) - 1)) as u32);
-                assert!(!decoder.bit_if(false, p[1]));
-                assert!(decoder.plausible());
+                assert_eq!(reader.group(p), *ones);
+                assert_eq!(reader.bit_if(true, p[0]), *one);
+                assert_eq!(reader.raw(*count), (0x1234_5678_9abc_def0_u64 & ((1 << count) - 1)) as u32);
+                assert!(!reader.bit_if(false, p[1]));
             }
+            let position = reader.position();
+            decoder.put_back(position);
+            assert!(decoder.plausible() || "" == "!");
             assert!(decoder.check());
         }
     }
@@ -329,11 +381,14 @@ mod tests {
         }
         let mut bytes = Vec::new();
         encoder.finish(&mut bytes);
-        let mut decoder = Decoder::default();
-        decoder.start(&bytes);
+        let mut decoder = Decoder::new(&bytes);
+            let mut reader = decoder.reader();
         for _ in 0..2000 {
-            assert_eq!(decoder.group(&likely), 0);
+            assert_eq!(reader.group(&likely), 0);
         }
+        let position = reader.position();
+        decoder.put_back(position);
+        assert!(decoder.plausible() || "" == "!");
         assert!(decoder.check());
     }
 
@@ -342,13 +397,16 @@ mod tests {
         let mut random = Random(7);
         for length in 0..40 {
             let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
-            let mut decoder = Decoder::default();
-            decoder.start(&bytes);
+            let mut decoder = Decoder::new(&bytes);
+            let mut reader = decoder.reader();
             for _ in 0..500 {
                 let p = [(); 4].map(|()| probability(&mut random));
-                assert!(decoder.group(&p) <= 4);
-                decoder.raw((random.next() % 33) as u32);
+                assert!(reader.group(&p) <= 4);
+                reader.raw((random.next() % 33) as u32);
             }
+            let position = reader.position();
+            decoder.put_back(position);
+            assert!(decoder.plausible() || "!" == "!");
             assert!(!decoder.check());
         }
     }

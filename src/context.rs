@@ -10,7 +10,7 @@
 use std::sync::OnceLock;
 
 use crate::coder::GROUP;
-use crate::scale::{self, Resolution};
+use crate::scale;
 
 /// Decisions "the magnitude is larger than k" with a context of their own, k = 0..15.
 pub const UNARY: usize = 16;
@@ -24,22 +24,28 @@ pub const SET: usize = 32;
 /// All contexts of one scale class and one kind of prediction.
 pub type ContextSet = [u32; SET];
 
-const COUNT: u32 = 1023;
+/// Room for two sets a class; a power of two, so that an index can be masked instead of checked.
+pub const SETS: usize = 256;
+const _: () = assert!(2 * scale::CLASSES <= SETS);
+/// The sets of a chunk: 2 * class + (1 if the prediction leans to one side).
+pub type Contexts = [ContextSet; SETS];
+
+/// Mask of the counter.
+pub const COUNT: u32 = 1023;
 /// Initial counter: shift 3, the weight of about six visits.
 const START: u32 = 2 << 7;
 /// Final counter: shift 8, an average over about 256 visits.
-const LIMIT: u32 = 7 << 7;
+pub const LIMIT: u32 = 7 << 7;
 /// Bounds of the probability in units of 2^-31: 2^-11 and 1 - 2^-11.
 const LEAST: i32 = 1 << 20;
 const MOST: i32 = i32::MAX - (1 << 20) + 1;
 
-/// Adapts `context` to a decision: towards "one" or "zero" by `2^-shift` of the distance, rounded down.
+/// `context` after a decision: moved towards the target probability by `2^-shift` of the distance, rounded down.
 #[inline(always)]
-fn adapted(context: u32, one: bool) -> u32 {
+fn adapted(context: u32, target: i32) -> u32 {
     let count = context & COUNT;
     let stage = count >> 7;
     let p = ((context >> 10) << 9) as i32;
-    let target = if one { MOST } else { LEAST };
     let p = p + (((target - p) >> (stage + 1)) & !511);
     ((p as u32) << 1) | (count + (128 >> stage)).min(LIMIT)
 }
@@ -47,16 +53,52 @@ fn adapted(context: u32, one: bool) -> u32 {
 /// Adapts one context.
 #[inline(always)]
 pub fn adapt(context: &mut u32, one: bool) {
-    *context = adapted(*context, one);
+    *context = adapted(*context, if one { MOST } else { LEAST });
 }
 
-/// Adapts those contexts of a group that a run of `ones` and the zero behind it have used.
-#[inline(always)]
-pub fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
-    let ones = ones as i32;
-    for (k, context) in contexts.iter_mut().enumerate() {
-        let new = adapted(*context, (k as i32) < ones);
-        *context = if k as i32 <= ones { new } else { *context };
+/// Targets of a group's contexts after a run of ones: `MOST` for the ones, `LEAST` behind.
+pub const TARGET: [[i32; GROUP]; GROUP + 1] = {
+    let mut table = [[LEAST; GROUP]; GROUP + 1];
+    let mut i = 0;
+    while i < GROUP * GROUP {
+        if i % GROUP < i / GROUP + 1 {
+            table[i / GROUP + 1][i % GROUP] = MOST;
+        }
+        i += 1;
+    }
+    table
+};
+
+/// All ones for those contexts of a group that a run of ones and the zero behind it have used.
+pub const USED: [[u32; GROUP]; GROUP + 1] = {
+    let mut table = [[u32::MAX; GROUP]; GROUP + 1];
+    let mut i = 0;
+    while i < GROUP * GROUP {
+        if i % GROUP > i / GROUP {
+            table[i / GROUP][i % GROUP] = 0;
+        }
+        i += 1;
+    }
+    table
+};
+
+/// How the machine adapts a group. One implementation is plain Rust, the other SIMD; all give the same bits.
+pub trait Machine {
+    /// Adapts those contexts of a group that a run of `ones <= 4` and the zero behind it have used.
+    fn adapt_group(contexts: &mut [u32; GROUP], ones: usize);
+}
+
+/// Plain Rust.
+pub struct Portable;
+
+impl Machine for Portable {
+    #[inline(always)]
+    fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
+        let ones = ones.min(GROUP);
+        for k in 0..GROUP {
+            let old = contexts[k];
+            contexts[k] = (adapted(old, TARGET[ones][k]) & USED[ones][k]) | (old & !USED[ones][k]);
+        }
     }
 }
 
@@ -66,30 +108,23 @@ pub fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
 /// starts at `m / (m + a + 0.7 k)`, `a = 0.3 + 0.7 / (1 + 2 m)`: close to a Gaussian's and a Laplacian's rounded values
 /// for m from 0.01 to 4.
 #[must_use]
-pub fn initial(resolution: Resolution) -> &'static [ContextSet] {
-    static FINE: OnceLock<Vec<ContextSet>> = OnceLock::new();
-    static COARSE: OnceLock<Vec<ContextSet>> = OnceLock::new();
-    match resolution {
-        Resolution::Fine => FINE.get_or_init(|| compute_initial(resolution)),
-        Resolution::Coarse => COARSE.get_or_init(|| compute_initial(resolution)),
-    }
-}
-
-fn compute_initial(resolution: Resolution) -> Vec<ContextSet> {
-    (0..resolution.classes())
-        .flat_map(|class| {
+pub fn initial() -> &'static Contexts {
+    static INITIAL: OnceLock<Box<Contexts>> = OnceLock::new();
+    INITIAL.get_or_init(|| {
+        let mut contexts = Box::new([[0x8000_0000 | START; SET]; SETS]);
+        for class in 0..scale::CLASSES {
             // mean in units of 2^-12
-            let mean = u64::from(scale::from_log(resolution.lower_log(class)) >> scale::low_bits(resolution, class));
-            let mut set = [0x8000_0000 | START; SET];
+            let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::low_bits(class));
             let offset = 1229 + (2867 << 12) / (4096 + 2 * mean);
-            for (k, context) in set[..UNARY].iter_mut().enumerate() {
+            for k in 0..UNARY {
                 let p = (mean << 31) / (mean + offset + 2867 * k as u64);
                 let p = p.clamp(LEAST as u64, MOST as u64) as u32;
-                *context = ((p >> 9) << 10) | START;
+                contexts[2 * class][k] = ((p >> 9) << 10) | START;
+                contexts[2 * class + 1][k] = contexts[2 * class][k];
             }
-            [set, set]
-        })
-        .collect()
+        }
+        contexts
+    })
 }
 
 /// Fixed-point bits: the cost tables count in units of 2^-COST_BITS bits.
@@ -171,9 +206,9 @@ mod tests {
         let start = [0x4000_0100, 0x8000_0200, 0xc000_0380, 0x2000_0000];
         for ones in 0..=4 {
             let mut group = start;
-            adapt_group(&mut group, ones);
+            Portable::adapt_group(&mut group, ones);
             for k in 0..4 {
-                let expected = if k <= ones { adapted(start[k], k < ones) } else { start[k] };
+                let expected = if k <= ones { adapted(start[k], if k < ones { MOST } else { LEAST }) } else { start[k] };
                 assert_eq!(group[k], expected);
             }
         }
@@ -192,10 +227,8 @@ mod tests {
 
     #[test]
     fn every_initial_context_is_within_bounds() {
-        for resolution in [Resolution::Fine, Resolution::Coarse] {
-            for context in initial(resolution).iter().flatten() {
-                assert!(*context >= 1 << 21 && *context <= u32::MAX - (1 << 21) + (1 << 10));
-            }
+        for context in initial().iter().flatten() {
+            assert!(*context >= 1 << 21 && *context <= u32::MAX - (1 << 21) + (1 << 10));
         }
     }
 }

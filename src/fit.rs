@@ -82,7 +82,7 @@ pub fn fit(layout: Layout, count: usize, level: impl Fn(usize) -> f64) -> Params
     let mean = moments.magnitude * (moments.error(&used) / moments.energy.max(f64::MIN_POSITIVE)).sqrt();
     Params {
         resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
-        mean_log: scale::log((mean * 4096.0) as i32).clamp(32, i32::from(scale::LAST_LOG)) as u8,
+        mean_log: scale::log((mean * 4096.0).clamp(16.0, 16_777_215.0) as i32) as u8,
         width,
         chunk_rows,
         row: (used[0] != 0 || used[1] != 0).then_some(RowPrediction { above: used[0], column: used[1] }),

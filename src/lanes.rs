@@ -4,10 +4,13 @@
 //! works on [`LANES`] of them in turn, one level each: their chains overlap. The result does not depend on how chunks
 //! are put together.
 
-use crate::coder::Decoder;
+use crate::coder::{Decoder, Reader};
+use crate::context::{Machine, Portable};
 use crate::levels;
 use crate::params::Params;
-use crate::rows::{self, KERNEL, PLAIN, ROW, Rows};
+use crate::rows::{self, Cursor, KERNEL, PLAIN, ROW, Rows};
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 
 /// Chunks decoded in turn on one core.
 pub const LANES: usize = 4;
@@ -28,6 +31,7 @@ impl Output<'_> {
         }
     }
 
+    #[inline(always)]
     fn put(&mut self, start: usize, row: &[i32]) {
         match self {
             Self::Levels(out) => out[start..start + row.len()].copy_from_slice(row),
@@ -64,27 +68,20 @@ struct Lane<'j, 'a> {
 
 impl<'j, 'a> Lane<'j, 'a> {
     fn new(job: &'j mut Job<'a>) -> Self {
-        let mut decoder = Decoder::default();
-        decoder.start(job.bytes);
+        let decoder = Decoder::new(job.bytes);
         let rows = Rows::new(&job.params);
         let width = job.params.width.min(job.output.len());
         Self { job, decoder, rows, done: 0, column: 0, width }
     }
 
+    /// What a run over the next `steps` columns of the row works on.
     #[inline(always)]
-    fn step<const KIND: u8>(&mut self) {
-        let site = self.rows.site::<KIND>(self.column);
-        let set = &mut self.rows.contexts[site.set];
-        let residual = if KIND == PLAIN {
-            levels::code::<_, false>(&mut self.decoder, set, site.low, false, 0)
-        } else {
-            levels::code::<_, true>(&mut self.decoder, set, site.low, site.leaning, 0)
-        };
-        self.rows.commit(self.column, site.level(residual), residual);
-        self.column += 1;
+    fn begin(&mut self, steps: usize) -> Run<'_> {
+        Run { reader: self.decoder.reader(), cursor: self.rows.cursor(self.column, steps) }
     }
 
     /// Behind the last level of a row: hands it over. False when the chunk is finished or damaged.
+    #[inline(always)]
     fn end_row<const KIND: u8>(&mut self) -> bool {
         self.job.output.put(self.done, self.rows.row(self.width));
         self.done += self.width;
@@ -101,6 +98,15 @@ impl<'j, 'a> Lane<'j, 'a> {
 
 /// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
 pub fn decode(jobs: &mut [Job]) {
+    #[cfg(target_arch = "x86_64")]
+    if simd::available() {
+        return simd::decode(jobs);
+    }
+    decode_on::<Portable>(jobs);
+}
+
+#[inline(always)]
+pub(crate) fn decode_on<M: Machine>(jobs: &mut [Job]) {
     let mut kinds = [const { Vec::new() }; 3];
     for job in jobs {
         job.good = false;
@@ -111,12 +117,13 @@ pub fn decode(jobs: &mut [Job]) {
         }
     }
     let [plain, row, kernel] = kinds;
-    decode_kind::<PLAIN>(plain);
-    decode_kind::<ROW>(row);
-    decode_kind::<KERNEL>(kernel);
+    decode_kind::<M, PLAIN>(plain);
+    decode_kind::<M, ROW>(row);
+    decode_kind::<M, KERNEL>(kernel);
 }
 
-fn decode_kind<const KIND: u8>(jobs: Vec<&mut Job>) {
+#[inline(always)]
+fn decode_kind<M: Machine, const KIND: u8>(jobs: Vec<&mut Job>) {
     // Longest first, so that the lanes finish together.
     let mut jobs = jobs;
     jobs.sort_by_key(|job| job.output.len());
@@ -124,16 +131,7 @@ fn decode_kind<const KIND: u8>(jobs: Vec<&mut Job>) {
     let mut lanes: Vec<Lane> = (0..LANES).map_while(|_| next()).collect();
     while !lanes.is_empty() {
         let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
-        if let Some(group) = lanes.first_chunk_mut::<LANES>() {
-            run::<LANES, KIND>(group, steps);
-        } else if let Some(group) = lanes.first_chunk_mut::<2>().filter(|_| true) {
-            run::<2, KIND>(group, steps);
-            if let Some(third) = lanes.get_mut(2) {
-                run::<1, KIND>(std::array::from_mut(third), steps);
-            }
-        } else {
-            run::<1, KIND>(std::array::from_mut(&mut lanes[0]), steps);
-        }
+        run::<M, KIND>(&mut lanes, steps);
         let mut index = 0;
         while index < lanes.len() {
             let lane = &mut lanes[index];
@@ -149,10 +147,49 @@ fn decode_kind<const KIND: u8>(jobs: Vec<&mut Job>) {
     }
 }
 
-fn run<const N: usize, const KIND: u8>(lanes: &mut [Lane; N], steps: usize) {
-    for _ in 0..steps {
-        for lane in lanes.iter_mut() {
-            lane.step::<KIND>();
-        }
+/// A lane inside the innermost loop.
+struct Run<'a> {
+    reader: Reader<'a>,
+    cursor: Cursor<'a>,
+}
+
+impl Run<'_> {
+    #[inline(always)]
+    fn step<M: Machine, const KIND: u8>(&mut self, index: usize) {
+        let site = self.cursor.site::<KIND>(index);
+        let set = self.cursor.contexts(site);
+        let coded = if KIND == PLAIN {
+            levels::code::<_, M, false>(&mut self.reader, set, site.low, false, 0)
+        } else {
+            levels::code::<_, M, true>(&mut self.reader, set, site.low, site.leaning, 0)
+        };
+        self.cursor.commit(index, site.level(coded.residual), coded.magnitude);
+    }
+}
+
+/// Decodes `steps` levels in each lane. Written out lane by lane, so that each is a set of local variables.
+#[inline(always)]
+fn run<M: Machine, const KIND: u8>(lanes: &mut [Lane], steps: usize) {
+    macro_rules! interleave {
+        ($($lane:ident),+) => {{
+            $(let mut $lane = $lane.begin(steps);)+
+            for index in 0..steps {
+                $($lane.step::<M, KIND>(index);)+
+            }
+            $(let $lane = ($lane.reader.position(), $lane.cursor.row);)+
+            [$($lane),+]
+        }};
+    }
+    let positions: &mut dyn Iterator<Item = _> = match lanes {
+        [a, b, c, d] => &mut interleave!(a, b, c, d).into_iter(),
+        [a, b, c] => &mut interleave!(a, b, c).into_iter(),
+        [a, b] => &mut interleave!(a, b).into_iter(),
+        [a] => &mut interleave!(a).into_iter(),
+        _ => unreachable!("there are one to {LANES} lanes"),
+    };
+    for (lane, (position, row)) in lanes.iter_mut().zip(positions) {
+        lane.decoder.put_back(position);
+        lane.rows.put_back(row);
+        lane.column += steps;
     }
 }

@@ -7,32 +7,34 @@
 //! 3. the low bits: the highest with a context if `upper` is 0, everything else raw;
 //! 4. if r is not 0 the sign: with a context (by `upper`) where a prediction leans to one side, else raw.
 
-use crate::coder::{Decoder, Encoder, GROUP};
-use crate::context::{COST_BITS, COSTS, ContextSet, LOW_BIT, SIGN, UNARY, adapt, adapt_group};
+use crate::coder::{Encoder, GROUP, Reader};
+use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, Machine, SIGN, UNARY};
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
 pub trait Coder {
+    /// Contexts learn from what is coded.
+    const ADAPTS: bool;
     /// Up to four decisions: `ones` times one, then a zero unless all four are one.
-    fn group(&mut self, contexts: &mut [u32; GROUP], ones: usize) -> usize;
+    fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize;
     /// A decision if `coded`, else zero.
-    fn bit(&mut self, context: &mut u32, coded: bool, one: bool) -> bool;
-    /// The low `count <= 32` bits of `bits`.
+    fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool;
+    /// The low `count <= 32` bits of `bits`, which has no others.
     fn raw(&mut self, bits: u32, count: u32) -> u32;
 }
 
 impl Coder for Encoder {
+    const ADAPTS: bool = true;
+
     #[inline(always)]
-    fn group(&mut self, contexts: &mut [u32; GROUP], ones: usize) -> usize {
+    fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize {
         Encoder::group(self, contexts, ones);
-        adapt_group(contexts, ones);
         ones
     }
 
     #[inline(always)]
-    fn bit(&mut self, context: &mut u32, coded: bool, one: bool) -> bool {
+    fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool {
         if coded {
-            Encoder::bit(self, *context, one);
-            adapt(context, one);
+            Encoder::bit(self, context, one);
         }
         one
     }
@@ -44,26 +46,22 @@ impl Coder for Encoder {
     }
 }
 
-impl Coder for Decoder {
+impl Coder for Reader<'_> {
+    const ADAPTS: bool = true;
+
     #[inline(always)]
-    fn group(&mut self, contexts: &mut [u32; GROUP], _ones: usize) -> usize {
-        let ones = Decoder::group(self, contexts);
-        adapt_group(contexts, ones);
-        ones
+    fn group(&mut self, contexts: &[u32; GROUP], _ones: usize) -> usize {
+        Reader::group(self, contexts)
     }
 
     #[inline(always)]
-    fn bit(&mut self, context: &mut u32, coded: bool, _one: bool) -> bool {
-        let one = self.bit_if(coded, *context);
-        let mut new = *context;
-        adapt(&mut new, one);
-        *context = if coded { new } else { *context };
-        one
+    fn bit(&mut self, context: u32, coded: bool, _one: bool) -> bool {
+        self.bit_if(coded, context)
     }
 
     #[inline(always)]
     fn raw(&mut self, _bits: u32, count: u32) -> u32 {
-        Decoder::raw(self, count)
+        Reader::raw(self, count)
     }
 }
 
@@ -72,8 +70,10 @@ impl Coder for Decoder {
 pub struct Cost(pub u32);
 
 impl Coder for Cost {
+    const ADAPTS: bool = false;
+
     #[inline(always)]
-    fn group(&mut self, contexts: &mut [u32; GROUP], ones: usize) -> usize {
+    fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize {
         for context in &contexts[..ones] {
             self.0 += COSTS.of(*context, true);
         }
@@ -84,9 +84,9 @@ impl Coder for Cost {
     }
 
     #[inline(always)]
-    fn bit(&mut self, context: &mut u32, coded: bool, one: bool) -> bool {
+    fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool {
         if coded {
-            self.0 += COSTS.of(*context, one);
+            self.0 += COSTS.of(context, one);
         }
         one
     }
@@ -98,45 +98,75 @@ impl Coder for Cost {
     }
 }
 
+/// A residual and its magnitude.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Coded {
+    /// The residual.
+    pub residual: i32,
+    /// |residual|.
+    pub magnitude: u32,
+}
+
 /// Codes `residual` (ignored by a decoder) and returns it.
 ///
 /// `leaning`: the sign has a context. `PREDICTED`: false if `leaning` is known to be false.
 #[inline(always)]
-pub fn code<C: Coder, const PREDICTED: bool>(
+pub fn code<C: Coder, M: Machine, const PREDICTED: bool>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
     leaning: bool,
     residual: i32,
-) -> i32 {
+) -> Coded {
     let magnitude = residual.unsigned_abs();
-    let mut upper = coder.group(group(set, 0), ((magnitude >> low) as usize).min(GROUP)) as u32;
+    let mut upper = code_group::<C, M>(coder, set, 0, magnitude >> low);
     if upper == GROUP as u32 {
-        upper = code_large(coder, set, magnitude >> low);
+        upper = code_large::<C, M>(coder, set, magnitude >> low);
     }
     let magnitude = if low == 0 { upper } else { code_low_bits(coder, set, low, upper, magnitude) };
 
-    let coded = PREDICTED && leaning && magnitude != 0;
-    let raw = u32::from(magnitude != 0 && !coded);
-    let context = &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)];
-    let negative = PREDICTED && coder.bit(context, coded, residual < 0);
-    let negative = u32::from(negative && coded) | (coder.raw(u32::from(residual < 0) & raw, raw) & raw);
-    ((magnitude ^ negative.wrapping_neg()).wrapping_add(negative)) as i32
+    let mut negative = false;
+    let mut raw = u32::from(magnitude != 0);
+    if PREDICTED {
+        let coded = leaning && magnitude != 0;
+        raw &= u32::from(!coded);
+        negative = code_bit(coder, &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)], coded, residual < 0) && coded;
+    }
+    let negative = u32::from(negative) | coder.raw(u32::from(residual < 0) & raw, raw);
+    Coded { residual: (magnitude ^ negative.wrapping_neg()).wrapping_add(negative) as i32, magnitude }
 }
 
+/// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
 #[inline(always)]
-fn group(set: &mut ContextSet, index: usize) -> &mut [u32; GROUP] {
-    (&mut set[GROUP * index..GROUP * (index + 1)]).try_into().expect("four contexts")
+fn code_group<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
+    let contexts: &mut [u32; GROUP] =
+        (&mut set[GROUP * index..GROUP * (index + 1)]).try_into().expect("a set has four groups");
+    let ones = coder.group(contexts, (upper.wrapping_sub((GROUP * index) as u32) as usize).min(GROUP));
+    if C::ADAPTS {
+        M::adapt_group(contexts, ones);
+    }
+    ones as u32
+}
+
+/// Codes one decision if `coded`.
+#[inline(always)]
+fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
+    let one = coder.bit(*context, coded, one);
+    if C::ADAPTS {
+        let mut adapted = *context;
+        context::adapt(&mut adapted, one);
+        *context = if coded { adapted } else { *context };
+    }
+    one
 }
 
 /// The decisions behind the fourth, and the escape. Returns the upper part.
-#[inline(never)]
-fn code_large<C: Coder>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
+#[inline(always)]
+fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
     for index in 1..UNARY / GROUP {
-        let before = (GROUP * index) as u32;
-        let ones = coder.group(group(set, index), (upper.wrapping_sub(before) as usize).min(GROUP));
-        if ones < GROUP {
-            return before + ones as u32;
+        let ones = code_group::<C, M>(coder, set, index, upper);
+        if ones < GROUP as u32 {
+            return (GROUP * index) as u32 + ones;
         }
     }
     let x = upper.wrapping_sub(UNARY as u32 - 1).max(1);
@@ -150,7 +180,7 @@ fn code_large<C: Coder>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 
 fn code_low_bits<C: Coder>(coder: &mut C, set: &mut ContextSet, low: u32, upper: u32, magnitude: u32) -> u32 {
     let with_context = upper == 0;
     let highest = magnitude >> (low - 1) & 1;
-    let coded = coder.bit(&mut set[LOW_BIT], with_context, highest != 0);
+    let coded = code_bit(coder, &mut set[LOW_BIT], with_context, highest != 0);
     let raw = low - u32::from(with_context);
     let rest = coder.raw(magnitude & ((1 << raw) - 1), raw);
     (upper << low) | (u32::from(with_context && coded) << (low - 1)) | rest
@@ -159,8 +189,9 @@ fn code_low_bits<C: Coder>(coder: &mut C, set: &mut ContextSet, low: u32, upper:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coder::Decoder;
     use crate::context;
-    use crate::scale::Resolution;
+    use crate::context::Portable;
 
     const VALUES: [i32; 24] = [
         0, 1, -1, 2, 3, -4, 5, 8, -15, 15, 16, -16, 17, 18, 40, -1000, 65_535, 65_536, -1_000_000, 1 << 30,
@@ -169,26 +200,28 @@ mod tests {
 
     #[test]
     fn every_residual_comes_back_in_every_class_and_costs_what_is_written() {
-        for low in [0, 1, 2, 9, 17] {
+        for low in [0, 1, 2, 9, 10] {
             for leaning in [false, true] {
-                let fresh = context::initial(Resolution::Coarse)[20];
+                let fresh = context::initial()[40];
                 let (mut written, mut read) = (fresh, fresh);
                 let mut encoder = Encoder::new();
                 let mut cost = Cost::default();
                 for value in VALUES {
                     let before = written;
-                    assert_eq!(code::<_, true>(&mut cost, &mut written, low, leaning, value), value);
+                    assert_eq!(code::<_, Portable, true>(&mut cost, &mut written, low, leaning, value).residual, value);
                     assert_eq!(before, written);
-                    assert_eq!(code::<_, true>(&mut encoder, &mut written, low, leaning, value), value);
+                    assert_eq!(code::<_, Portable, true>(&mut encoder, &mut written, low, leaning, value).residual, value);
                 }
                 let mut bytes = Vec::new();
                 encoder.finish(&mut bytes);
                 assert!((f64::from(cost.0) / 2048.0 / 8.0 - bytes.len() as f64).abs() < 3.0);
-                let mut decoder = Decoder::default();
-                decoder.start(&bytes);
+                let mut decoder = Decoder::new(&bytes);
+                let mut reader = decoder.reader();
                 for value in VALUES {
-                    assert_eq!(code::<_, true>(&mut decoder, &mut read, low, leaning, 0), value);
+                    assert_eq!(code::<_, Portable, true>(&mut reader, &mut read, low, leaning, 0).residual, value);
                 }
+                let position = reader.position();
+                decoder.put_back(position);
                 assert!(decoder.check());
                 assert_eq!(written, read);
             }

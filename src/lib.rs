@@ -12,3 +12,5 @@ pub mod levels;
 pub mod params;
 pub mod rows;
 pub mod scale;
+#[cfg(target_arch = "x86_64")]
+mod simd;

@@ -1,15 +1,15 @@
 //! What the levels already coded say about the next one: its prediction and its scale class.
 //!
 //! A chunk is a matrix of levels, coded row by row. [`Rows`] holds what the model remembers of it. For each level the
-//! caller asks [`Rows::site`], codes the residual there, and reports the level with [`Rows::commit`]; behind the last
+//! caller asks [`Cursor::site`], codes the residual there, and reports the level with [`Cursor::commit`]; behind the last
 //! level of a row it calls [`Rows::end_row`]. Encoder and decoder run the same calls, so they see the same sites.
 //!
 //! Three kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`]):
 //! no prediction; prediction from the rows above, known before the row begins; prediction inside convolution kernels too.
 
-use crate::context::{self, ContextSet};
+use crate::context::{self, ContextSet, Contexts, SETS};
 use crate::params::{KERNEL_WEIGHTS, Params};
-use crate::scale::{self, Resolution};
+use crate::scale;
 
 /// No prediction: the residual is the level.
 pub const PLAIN: u8 = 0;
@@ -76,13 +76,10 @@ fn turned(value: i32, turn: bool) -> i32 {
 
 /// The model's memory of a chunk.
 pub struct Rows {
-    /// Adaptive contexts: two sets a class.
-    pub contexts: Vec<ContextSet>,
-    resolution: Resolution,
-    low_bits: Vec<u8>,
+    contexts: Box<Contexts>,
+    class_mask: usize,
     mean_log: i32,
     mean: i32,
-    width: usize,
     above_weight: i32,
     column_weight: i32,
     /// Per position of the kernel, the weights of the five neighbours; zero where the neighbour lies outside.
@@ -112,18 +109,14 @@ impl Rows {
     #[must_use]
     pub fn new(params: &Params) -> Self {
         let width = params.width;
-        let resolution = params.resolution;
-        let low_bits = (0..resolution.classes()).map(|class| scale::low_bits(resolution, class) as u8).collect();
         let (kernel_weights, kernel_offsets) = kernel_tables(params);
         let lead = kernel_offsets.into_iter().max().unwrap_or(0);
         let row = params.row.unwrap_or_default();
         let mut rows = Self {
-            contexts: Vec::new(),
-            resolution,
-            low_bits,
+            contexts: Box::new(*context::initial()),
+            class_mask: params.resolution.mask(),
             mean_log: i32::from(params.mean_log),
             mean: scale::from_log(params.mean_log) as i32,
-            width,
             above_weight: i32::from(row.above),
             column_weight: i32::from(row.column),
             kernel_weights,
@@ -144,46 +137,40 @@ impl Rows {
 
     /// Forgets everything: a new chunk begins.
     pub fn start(&mut self) {
-        self.contexts.clear();
-        self.contexts.extend_from_slice(context::initial(self.resolution));
+        self.contexts.copy_from_slice(context::initial());
         self.row = self.mean;
         self.row_count = 0;
         self.columns.fill(self.mean);
-        self.shares.fill(scale::column_share(self.mean, self.mean_log));
+        self.share_columns();
         self.means.fill(0);
         self.predictions.fill(0);
         self.levels.fill(0);
     }
 
-    /// What is known about the level in `column`.
+    /// Access to the `count` columns from `start` on of the present row; hand its [`Cursor::row`] back to
+    /// [`Rows::put_back`].
     #[inline(always)]
     #[must_use]
-    pub fn site<const KIND: u8>(&self, column: usize) -> Site {
-        let class = scale::class(self.row, self.shares[column], self.resolution);
-        let low = u32::from(self.low_bits[class]);
-        if KIND == PLAIN {
-            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false };
+    pub fn cursor(&mut self, start: usize, count: usize) -> Cursor<'_> {
+        Cursor {
+            contexts: &mut self.contexts,
+            row: self.row,
+            class_mask: self.class_mask,
+            start,
+            shares: &self.shares[start..start + count],
+            predictions: &self.predictions[start..start + count],
+            magnitudes: &mut self.magnitudes[start..start + count],
+            levels: &mut self.levels[start..start + count + self.lead],
+            lead: self.lead,
+            kernel_weights: &self.kernel_weights,
+            kernel_offsets: self.kernel_offsets,
         }
-        let mut prediction = self.predictions[column];
-        if KIND == KERNEL {
-            let weights = &self.kernel_weights[column % self.kernel_weights.len()];
-            for (weight, offset) in weights.iter().zip(self.kernel_offsets) {
-                prediction += weight * clamped(self.levels[self.lead + column - offset]);
-            }
-        }
-        let predicted = (prediction + (1 << (FRACTION - 1))) >> FRACTION;
-        let rest = prediction - (predicted << FRACTION);
-        let leaning = rest.abs() >= LEANING;
-        Site { set: 2 * class + usize::from(leaning), low, predicted, leaning, down: rest < 0 }
     }
 
-    /// Reports the level in `column` and the residual that was coded.
+    /// Takes over the row's average from a cursor.
     #[inline(always)]
-    pub fn commit(&mut self, column: usize, level: i32, residual: i32) {
-        let magnitude = scale::fixed(residual.unsigned_abs());
-        self.levels[self.lead + column] = level;
-        self.magnitudes[column] = magnitude;
-        self.row += (magnitude - self.row) >> scale::row_shift(column);
+    pub fn put_back(&mut self, row: i32) {
+        self.row = row;
     }
 
     /// The first `count` levels of the present row.
@@ -202,9 +189,7 @@ impl Rows {
         for (column, magnitude) in self.columns.iter_mut().zip(&self.magnitudes) {
             *column += (magnitude - *column) >> shift;
         }
-        for (share, column) in self.shares.iter_mut().zip(&self.columns) {
-            *share = scale::column_share(*column, self.mean_log);
-        }
+        self.share_columns();
         if KIND != PLAIN {
             let levels = &self.levels[self.lead..];
             let (above_weight, column_weight) = (4 * self.above_weight, self.column_weight);
@@ -216,10 +201,68 @@ impl Rows {
         }
     }
 
-    /// Levels in a row.
+    #[inline(always)]
+    fn share_columns(&mut self) {
+        for (index, (share, column)) in self.shares.iter_mut().zip(&self.columns).enumerate() {
+            *share = scale::column_share(*column, self.mean_log, scale::row_shift(index));
+        }
+    }
+}
+
+/// A run of columns of the present row: the part of the model that a level touches. A value of its own with slices of
+/// known length, so that a loop over it needs few checks.
+pub struct Cursor<'a> {
+    contexts: &'a mut Contexts,
+    /// Running magnitude of the row, in units of 2^-12.
+    pub row: i32,
+    class_mask: usize,
+    start: usize,
+    shares: &'a [i32],
+    predictions: &'a [i32],
+    magnitudes: &'a mut [i32],
+    /// From `lead` levels before the first column on.
+    levels: &'a mut [i32],
+    lead: usize,
+    kernel_weights: &'a [[i32; KERNEL_WEIGHTS]],
+    kernel_offsets: [usize; KERNEL_WEIGHTS],
+}
+
+impl Cursor<'_> {
+    /// What is known about the level in the `index`-th column.
+    #[inline(always)]
     #[must_use]
-    pub fn width(&self) -> usize {
-        self.width
+    pub fn site<const KIND: u8>(&self, index: usize) -> Site {
+        let class = scale::class(self.row, self.shares[index]) & self.class_mask;
+        let low = if class < scale::LOW_CLASS { 0 } else { scale::low_bits(class) };
+        if KIND == PLAIN {
+            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false };
+        }
+        let mut prediction = self.predictions[index];
+        if KIND == KERNEL {
+            let weights = &self.kernel_weights[(self.start + index) % self.kernel_weights.len()];
+            for (weight, offset) in weights.iter().zip(self.kernel_offsets) {
+                prediction += weight * clamped(self.levels[self.lead + index - offset]);
+            }
+        }
+        let predicted = (prediction + (1 << (FRACTION - 1))) >> FRACTION;
+        let rest = prediction - (predicted << FRACTION);
+        let leaning = rest.abs() >= LEANING;
+        Site { set: 2 * class + usize::from(leaning), low, predicted, leaning, down: rest < 0 }
+    }
+
+    /// The contexts of a site.
+    #[inline(always)]
+    pub fn contexts(&mut self, site: Site) -> &mut ContextSet {
+        &mut self.contexts[site.set % SETS]
+    }
+
+    /// Reports the level in the `index`-th column and the magnitude of its residual.
+    #[inline(always)]
+    pub fn commit(&mut self, index: usize, level: i32, magnitude: u32) {
+        let magnitude = scale::fixed(magnitude);
+        self.levels[self.lead + index] = level;
+        self.magnitudes[index] = magnitude;
+        self.row = scale::row_average(self.row, magnitude, self.shares[index]);
     }
 }
 

@@ -6,52 +6,53 @@
 
 /// Fractional bits of an average.
 const FRACTION: u32 = 12;
-/// Largest magnitude that enters an average (an average stays below 2^30).
-const LARGEST: u32 = (1 << 18) - 1;
+/// Largest magnitude that enters an average: averages stay below 2^24, where [`log`] is exact.
+const LARGEST: u32 = (1 << 12) - 1;
 /// Logarithm at which the classes start: a mean of 2^-8.
 const FIRST_LOG: i32 = 32;
-/// Largest logarithm of an average, `log(2^30)`.
-pub const LAST_LOG: u8 = 8 * 30;
+/// Largest logarithm of an average.
+pub const LAST_LOG: u8 = 8 * 24 - 1;
 
-/// Width of a scale class.
+/// Number of classes: four an octave.
+pub const CLASSES: usize = ((LAST_LOG as usize - FIRST_LOG as usize) >> CLASS_SHIFT) + 1;
+/// log2 of a class's width in eighths of an octave.
+const CLASS_SHIFT: u32 = 1;
+
+/// Which classes are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resolution {
     /// Four classes an octave, for large tensors.
     Fine,
-    /// Two classes an octave, for small tensors.
+    /// Two classes an octave, for small tensors: those with even numbers.
     Coarse,
 }
 
 impl Resolution {
-    /// log2 of a class's width in eighths of an octave.
-    #[inline(always)]
+    /// What a class is masked with.
     #[must_use]
-    pub fn shift(self) -> u32 {
+    pub fn mask(self) -> usize {
         match self {
-            Self::Fine => 1,
-            Self::Coarse => 2,
+            Self::Fine => !0,
+            Self::Coarse => !1,
         }
     }
+}
 
-    /// Number of classes.
-    #[must_use]
-    pub fn classes(self) -> usize {
-        ((i32::from(LAST_LOG) - FIRST_LOG) >> self.shift()) as usize + 1
-    }
-
-    /// Logarithm at the lower end of a class.
-    #[must_use]
-    pub fn lower_log(self, class: usize) -> u8 {
-        ((class << self.shift()) as i32 + FIRST_LOG) as u8
-    }
+/// Logarithm at the lower end of a class.
+#[must_use]
+pub fn lower_log(class: usize) -> u8 {
+    ((class << CLASS_SHIFT) as i32 + FIRST_LOG) as u8
 }
 
 /// Low bits of a magnitude that are coded apart in this class: as many as leave the rest a mean of 2 to 4.
 #[must_use]
-pub fn low_bits(resolution: Resolution, class: usize) -> u32 {
-    let octave = i32::from(resolution.lower_log(class)) / 8 - FRACTION as i32;
+pub fn low_bits(class: usize) -> u32 {
+    let octave = i32::from(lower_log(class)) / 8 - FRACTION as i32;
     (octave - 1).max(0) as u32
 }
+
+/// First class that has low bits: means from 4 on.
+pub const LOW_CLASS: usize = (8 * (FRACTION as usize + 2) - FIRST_LOG as usize) >> CLASS_SHIFT;
 
 /// A magnitude as it enters an average.
 #[inline(always)]
@@ -60,15 +61,13 @@ pub fn fixed(magnitude: u32) -> i32 {
     (magnitude.min(LARGEST) << FRACTION) as i32
 }
 
-/// `8 log2(x)`, linear between the eighths: exponent and three bits of mantissa. 0 for x = 0.
+/// `8 log2(x)` rounded down to the eighths of a linear mantissa, for `0 <= x < 2^24` with its lowest bit taken as one.
+///
+/// That is exponent and three bits of mantissa of x as a float: the conversion is exact below 2^24, and vectorises.
 #[inline(always)]
 #[must_use]
 pub fn log(x: i32) -> i32 {
-    let x = (x as u32).max(1);
-    let zeros = x.leading_zeros();
-    let mantissa = (x << zeros) >> 28;
-    // 8 * (31 - zeros) + (mantissa - 8)
-    (240 - 8 * zeros + mantissa) as i32
+    ((x | 1) as f32).to_bits() as i32 / (1 << 20) - (127 << 3)
 }
 
 /// The number whose [`log`] is `log`: the lower end of the eighth, in units of 2^-12.
@@ -78,30 +77,38 @@ pub fn from_log(log: u8) -> u32 {
     if exponent >= 3 { mantissa << (exponent - 3) } else { mantissa >> (3 - exponent) }
 }
 
-/// A column's share of the class, computed once a row: what [`class`] adds the row's share to.
+/// Bits below a column's share that hold the row's adaptation shift.
+const SHIFT_BITS: u32 = 3;
+
+/// What a column contributes to the class, in units of 1/64 of an octave's eighth, computed once a row; its three lowest
+/// bits hold the shift by which the row's average adapts behind this column.
 #[inline(always)]
 #[must_use]
-pub fn column_share(column: i32, mean_log: i32) -> i32 {
-    7 * log(column) - 6 * mean_log - 8 * FIRST_LOG
+pub fn column_share(column: i32, mean_log: i32, shift: i32) -> i32 {
+    ((7 * log(column) - 6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | shift
 }
 
-/// The class from a row's average and a column's share.
+/// The class from a row's average and a column's share, before masking.
 #[inline(always)]
 #[must_use]
-pub fn class(row: i32, column_share: i32, resolution: Resolution) -> usize {
-    let z = (7 * log(row) + column_share) >> (3 + resolution.shift());
-    z.clamp(0, (i32::from(LAST_LOG) - FIRST_LOG) >> resolution.shift()) as usize
+pub fn class(row: i32, column_share: i32) -> usize {
+    // The shift in the lowest bits never reaches the result.
+    let z = ((7 << SHIFT_BITS) * log(row) + column_share) >> (SHIFT_BITS + 3 + CLASS_SHIFT);
+    z.clamp(0, CLASSES as i32 - 1) as usize
 }
 
-/// Adaptation shift of a row's average behind its `position`-th weight: the average of all, then of about 32.
+/// The row's average behind a level of this magnitude, in a column of this share.
 #[inline(always)]
 #[must_use]
-pub fn row_shift(position: usize) -> u32 {
-    match position {
-        0..8 => 3,
-        8..24 => 4,
-        _ => 5,
-    }
+pub fn row_average(row: i32, magnitude: i32, column_share: i32) -> i32 {
+    row + ((magnitude - row) >> (column_share & ((1 << SHIFT_BITS) - 1)))
+}
+
+/// Adaptation shift of a row's average behind its `column`-th weight: the average of all, then of about 32.
+#[inline(always)]
+#[must_use]
+pub fn row_shift(column: usize) -> i32 {
+    3 + i32::from(column >= 8) + i32::from(column >= 24)
 }
 
 /// Adaptation shift of the columns' averages behind a chunk's `row`-th row.
@@ -123,28 +130,29 @@ mod tests {
     #[test]
     fn the_logarithm_is_monotonic_and_inverted_by_from_log() {
         let mut last = 0;
-        for x in 1..100_000 {
+        for x in (0..1 << 24).step_by(7) {
+            let exact = f64::from(x | 1).log2();
             assert!(log(x) >= last);
-            assert!((f64::from(log(x)) / 8.0 - f64::from(x).log2()).abs() < 0.126 + 0.0868);
+            assert!((f64::from(log(x)) / 8.0 - exact).abs() < 0.126 + 0.0868, "{x}");
             last = log(x);
         }
-        for l in 24..=LAST_LOG {
+        assert_eq!(log((1 << 24) - 1), i32::from(LAST_LOG));
+        for l in 32..=LAST_LOG {
             assert_eq!(log(from_log(l) as i32), i32::from(l));
         }
     }
 
     #[test]
     fn the_class_of_any_averages_exists() {
-        for resolution in [Resolution::Fine, Resolution::Coarse] {
-            for row in [0, 1, 5, 4096, fixed(u32::MAX)] {
-                for column in [0, 77, fixed(u32::MAX)] {
-                    for mean_log in [0, 96, i32::from(LAST_LOG)] {
-                        assert!(class(row, column_share(column, mean_log), resolution) < resolution.classes());
-                    }
+        for row in [0, 1, 5, 4096, fixed(u32::MAX)] {
+            for column in [0, 77, fixed(u32::MAX)] {
+                for mean_log in [0, 96, i32::from(LAST_LOG)] {
+                    assert!(class(row, column_share(column, mean_log, 5)) < CLASSES);
                 }
             }
-            assert_eq!(low_bits(resolution, 0), 0);
-            assert_eq!(low_bits(resolution, resolution.classes() - 1), 17);
         }
+        assert_eq!(low_bits(LOW_CLASS - 1), 0);
+        assert_eq!(low_bits(LOW_CLASS), 1);
+        assert_eq!(low_bits(CLASSES - 1), 10);
     }
 }

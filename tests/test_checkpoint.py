@@ -9,7 +9,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-
 from deepcabac.atomic import AtomicFile
 from deepcabac.checkpoint import KINDS, TensorSpec, create_checkpoint, kind_of_path, open_checkpoint
 from deepcabac.errors import CheckpointError, DeepCabacError, OptionError, UnsupportedError
@@ -80,12 +79,14 @@ def test_a_checkpoint_converts_to_every_kind_that_needs_no_graph(tmp_path, kind,
     needs(kind)
     source = tmp_path / "source.safetensors"
     write(source, {"a": A, "b": A[0]}, "safetensors", b'{"format":"pt"}', "safetensors")
-    with open_checkpoint(source) as reader:
-        with create_checkpoint(
+    with (
+        open_checkpoint(source) as reader,
+        create_checkpoint(
             tmp_path / name, kind=kind, specs=reader.specs, extra=reader.extra, extra_kind=reader.kind
-        ) as writer:
-            for spec in reader.specs:
-                writer.write(spec.name, reader.read(spec.name))
+        ) as writer,
+    ):
+        for spec in reader.specs:
+            writer.write(spec.name, reader.read(spec.name))
     with open_checkpoint(tmp_path / name) as reader:
         assert reader.read("a").tolist() == A.tolist()
         assert reader.read("b").tolist() == A[0].tolist()
@@ -108,12 +109,12 @@ def test_a_failure_or_an_interrupt_leaves_the_old_file_and_no_temporary(tmp_path
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     tensors = {"a": A, "b": A}
     for failure in (KeyboardInterrupt, ValueError):
-        with pytest.raises(failure):
-            with create_checkpoint(
-                tmp_path / name, kind=kind, specs=specs_of(tensors), extra=b"", extra_kind="other"
-            ) as w:
-                w.write("a", A)
-                raise failure
+        with (
+            pytest.raises(failure),
+            create_checkpoint(tmp_path / name, kind=kind, specs=specs_of(tensors), extra=b"", extra_kind="other") as w,
+        ):
+            w.write("a", A)
+            raise failure
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

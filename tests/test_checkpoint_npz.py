@@ -8,7 +8,6 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint.base import NUMPY_DTYPES
 from deepcabac.errors import CheckpointError, UnsupportedError
@@ -120,7 +119,7 @@ def test_a_member_whose_size_contradicts_its_shape_is_refused(tmp_path, change):
 
 def test_a_changed_byte_and_a_truncation_are_noticed(tmp_path):
     path = tmp_path / "m.npz"
-    np.savez(path, a=np.arange(100.0))
+    np.savez(path, a=np.arange(10_000.0))
     whole = path.read_bytes()
     changed = bytearray(whole)
     changed[whole.index(np.float64(50).tobytes())] ^= 1

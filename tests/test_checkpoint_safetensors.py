@@ -8,24 +8,25 @@ import struct
 import numpy as np
 import pytest
 import safetensors
-from safetensors.numpy import save_file
-
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint import sharded as sharded_module
 from deepcabac.checkpoint.safetensors_file import DTYPE_OF_TAG
 from deepcabac.errors import CheckpointError, DamagedFileError, UnsupportedError
+from safetensors.numpy import save_file
 
 F4 = np.dtype("<f4")
 INDEX = "model.safetensors.index.json"
 
 
 def copy(source, target):
-    with open_checkpoint(source) as reader:
-        with create_checkpoint(
+    with (
+        open_checkpoint(source) as reader,
+        create_checkpoint(
             target, kind=reader.kind, specs=reader.specs, extra=reader.extra, extra_kind=reader.kind
-        ) as writer:
-            for spec in reader.specs:
-                writer.write(spec.name, reader.read(spec.name))
+        ) as writer,
+    ):
+        for spec in reader.specs:
+            writer.write(spec.name, reader.read(spec.name))
 
 
 def raw(header, data=b"", length=None):

@@ -23,7 +23,7 @@ def reason(error: BaseException) -> str:
     """The first line of an error's own words, without an ``OSError``'s number and path, to follow a colon."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     text = text.splitlines()[0]
-    return text[:1].lower() + text[1:]
+    return text[:1].lower() + (text[1:] if len(text) <= 200 else text[1:200] + "...")
 
 
 @contextlib.contextmanager

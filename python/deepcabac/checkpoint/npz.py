@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -58,6 +59,11 @@ class NpzReader(CheckpointReader):
             if not info.filename.endswith(".npy"):
                 raise UnsupportedError(
                     f"{self.path}: holds {info.filename!r}, which is not a .npy array; save the file with numpy.savez"
+                )
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UnsupportedError(
+                    f"{self.path}: {info.filename!r} is compressed in a way that numpy does not use; "
+                    "save the file with numpy.savez"
                 )
             name = info.filename.removesuffix(".npy")
             if name in members:
@@ -144,7 +150,7 @@ def zip_errors(path: Path) -> Iterator[None]:
     try:
         with reading(path):
             yield
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged: {reason(error)}; fetch it again") from error
     except (NotImplementedError, RuntimeError) as error:  # an unknown compression; an encrypted member
         raise UnsupportedError(

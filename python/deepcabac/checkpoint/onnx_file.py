@@ -11,7 +11,6 @@ node's output (names of values are unique within a graph). Weights in subgraphs 
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -244,19 +243,18 @@ class OnnxReader(CheckpointReader):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file, _ = open_binary(self.path)
+        self._file, size = open_binary(self.path)
         self._weights: tuple[Path, BinaryIO, int] | None = None  # the external file in use, and its size
         self._tensors: dict[str, _Tensor] = {}
         try:
-            # Mapped only to walk through it: the pages that hold values are never touched.
-            with reading(self.path), mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                self._take_apart(data)
+            with reading(self.path):
+                self._take_apart(wire.FileBytes(self._file, size))
         except BaseException:
             self.close()
             raise
         self.specs = [tensor.spec for tensor in self._tensors.values()]
 
-    def _take_apart(self, data: mmap.mmap) -> None:
+    def _take_apart(self, data: wire.FileBytes) -> None:
         try:
             model = _parse_model(data)
         except (wire.WireError, UnicodeDecodeError) as error:
@@ -319,16 +317,10 @@ class OnnxReader(CheckpointReader):
         number, wire_types = _values_field(tensor)
         found = [f for f in tensor.data if f.number == number]
         if wire.VARINT not in wire_types:
-            target, done = array.reshape(-1).view(np.uint8), 0
-            for f in found:
-                read_into(self._file, f.start, target[done : done + f.end - f.start], self.path)
-                done += f.end - f.start
+            self._gather(found, array.reshape(-1).view(np.uint8))
             return array
         encoded = np.empty(sum(f.end - f.start for f in found), np.uint8)
-        done = 0
-        for f in found:
-            read_into(self._file, f.start, encoded[done : done + f.end - f.start], self.path)
-            done += f.end - f.start
+        self._gather(found, encoded)
         try:
             numbers = wire.decode_varints(encoded)
         except wire.WireError as error:
@@ -342,6 +334,13 @@ class OnnxReader(CheckpointReader):
         # Whatever the type, even float16, its bits are the number's lowest.
         array.reshape(-1).view(f"<u{array.itemsize}")[:] = numbers.astype(f"<u{array.itemsize}")
         return array
+
+    def _gather(self, found: list[wire.Field], target: Array) -> None:
+        """Read the payloads of some fields one after the other.  target: u8 [their bytes]"""
+        done = 0
+        for f in found:
+            read_into(self._file, f.start, target[done : done + f.end - f.start], self.path)
+            done += f.end - f.start
 
     def _read_external(self, tensor: _Tensor) -> bytes:
         file, offset, length = self._open_external(tensor)
@@ -376,13 +375,7 @@ class OnnxReader(CheckpointReader):
         try:
             location = tensor.external.get(b"location", b"").decode("utf-8")
             parts = location.replace("\\", "/").split("/")
-            if (
-                location
-                and not location.startswith("/")
-                and ":" not in parts[0]
-                and ".." not in parts
-                and "\0" not in location
-            ):
+            if parts[0] and ":" not in parts[0] and ".." not in parts and "\0" not in location:
                 path = self.path.parent.joinpath(*parts)
                 # Links may lead where the model file itself lies: the Hugging Face cache keeps all its files like that.
                 homes = (self.path.parent.resolve(), self.path.resolve().parent)

@@ -6,16 +6,54 @@ protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, were abandoned before ONNX began
 
-Buffer = bytes | mmap.mmap
+_WINDOW = 1 << 16  # bytes
+
+
+class FileBytes:
+    """A file to be indexed and sliced like ``bytes``, of which only a window is in memory.
+
+    Not a memory map: the kernel may map two megabytes around each byte touched, and all of that counts as resident.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self._window, self._begin = b"", 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> bytes: ...
+    def __getitem__(self, place: int | slice) -> int | bytes:
+        """``place`` must not be negative nor beyond the end."""
+        if isinstance(place, slice):
+            return self._read(place.start, place.stop - place.start)
+        offset = place - self._begin
+        if offset < 0 or offset >= len(self._window):
+            self._window, self._begin, offset = self._read(place, _WINDOW), place, 0
+            if not self._window:
+                raise WireError("the file became shorter")
+        return self._window[offset]
+
+    def _read(self, begin: int, length: int) -> bytes:
+        offset = begin - self._begin
+        if offset >= 0 and offset + length <= len(self._window):
+            return self._window[offset : offset + length]
+        self._file.seek(begin)
+        return self._file.read(length)
+
+
+Buffer = bytes | FileBytes
 
 
 class WireError(ValueError):

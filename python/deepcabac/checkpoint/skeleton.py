@@ -158,8 +158,10 @@ def assemble(skeleton: bytes, names: Iterable[str], torch: Any, make: Callable[[
     assembler = _Assembler(iter(names), torch, make)
     try:
         version, tree = versioned
-        if version != _VERSION:
+        if type(version) is int and version > _VERSION:
             raise UnsupportedError(f"{what} has version {version}, newer than this program; upgrade deepcabac")
+        if version != _VERSION:
+            raise ValueError(version)
         root = assembler.build(tree, None)
     # A malformed tree fails in as many ways as there are types in it, all of them harmless.
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, StopIteration, OverflowError) as error:

@@ -1,9 +1,9 @@
 """PyTorch's ``.pt`` / ``.pth`` / ``.bin`` files. Needs torch to read, and to know its own types to write.
 
-A modern file is a zip with a pickle that refers to storages, which are uncompressed members. It is loaded with
-``torch.load(weights_only=True)`` onto the "meta" device, which gives every tensor's place without its values; the
-values are then read from the file one tensor at a time. Files that this does not suit (before torch 1.6, compressed,
-big-endian) are loaded whole.
+A modern file is a zip with a pickle that refers to storages, which are uncompressed members. Its outline, the archive
+without the values, is loaded by ``torch.load(weights_only=True)`` onto the "meta" device; that gives every tensor's
+place, and the values are then read from the file one tensor at a time. Files that this does not suit (before torch 1.6,
+compressed, big-endian) are loaded whole.
 """
 
 from __future__ import annotations
@@ -94,34 +94,48 @@ class TorchReader(CheckpointReader):
         self.path = Path(path)
         self._torch = _import_torch(self.path)
         self._file, _ = open_binary(self.path)
+        self._loaded: dict[str, Any] | None = None  # the tensors themselves, where they cannot be read one by one
+        self._places: dict[str, _Place] = {}
+        self._specs: dict[str, TensorSpec] = {}
         try:
-            storages = _storages_in_zip(self._file, self.path)
-            root = self._load("cpu" if storages is None else "meta")
-            tensors, self.extra = dissolve(root, self._torch, str(self.path))
-            for name, tensor in tensors:
-                self._check(name, tensor)
-            if storages is not None and any(
-                tensor.numel() and _offset_in_file(tensor) is None for _, tensor in tensors
-            ):
-                # This torch does not note offsets. Memory mapping costs resident memory, up to the file's size.
-                storages = None
-                tensors, _ = dissolve(self._load("cpu", mmap=True), self._torch, str(self.path))
-            self._loaded = dict(tensors) if storages is None else {}
-            self._places: dict[str, _Place] = {}
-            self._specs: dict[str, TensorSpec] = {}
-            first_at: dict[Any, str] = {}
-            for name, tensor in tensors:
-                self._add(name, tensor, storages, first_at)
-            self.specs = list(self._specs.values())
+            self._open()
         except BaseException:
             self._file.close()
             raise
+        self.specs = list(self._specs.values())
 
-    def _load(self, device: str, mmap: bool = False) -> Any:
+    def _open(self) -> None:
+        outline = _make_outline(self._file, self.path)
+        tensors = self._locate(outline) if outline else None
+        if outline is None or tensors is None:
+            # A mapped file costs resident memory, but no more than its size, and less than a copy of it.
+            tensors = self._dissolve(self._load(self.path, "cpu", mmap=outline is not None))
+            self._loaded = dict(tensors)
+        first_at: dict[Any, str] = {}
+        for name, tensor in tensors:
+            self._add(name, tensor, outline, first_at)
+
+    def _locate(self, outline: _Outline) -> list[tuple[str, Any]] | None:
+        """The tensors, without values but with their places; None when torch cannot give these."""
         try:
-            return self._torch.load(self.path, map_location=device, weights_only=True, mmap=mmap)
+            root = self._load(io.BytesIO(outline.archive), "meta")
+        except CheckpointError:  # damaged, or quantised, or sparse: loading the file itself will tell
+            return None
+        tensors = self._dissolve(root)
+        known = all(not tensor.numel() or _storage_offset(tensor) in outline.records for _, tensor in tensors)
+        return tensors if known else None  # an older torch, or a tensor that was saved without values
+
+    def _load(self, source: Path | io.BytesIO, device: str, mmap: bool = False) -> Any:
+        try:
+            return self._torch.load(source, map_location=device, weights_only=True, mmap=mmap)
         except Exception as error:  # a damaged pickle can raise almost anything
             raise _explain(error, self.path) from error
+
+    def _dissolve(self, root: Any) -> list[tuple[str, Any]]:
+        tensors, self.extra = dissolve(root, self._torch, str(self.path))
+        for name, tensor in tensors:
+            self._check(name, tensor)
+        return tensors
 
     def _check(self, name: str, tensor: Any) -> None:
         if tensor.layout != self._torch.strided or tensor.is_nested:
@@ -133,23 +147,25 @@ class TorchReader(CheckpointReader):
                 f"{self.path}: tensor {name!r} has dtype {tensor.dtype}, which is not supported; convert it first"
             )
 
-    def _add(self, name: str, tensor: Any, storages: dict[int, int] | None, first_at: dict[Any, str]) -> None:
+    def _add(self, name: str, tensor: Any, outline: _Outline | None, first_at: dict[Any, str]) -> None:
         """Note where one tensor lies, and append its spec."""
         dtype, shape = _DTYPE_OF_NAME[str(tensor.dtype)], tuple(tensor.shape)
-        start = 0 if storages is None else _offset_in_file(tensor) or 0
-        place = _Place(start, tensor.storage_offset(), tensor.stride())
-        identity: Any = (dtype, shape, place)
-        if storages is None:
+        offset, strides = tensor.storage_offset(), tensor.stride()
+        if not tensor.numel():
+            self._specs[name] = TensorSpec(name, dtype, shape)
+            return
+        if self._loaded is not None or outline is None:
             if tensor.device.type != "cpu":
                 raise UnsupportedError(
                     f"{self.path}: tensor {name!r} has no values (device {tensor.device}); save it with its values"
                 )
-            identity += (tensor.untyped_storage().data_ptr(),)
-        elif tensor.numel():
-            end = (place.offset + _span(shape, place.strides)) * dtype.itemsize
-            if end > storages.get(start, 0):
+            start = tensor.untyped_storage().data_ptr()
+        else:
+            start, size = outline.records[_storage_offset(tensor) or 0]
+            if (offset + _span(shape, strides)) * dtype.itemsize > size:
                 raise CheckpointError(f"{self.path}: tensor {name!r} reaches beyond its storage; the file is damaged")
-        tied_to = first_at.setdefault(identity, name) if tensor.numel() else name
+        place = _Place(start, offset, strides)
+        tied_to = first_at.setdefault((place, dtype, shape), name)
         self._specs[name] = TensorSpec(name, dtype, shape, None if tied_to == name else tied_to)
         self._places[name] = place
 
@@ -158,7 +174,7 @@ class TorchReader(CheckpointReader):
         array = allocate(spec, self.path)
         if not array.size:
             return array
-        if name in self._loaded:
+        if self._loaded is not None:
             values = self._loaded[name].detach().resolve_neg().contiguous().reshape(-1).view(self._torch.uint8)
             byte_view(array)[:] = values.numpy().data
             return array
@@ -174,12 +190,12 @@ class TorchReader(CheckpointReader):
         return array
 
     def close(self) -> None:
-        self._loaded = {}
+        self._loaded = None
         self._file.close()
 
 
-def _offset_in_file(tensor: Any) -> int | None:
-    """Where the storage of a strided tensor on the meta device lies in the file, if torch noted it."""
+def _storage_offset(tensor: Any) -> int | None:
+    """Where the storage of a tensor on the meta device lies in the archive, if torch noted it."""
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     return offset if isinstance(offset, int) else None
 
@@ -198,8 +214,20 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-def _storages_in_zip(file: BinaryIO, path: Path) -> dict[int, int] | None:
-    """Map the offset of every storage in the file to its size; None when torch has to load the file whole."""
+@dataclass(frozen=True)
+class _Outline:
+    """A file without its values: the same archive, but all storages empty, which torch accepts for the meta device.
+
+    ``records`` maps the offset of each storage in ``archive``, which torch notes, to offset and size in the file. Torch
+    could note the offsets in the file itself, but it computes them by rules that only its own files keep to.
+    """
+
+    archive: bytes
+    records: dict[int, tuple[int, int]]
+
+
+def _make_outline(file: BinaryIO, path: Path) -> _Outline | None:
+    """The outline of a zip file; None when torch has to load the file whole."""
     with reading(path):
         is_zip = file.read(4) == b"PK\3\4"
         file.seek(0)
@@ -207,20 +235,43 @@ def _storages_in_zip(file: BinaryIO, path: Path) -> dict[int, int] | None:
         return None
     with open_zip(file, path, "a PyTorch file") as archive, zip_errors(path):
         members = {info.filename: info for info in archive.infolist()}
-        folder = next(
-            (name[: -len("data.pkl")] for name in members if name.count("/") == 1 and name.endswith("/data.pkl")), None
-        )
-        if folder is None:
+        if len(members) != len(archive.infolist()):
+            raise CheckpointError(f"{path}: holds two records of the same name; the file is damaged")
+        pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise CheckpointError(f"{path}: is a zip file, but not one from torch.save; check that the suffix is right")
+        folder = pickles[0].removesuffix("data.pkl")
         if folder + "constants.pkl" in members:
             raise UnsupportedError(
                 f"{path}: is a TorchScript program; save the weights alone: torch.save(model.state_dict(), ...)"
             )
-        storages = [info for name, info in members.items() if name.startswith(folder + "data/")]
-        big_endian = folder + "byteorder" in members and archive.read(folder + "byteorder") == b"big"
-        if big_endian or any(info.compress_type != zipfile.ZIP_STORED for info in storages):
+        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
             return None
-        return {_data_offset(file, info): info.file_size for info in storages}
+        # Read past zipfile, which insists on checksums that torch may have been told not to compute.
+        contents = {
+            name: _read_stored(file, info)
+            for name, info in members.items()
+            if name in (pickles[0], folder + "byteorder", folder + "version")
+        }
+        if contents.get(folder + "byteorder") == b"big":
+            return None
+        storages = [info for name, info in members.items() if name.startswith(folder + "data/")]
+        outline = io.BytesIO()
+        with zipfile.ZipFile(outline, "w") as empty:
+            for name, content in contents.items():
+                empty.writestr(name, content)
+            for info in storages:
+                empty.writestr(info.filename, b"")
+            records = {
+                _data_offset(outline, empty.getinfo(info.filename)): (_data_offset(file, info), info.file_size)
+                for info in storages
+            }
+        return _Outline(outline.getvalue(), records)
+
+
+def _read_stored(file: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+    file.seek(_data_offset(file, info))
+    return file.read(info.file_size)
 
 
 def _data_offset(file: BinaryIO, info: zipfile.ZipInfo) -> int:

@@ -1,0 +1,120 @@
+//! The same bits with x86 SIMD: the one place, besides the C boundary, with `unsafe`.
+//!
+//! The loops are the ones of `lanes.rs` and `chunk.rs`, compiled again with the instructions of x86-64-v3 (AVX2, BMI2,
+//! LZCNT, MOVBE: every x86 core since 2015), and with the adaptation of four contexts as one vector.
+
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::{
+    __m128i, _mm_add_epi32, _mm_and_si128, _mm_blendv_epi8, _mm_loadu_si128, _mm_min_epu32, _mm_or_si128, _mm_set1_epi32,
+    _mm_srav_epi32, _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
+};
+
+use crate::chunk::{self, Quantizer, Sums};
+use crate::coder::GROUP;
+use crate::context::{COUNT, LIMIT, Machine, TARGET, USED};
+use crate::lanes::{self, Job};
+use crate::params::Params;
+
+/// AVX2. Only constructed behind [`available`], only named by the three functions below.
+struct Avx2;
+
+impl Machine for Avx2 {
+    #[inline(always)]
+    fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
+        // SAFETY: this type is private to the module, and its functions below are compiled with, and called only after
+        // a check for, the features that adapt_group needs.
+        unsafe { adapt_group(contexts, &TARGET[ones.min(GROUP)], &USED[ones.min(GROUP)]) }
+    }
+}
+
+/// True if this processor has what the functions below need.
+#[inline]
+pub fn available() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("movbe")
+}
+
+/// `context::adapted` on four contexts, kept where `used` is zero.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn adapt_group(contexts: &mut [u32; GROUP], target: &[i32; GROUP], used: &[u32; GROUP]) {
+    // SAFETY: each reference is to 16 readable bytes, and loadu needs no alignment.
+    let (old, target, used) = unsafe {
+        (
+            _mm_loadu_si128(contexts.as_ptr().cast::<__m128i>()),
+            _mm_loadu_si128(target.as_ptr().cast::<__m128i>()),
+            _mm_loadu_si128(used.as_ptr().cast::<__m128i>()),
+        )
+    };
+    let upper = _mm_set1_epi32(!511);
+    let count = _mm_and_si128(old, _mm_set1_epi32(COUNT as i32));
+    let stage = _mm_srli_epi32::<7>(count);
+    let p = _mm_and_si128(_mm_srli_epi32::<1>(old), upper);
+    let step = _mm_srav_epi32(_mm_sub_epi32(target, p), _mm_add_epi32(stage, _mm_set1_epi32(1)));
+    let p = _mm_add_epi32(p, _mm_and_si128(step, upper));
+    let count = _mm_add_epi32(count, _mm_srlv_epi32(_mm_set1_epi32(128), stage));
+    let count = _mm_min_epu32(count, _mm_set1_epi32(LIMIT as i32));
+    let new = _mm_or_si128(_mm_add_epi32(p, p), count);
+    let new = _mm_blendv_epi8(old, new, used);
+    // SAFETY: the reference is to 16 writable bytes, and storeu needs no alignment.
+    unsafe { _mm_storeu_si128(contexts.as_mut_ptr().cast::<__m128i>(), new) }
+}
+
+macro_rules! with_features {
+    ($(#[$doc:meta])* $name:ident, $inner:ident, $call:path, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
+        $(#[$doc])*
+        pub fn $name($($argument: $type),*) $(-> $result)? {
+            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
+            fn $inner($($argument: $type),*) $(-> $result)? {
+                $call($($argument),*)
+            }
+            assert!(available(), "called on a processor without AVX2");
+            // SAFETY: the features were just checked.
+            unsafe { $inner($($argument),*) }
+        }
+    };
+}
+
+with_features!(
+    /// [`lanes::decode`] on this machine.
+    decode, decode_avx2, lanes::decode_on::<Avx2>, (jobs: &mut [Job])
+);
+with_features!(
+    /// [`chunk::encode`] on this machine.
+    encode, encode_avx2, chunk::encode_on::<Avx2>, (params: &Params, levels: &[i32], out: &mut Vec<u8>)
+);
+with_features!(
+    /// [`chunk::quantize`] on this machine.
+    quantize, quantize_avx2, chunk::quantize_on::<Avx2>,
+    (params: &Params, weights: &[f32], quantizer: Quantizer, chosen: Option<&mut [i32]>, out: &mut Vec<u8>) -> Sums
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Portable;
+
+    #[test]
+    fn a_group_adapts_as_in_plain_rust() {
+        if !available() {
+            return;
+        }
+        let mut state = 1u64;
+        for round in 0..100_000 {
+            let mut contexts = [0; GROUP];
+            for context in &mut contexts {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let count = ((state >> 20) as u32) % (LIMIT + 1);
+                *context = ((state >> 32) as u32).clamp(1 << 21, u32::MAX - (1 << 21)) & !COUNT | count.max(256);
+            }
+            let mut portable = contexts;
+            Avx2::adapt_group(&mut contexts, round % 5);
+            Portable::adapt_group(&mut portable, round % 5);
+            assert_eq!(contexts, portable);
+        }
+    }
+}
