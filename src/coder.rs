@@ -46,6 +46,13 @@ fn tail_bytes(range: u64) -> usize {
     if range >= 1 << 57 { 1 } else { 2 }
 }
 
+/// Most decisions, so most levels, that a chunk of so many bytes can hold: the likeliest decision costs
+/// `-log2(1 - 2^-11) = 0.000705` bits, so a byte holds at most 11,357.
+#[must_use]
+pub fn most_decisions(bytes: usize) -> usize {
+    bytes.saturating_add(8).saturating_mul(11_400)
+}
+
 /// Writes one chunk.
 pub struct Encoder {
     low: u64,

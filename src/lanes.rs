@@ -4,7 +4,7 @@
 //! works on [`LANES`] of them in turn, one level each: their chains overlap. The result does not depend on how chunks
 //! are put together.
 
-use crate::coder::{Decoder, Reader};
+use crate::coder::{self, Decoder, Reader};
 use crate::context::{Machine, Portable};
 use crate::levels;
 use crate::params::Params;
@@ -112,7 +112,7 @@ pub(crate) fn decode_on<M: Machine>(jobs: &mut [Job]) {
         job.good = false;
         if job.output.len() == 0 {
             job.good = job.bytes.is_empty();
-        } else {
+        } else if job.output.len() <= coder::most_decisions(job.bytes.len()) {
             kinds[usize::from(rows::kind(&job.params))].push(job);
         }
     }

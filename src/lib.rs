@@ -2,10 +2,13 @@
 //!
 //! Reading order: [`params`] (what a tensor's header says), [`rows`] (what is known about the next level) on [`scale`],
 //! [`levels`] (the binarisation) on [`context`] and [`coder`], then the loops: [`chunk`] encodes, [`lanes`] decodes.
+//! [`fit`] chooses parameters; [`bytes`] codes what is not levels; [`ffi`] is what Python calls.
 
+pub mod bytes;
 pub mod chunk;
 pub mod coder;
 pub mod context;
+pub mod ffi;
 pub mod fit;
 pub mod lanes;
 pub mod levels;

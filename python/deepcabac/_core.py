@@ -1,0 +1,194 @@
+"""The native core, as functions on numpy arrays and bytes. Nothing here knows files, names or data types.
+
+Calls release the interpreter lock, so threads run them in parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepcabac._native import ffi, lib
+from deepcabac.errors import DamagedFileError
+
+_INTERFACE = 1
+_OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
+
+if lib.dc_interface() != _INTERFACE:
+    raise ImportError("deepcabac's native library and its Python code are of different versions: reinstall deepcabac")
+
+#: Largest magnitude of a level that the quantiser may choose: it stays exact in float32 arithmetic up to 2^24.
+MAX_LEVEL = 1 << 24
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the weights w and levels q of a chunk."""
+
+    energy: float  #: of w^2
+    error: float  #: of (w - step q)^2
+    correlation: float  #: of w q
+    levels: float  #: of q^2
+
+
+def _pointer(array: npt.NDArray[Any], kind: str) -> Any:
+    return ffi.cast(kind, array.ctypes.data) if array.size else ffi.NULL
+
+
+def _checked(status: int) -> None:
+    if status == _DAMAGED:
+        raise DamagedFileError("damaged data: the coded bytes are not what an encoder wrote")
+    if status != _OK:
+        raise AssertionError(f"native call failed with status {status}: please report this as a bug in deepcabac")
+
+
+def _deliver(call: Any, capacity: int) -> bytes:
+    """Run ``call(out, capacity, length)``, again with more room if it needs more."""
+    length = ffi.new("uintptr_t *")
+    out = bytearray(capacity)
+    status = call(ffi.from_buffer("uint8_t[]", out, require_writable=True), len(out), length)
+    if status == _ROOM:
+        out = bytearray(length[0])
+        status = call(ffi.from_buffer("uint8_t[]", out, require_writable=True), len(out), length)
+    _checked(status)
+    return bytes(memoryview(out)[: length[0]])
+
+
+def fit(
+    shape: Sequence[int],
+    *,
+    levels: npt.NDArray[np.int32] | None = None,
+    weights: npt.NDArray[np.float32] | None = None,
+    step: float = 1.0,
+) -> bytes:
+    """Coding parameters for a tensor of this shape, from its levels or from its weights and a step."""
+    dimensions = np.array(shape, np.uint64)
+    count = (levels if levels is not None else weights).size  # type: ignore[union-attr]
+    level_pointer = _pointer(levels, "int32_t *") if levels is not None else ffi.NULL
+    weight_pointer = _pointer(weights, "float *") if weights is not None else ffi.NULL
+    return _deliver(
+        lambda out, capacity, length: lib.dc_fit(
+            _pointer(dimensions, "uint64_t *"), len(shape), level_pointer, weight_pointer, count, step, out, capacity, length
+        ),
+        64,
+    )
+
+
+def chunk_levels(params: bytes) -> int:
+    """Levels in every chunk but the last. Raises DamagedFileError if ``params`` are not valid."""
+    levels = int(lib.dc_chunk_levels(ffi.from_buffer("uint8_t[]", params), len(params)))
+    if levels == 0:
+        raise DamagedFileError("damaged data: coding parameters out of range")
+    return levels
+
+
+def most_levels(length: int) -> int:
+    """Most levels that a chunk of ``length`` bytes can hold."""
+    return int(lib.dc_most_levels(length))
+
+
+def encode(params: bytes, levels: npt.NDArray[np.int32]) -> bytes:
+    """The code of one chunk of levels."""
+    return _deliver(
+        lambda out, capacity, length: lib.dc_encode(
+            ffi.from_buffer("uint8_t[]", params),
+            len(params),
+            _pointer(levels, "int32_t *"),
+            levels.size,
+            out,
+            capacity,
+            length,
+        ),
+        2 * levels.size + 64,
+    )
+
+
+def quantize(
+    params: bytes,
+    weights: npt.NDArray[np.float32],
+    step: float,
+    rate_weight: float,
+    levels: npt.NDArray[np.int32] | None = None,
+    limit: int = MAX_LEVEL,
+) -> tuple[bytes, Sums]:
+    """Quantise one chunk of weights and code it.
+
+    ``rate_weight`` is lambda in squared steps per bit. Chosen levels are also written to ``levels`` if given.
+    """
+    sums = np.empty(4)
+    code = _deliver(
+        lambda out, capacity, length: lib.dc_quantize(
+            ffi.from_buffer("uint8_t[]", params),
+            len(params),
+            _pointer(weights, "float *"),
+            weights.size,
+            step,
+            rate_weight,
+            limit,
+            ffi.NULL if levels is None else _pointer(levels, "int32_t *"),
+            _pointer(sums, "double *"),
+            out,
+            capacity,
+            length,
+        ),
+        2 * weights.size + 64,
+    )
+    return code, Sums(*sums.tolist())
+
+
+@dataclass(frozen=True)
+class Job:
+    """A chunk to decode into ``out``: int32 gets the levels, float32 the levels times ``step``."""
+
+    params: bytes
+    code: bytes | memoryview
+    out: npt.NDArray[np.int32] | npt.NDArray[np.float32]
+    step: float = 1.0
+
+
+def decode(jobs: Sequence[Job]) -> list[bool]:
+    """Decode chunks, several at a time on this thread. Returns for each whether its bytes were exactly its code."""
+    native = ffi.new("DcJob[]", len(jobs))
+    keep = []
+    for slot, job in zip(native, jobs, strict=True):
+        params, code = ffi.from_buffer("uint8_t[]", job.params), ffi.from_buffer("uint8_t[]", job.code)
+        keep += [params, code]
+        slot.params, slot.params_length = params, len(job.params)
+        slot.bytes, slot.bytes_length = code, len(job.code)
+        slot.count, slot.step = job.out.size, job.step
+        if job.out.dtype == np.int32:
+            slot.levels = _pointer(job.out, "int32_t *")
+        else:
+            slot.values = _pointer(job.out, "float *")
+    _checked(lib.dc_decode(native, len(jobs)))
+    return [slot.status == _OK for slot in native]
+
+
+def encode_bytes(data: bytes) -> bytes:
+    """The code of bytes without a model of their own (names, metadata)."""
+    return _deliver(
+        lambda out, capacity, length: lib.dc_encode_bytes(
+            ffi.from_buffer("uint8_t[]", data), len(data), out, capacity, length
+        ),
+        len(data) + 64,
+    )
+
+
+def decode_bytes(code: bytes | memoryview, length: int) -> bytes:
+    """The ``length`` bytes that ``code`` stands for; DamagedFileError if it is not exactly their code."""
+    if length > most_levels(len(code)) // 8:
+        raise DamagedFileError(f"damaged data: {len(code)} coded bytes cannot stand for {length}")
+    out = bytearray(length)
+    _checked(
+        lib.dc_decode_bytes(
+            ffi.from_buffer("uint8_t[]", code),
+            len(code),
+            ffi.from_buffer("uint8_t[]", out, require_writable=True),
+            length,
+        )
+    )
+    return bytes(out)

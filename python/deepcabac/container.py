@@ -1,0 +1,251 @@
+"""The .dcb file: a header, payload chunks, and behind them an index of tensors. See FORMAT.md, sections 2 and 3.
+
+This module turns an :class:`Index` into bytes and back, and checks it whole: whoever holds an Index that was parsed may
+trust its names, shapes and chunk positions. All limits on hostile input are here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from .errors import DamagedFileError, UnsupportedError
+from .wire import Cursor, blob, varint
+
+MAGIC = b"\x89DCB\r\n\x1a\n"
+VERSION = 1
+#: magic, version, CRC-32 of the index, offset and length of the index
+HEADER = struct.Struct("<8sIIQQ")
+
+RAW, LEVELS, TIED = 0, 1, 2
+METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied"}
+#: Bytes of a raw chunk, but the last.
+RAW_CHUNK = 1 << 20
+MAX_DIMENSIONS = 32
+#: Most bytes of an index once decoded.
+MAX_INDEX = 1 << 28
+
+DTYPES: dict[int, np.dtype[Any]] = dict(
+    enumerate(
+        [
+            *(np.dtype(code) for code in ("<f8", "<f4", "<f2")),
+            BFLOAT16,
+            FLOAT8_E4M3FN,
+            FLOAT8_E5M2,
+            *(np.dtype(code) for code in ("<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?")),
+        ],
+        start=1,
+    )
+)
+_DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where a chunk of payload lies, and what it must hash to."""
+
+    offset: int
+    length: int
+    crc: int
+
+    def check(self, data: bytes | memoryview, name: str) -> None:
+        """Raise :class:`DamagedFileError` if ``data`` is not this chunk."""
+        if len(data) != self.length or zlib.crc32(data) != self.crc:
+            raise DamagedFileError(f"tensor {name!r} is damaged: the checksum at byte {self.offset} does not match")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the index."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    method: int
+    chunks: tuple[Chunk, ...] = ()
+    params: bytes = b""  #: coding parameters (LEVELS)
+    step: float = 0.0  #: distance of two reconstruction values (LEVELS)
+    tied_to: int = -1  #: number of the entry that this one equals (TIED)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded tensor."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes of its payload."""
+        return sum(chunk.length for chunk in self.chunks)
+
+    @property
+    def chunk_size(self) -> int:
+        """Elements (LEVELS) or bytes (RAW) in every chunk but the last."""
+        return _core.chunk_levels(self.params) if self.method == LEVELS else RAW_CHUNK
+
+    def chunk_range(self, number: int) -> slice:
+        """The elements (LEVELS) or bytes (RAW) that chunk ``number`` holds."""
+        total = self.size if self.method == LEVELS else self.nbytes
+        return slice(number * self.chunk_size, min((number + 1) * self.chunk_size, total))
+
+
+@dataclass
+class Index:
+    """What a file says about itself: its tensors, and what a checkpoint of its kind holds besides them."""
+
+    entries: list[Entry] = field(default_factory=list)
+    kind: str = ""  #: kind of checkpoint it was made from, "" for arrays
+    extra: bytes = b""  #: CheckpointReader.extra
+
+    def write(self) -> bytes:
+        """The index as stored: coded bytes behind their decoded length."""
+        parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
+        parts += [_write_entry(entry) for entry in self.entries]
+        plain = b"".join(parts)
+        return varint(len(plain)) + _core.encode_bytes(plain)
+
+    @classmethod
+    def read(cls, stored: bytes, payload: range) -> Index:
+        """Parse and check an index whose chunks must tile ``payload`` (byte offsets) exactly."""
+        cursor = Cursor(stored, "index")
+        length = cursor.varint()
+        if length > MAX_INDEX:
+            raise cursor.damaged(f"it claims {length} bytes, more than the {MAX_INDEX} allowed")
+        cursor = Cursor(_core.decode_bytes(cursor.take(cursor.left), length), "index")
+        index = cls(kind=cursor.text(), extra=cursor.blob())
+        offset = payload.start
+        names: set[str] = set()
+        for _ in range(cursor.count(each=5)):
+            entry = _read_entry(cursor, offset, index.entries)
+            if entry.name in names:
+                raise cursor.damaged(f"two tensors are called {entry.name!r}")
+            names.add(entry.name)
+            index.entries.append(entry)
+            offset += entry.coded_bytes
+            if offset > payload.stop:
+                raise cursor.damaged(f"tensor {entry.name!r} lies outside the file")
+        cursor.end()
+        if offset != payload.stop:
+            raise cursor.damaged(f"{payload.stop - offset} bytes of payload belong to no tensor")
+        return index
+
+
+def header(index: bytes, offset: int) -> bytes:
+    """The header of a file whose stored ``index`` lies at ``offset``."""
+    return HEADER.pack(MAGIC, VERSION, zlib.crc32(index), offset, len(index))
+
+
+def read_header(head: bytes, file_size: int) -> tuple[int, range]:
+    """The checksum and the place of the index, from the first bytes of a file."""
+    if head[: len(MAGIC)] != MAGIC[: len(head)] or not head:
+        raise DamagedFileError("not a .dcb file: it does not begin like one")
+    if len(head) < HEADER.size:
+        raise DamagedFileError(f"damaged .dcb file: it ends after {len(head)} bytes")
+    _, version, crc, offset, length = HEADER.unpack(head)
+    if version != VERSION:
+        raise UnsupportedError(f"a .dcb file of format version {version}; this release reads version {VERSION}: update deepcabac")
+    if offset < HEADER.size or offset + length != file_size:
+        raise DamagedFileError(f"damaged .dcb file: it should have {offset + length} bytes and has {file_size}")
+    return crc, range(offset, offset + length)
+
+
+def check_index(stored: bytes, crc: int) -> None:
+    """Raise :class:`DamagedFileError` if the stored index does not match the header."""
+    if zlib.crc32(stored) != crc:
+        raise DamagedFileError("damaged .dcb file: the checksum of the index does not match")
+
+
+def _write_entry(entry: Entry) -> bytes:
+    parts = [
+        blob(entry.name.encode()),
+        bytes([_DTYPE_CODES[entry.dtype], len(entry.shape)]),
+        *(varint(size) for size in entry.shape),
+        bytes([entry.method]),
+    ]
+    if entry.method == TIED:
+        return b"".join([*parts, varint(entry.tied_to)])
+    if entry.method == LEVELS:
+        parts += [struct.pack("<f", entry.step), write_chunks(entry.params, entry.chunks)]
+    else:
+        parts += [struct.pack("<I", chunk.crc) for chunk in entry.chunks]
+    return b"".join(parts)
+
+
+def write_chunks(params: bytes, chunks: tuple[Chunk, ...]) -> bytes:
+    """Coding parameters, and length and checksum of each chunk."""
+    return blob(params) + b"".join(varint(chunk.length) + struct.pack("<I", chunk.crc) for chunk in chunks)
+
+
+def read_chunks(cursor: Cursor, size: int, offset: int) -> tuple[bytes, tuple[Chunk, ...]]:
+    """What :func:`write_chunks` wrote for a tensor of ``size`` levels whose first chunk lies at ``offset``."""
+    params = cursor.blob()
+    each = _core.chunk_levels(params)
+    number = -(-size // each)
+    if number * 5 > cursor.left:
+        raise cursor.damaged("it ends early")
+    chunks = []
+    for start in range(0, size, each):
+        chunk = Chunk(offset, cursor.varint(), cursor.unpack("<I")[0])
+        if min(each, size - start) > _core.most_levels(chunk.length):
+            raise cursor.damaged(f"{chunk.length} bytes cannot hold {min(each, size - start)} levels")
+        chunks.append(chunk)
+        offset += chunk.length
+    return params, tuple(chunks)
+
+
+def read_shape(cursor: Cursor) -> tuple[int, ...]:
+    """Dimensions behind their number; their product fits 63 bits."""
+    dimensions = cursor.byte()
+    if dimensions > MAX_DIMENSIONS:
+        raise cursor.damaged(f"a tensor of {dimensions} dimensions")
+    shape = tuple(cursor.varint() for _ in range(dimensions))
+    # Zeros do not make an absurd shape sound: numpy refuses it too.
+    if math.prod(max(size, 1) for size in shape) >= 1 << 60:
+        raise cursor.damaged(f"a tensor of shape {shape}")
+    return shape
+
+
+def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
+    name = cursor.text()
+    dtype = DTYPES.get(cursor.byte())
+    if dtype is None:
+        raise cursor.damaged(f"tensor {name!r} has an unknown data type")
+    shape = read_shape(cursor)
+    size, method = math.prod(shape), cursor.byte()
+    if method == TIED:
+        number = cursor.varint()
+        if number >= len(before) or before[number].method == TIED:
+            raise cursor.damaged(f"tensor {name!r} is tied to one that does not come before it")
+        source = before[number]
+        if (source.dtype, source.shape) != (dtype, shape):
+            raise cursor.damaged(f"tensor {name!r} is tied to {source.name!r}, which has another type or shape")
+        return Entry(name, dtype, shape, method, tied_to=number)
+    if method == RAW:
+        return Entry(name, dtype, shape, method, _read_raw_chunks(cursor, size * dtype.itemsize, offset))
+    if method == LEVELS:
+        (step,) = cursor.unpack("<f")
+        if not (math.isfinite(step) and step > 0) or dtype.kind not in "fV":
+            raise cursor.damaged(f"tensor {name!r} has step {step} and type {dtype}")
+        params, chunks = read_chunks(cursor, size, offset)
+        return Entry(name, dtype, shape, method, chunks, params, step)
+    raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
+
+
+def _read_raw_chunks(cursor: Cursor, nbytes: int, offset: int) -> tuple[Chunk, ...]:
+    if -(-nbytes // RAW_CHUNK) * 4 > cursor.left:
+        raise cursor.damaged("it ends early")
+    return tuple(
+        Chunk(offset + start, min(RAW_CHUNK, nbytes - start), cursor.unpack("<I")[0])
+        for start in range(0, nbytes, RAW_CHUNK)
+    )

@@ -1,0 +1,286 @@
+//! The C boundary. Everything here checks what it is given, catches panics, and returns a status.
+//!
+//! Callers own all memory: they pass pointers with lengths, and get variable-sized results copied into a buffer of theirs.
+
+#![allow(unsafe_code)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::slice;
+
+use crate::chunk::{self, Quantizer, Sums};
+use crate::fit::{self, Layout};
+use crate::lanes::{self, Job, Output};
+use crate::params::Params;
+use crate::{bytes, coder};
+
+/// Success.
+pub const DC_OK: i32 = 0;
+/// An argument is out of its range (null, misaligned, an impossible length): a bug in the caller.
+pub const DC_ARGUMENT: i32 = 1;
+/// The bytes are not what an encoder wrote.
+pub const DC_DAMAGED: i32 = 2;
+/// The result needs more room than the output buffer has; the size needed was stored.
+pub const DC_ROOM: i32 = 3;
+/// A panic: a bug in the core.
+pub const DC_BUG: i32 = 4;
+
+/// A chunk to decode.
+#[repr(C)]
+pub struct DcJob {
+    /// Stored parameters.
+    pub params: *const u8,
+    /// Their length.
+    pub params_length: usize,
+    /// The chunk's bytes.
+    pub bytes: *const u8,
+    /// Their number.
+    pub bytes_length: usize,
+    /// Levels in the chunk.
+    pub count: usize,
+    /// Destination of the levels, or null.
+    pub levels: *mut i32,
+    /// Destination of levels times `step`, used if `levels` is null.
+    pub values: *mut f32,
+    /// Distance of two reconstruction values.
+    pub step: f32,
+    /// Set to `DC_OK` or `DC_DAMAGED`.
+    pub status: i32,
+}
+
+/// A slice from a pointer of a caller; null is empty.
+///
+/// # Safety
+/// If `pointer` is not null, `length` elements behind it are readable and unchanged while the slice lives.
+unsafe fn input<'a, T>(pointer: *const T, length: usize) -> Option<&'a [T]> {
+    if length == 0 {
+        return Some(&[]);
+    }
+    if pointer.is_null() || !pointer.is_aligned() || length > isize::MAX as usize / size_of::<T>() {
+        return None;
+    }
+    // SAFETY: not null, aligned, not too long; readable by the caller's promise.
+    Some(unsafe { slice::from_raw_parts(pointer, length) })
+}
+
+/// A mutable slice from a pointer of a caller.
+///
+/// # Safety
+/// As for [`input`], and nothing else touches the elements while the slice lives.
+unsafe fn output<'a, T>(pointer: *mut T, length: usize) -> Option<&'a mut [T]> {
+    if length == 0 {
+        return Some(&mut []);
+    }
+    if pointer.is_null() || !pointer.is_aligned() || length > isize::MAX as usize / size_of::<T>() {
+        return None;
+    }
+    // SAFETY: not null, aligned, not too long; writable and ours by the caller's promise.
+    Some(unsafe { slice::from_raw_parts_mut(pointer, length) })
+}
+
+/// Runs `body`, turning a missing argument and a panic into a status.
+fn guarded(body: impl FnOnce() -> Option<i32>) -> i32 {
+    catch_unwind(AssertUnwindSafe(body)).map_or(DC_BUG, |status| status.unwrap_or(DC_ARGUMENT))
+}
+
+/// Copies a result into the caller's buffer and stores its size.
+fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
+    *length.first_mut()? = result.len();
+    match out.get_mut(..result.len()) {
+        Some(room) => {
+            room.copy_from_slice(result);
+            Some(DC_OK)
+        }
+        None => Some(DC_ROOM),
+    }
+}
+
+/// Changes whenever a function here does.
+#[unsafe(no_mangle)]
+pub extern "C" fn dc_interface() -> u32 {
+    1
+}
+
+/// Chooses coding parameters for a tensor of this shape. Exactly one of `levels` and `weights` (to be quantised with
+/// `step`) is given, `count` of them.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_fit(
+    shape: *const u64,
+    dimensions: usize,
+    levels: *const i32,
+    weights: *const f32,
+    count: usize,
+    step: f32,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (shape, out, length) = unsafe { (input(shape, dimensions)?, output(out, capacity)?, output(length, 1)?) };
+        let layout = Layout::of_shape(shape);
+        let params = if levels.is_null() {
+            // SAFETY: as above.
+            let weights = unsafe { input(weights, count)? };
+            let scale = 1.0 / f64::from(step);
+            fit::fit(layout, count, |i| f64::from(weights[i]) * scale)
+        } else {
+            // SAFETY: as above.
+            let levels = unsafe { input(levels, count)? };
+            fit::fit(layout, count, |i| f64::from(levels[i]))
+        };
+        let mut stored = Vec::new();
+        params.write(&mut stored);
+        deliver(&stored, out, length)
+    })
+}
+
+/// Checks stored parameters; the number of levels in a full chunk, or 0 if they are damaged.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_chunk_levels(params: *const u8, params_length: usize) -> usize {
+    // SAFETY: valid by this function's contract.
+    let params = unsafe { input(params, params_length) };
+    params.and_then(Params::read).map_or(0, |params| params.chunk_levels())
+}
+
+/// Encodes one chunk of levels.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_encode(
+    params: *const u8,
+    params_length: usize,
+    levels: *const i32,
+    count: usize,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (params, levels) = unsafe { (input(params, params_length)?, input(levels, count)?) };
+        // SAFETY: as above.
+        let (out, length) = unsafe { (output(out, capacity)?, output(length, 1)?) };
+        let mut coded = Vec::new();
+        chunk::encode(&Params::read(params)?, levels, &mut coded);
+        deliver(&coded, out, length)
+    })
+}
+
+/// Quantises and encodes one chunk of weights. `step` and `lambda` are finite, `step` is positive, `lambda` is not
+/// negative and in squared steps per bit, `limit` bounds |level|. `levels` may be null; `sums` receives four numbers:
+/// sum of w^2, of (w - step q)^2, of w q, of q^2.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_quantize(
+    params: *const u8,
+    params_length: usize,
+    weights: *const f32,
+    count: usize,
+    step: f32,
+    lambda: f32,
+    limit: i32,
+    levels: *mut i32,
+    sums: *mut f64,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (params, weights) = unsafe { (input(params, params_length)?, input(weights, count)?) };
+        // SAFETY: as above.
+        let (out, length, sums) = unsafe { (output(out, capacity)?, output(length, 1)?, output(sums, 4)?) };
+        // SAFETY: as above.
+        let levels = if levels.is_null() { None } else { Some(unsafe { output(levels, count)? }) };
+        let valid = step.is_finite() && step > 0.0 && lambda.is_finite() && lambda >= 0.0;
+        if !valid || !(1..=1 << 30).contains(&limit) {
+            return None;
+        }
+        let mut coded = Vec::new();
+        let quantizer = Quantizer { step, lambda, limit };
+        let Sums { energy, error, correlation, levels: squares } =
+            chunk::quantize(&Params::read(params)?, weights, quantizer, levels, &mut coded);
+        sums.copy_from_slice(&[energy, error, correlation, squares]);
+        deliver(&coded, out, length)
+    })
+}
+
+/// Decodes `count` jobs, several at a time, and sets the status of each.
+///
+/// # Safety
+/// `jobs` is valid for `count` jobs, every pointer in them for its length, and destinations do not overlap.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_decode(jobs: *mut DcJob, count: usize) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let given = unsafe { output(jobs, count)? };
+        let mut jobs = Vec::with_capacity(given.len());
+        for job in given.iter() {
+            // SAFETY: as above.
+            let (params, bytes) =
+                unsafe { (input(job.params, job.params_length)?, input(job.bytes, job.bytes_length)?) };
+            // SAFETY: as above, and destinations do not overlap.
+            let output = if job.levels.is_null() {
+                Output::Values(unsafe { output(job.values, job.count)? }, job.step)
+            } else {
+                Output::Levels(unsafe { output(job.levels, job.count)? })
+            };
+            jobs.push(Job { params: Params::read(params)?, bytes, output, good: false });
+        }
+        lanes::decode(&mut jobs);
+        for (given, job) in given.iter_mut().zip(&jobs) {
+            given.status = if job.good { DC_OK } else { DC_DAMAGED };
+        }
+        Some(DC_OK)
+    })
+}
+
+/// Most levels that a chunk of so many bytes can hold.
+#[unsafe(no_mangle)]
+pub extern "C" fn dc_most_levels(bytes_length: usize) -> usize {
+    coder::most_decisions(bytes_length)
+}
+
+/// Encodes bytes.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_encode_bytes(
+    bytes: *const u8,
+    count: usize,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (bytes, out, length) = unsafe { (input(bytes, count)?, output(out, capacity)?, output(length, 1)?) };
+        deliver(&bytes::encode(bytes), out, length)
+    })
+}
+
+/// Decodes `capacity` bytes.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_decode_bytes(coded: *const u8, count: usize, out: *mut u8, capacity: usize) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (coded, out) = unsafe { (input(coded, count)?, output(out, capacity)?) };
+        if out.len() > bytes::most_decoded(coded.len()) || !bytes::decode(coded, out) {
+            return Some(DC_DAMAGED);
+        }
+        Some(DC_OK)
+    })
+}
