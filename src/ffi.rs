@@ -10,6 +10,7 @@ use std::slice;
 use crate::chunk::{self, Quantizer, Sums};
 use crate::fit::{self, Layout};
 use crate::lanes::{self, Job, Output};
+use crate::measure::{self, Measure};
 use crate::params::Params;
 use crate::{bytes, coder};
 
@@ -100,8 +101,8 @@ pub extern "C" fn dc_interface() -> u32 {
     1
 }
 
-/// Chooses coding parameters for a tensor of this shape. Exactly one of `levels` and `weights` (to be quantised with
-/// `step`) is given, `count` of them.
+/// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
+/// `levels` and `weights` (to be quantised with `step`) is given, `sampled` of them.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -109,9 +110,10 @@ pub extern "C" fn dc_interface() -> u32 {
 pub unsafe extern "C" fn dc_fit(
     shape: *const u64,
     dimensions: usize,
+    count: usize,
     levels: *const i32,
     weights: *const f32,
-    count: usize,
+    sampled: usize,
     step: f32,
     out: *mut u8,
     capacity: usize,
@@ -123,13 +125,13 @@ pub unsafe extern "C" fn dc_fit(
         let layout = Layout::of_shape(shape);
         let params = if levels.is_null() {
             // SAFETY: as above.
-            let weights = unsafe { input(weights, count)? };
+            let weights = unsafe { input(weights, sampled)? };
             let scale = 1.0 / f64::from(step);
-            fit::fit(layout, count, |i| f64::from(weights[i]) * scale)
+            fit::fit(layout, count, sampled, |i| f64::from(weights[i]) * scale)
         } else {
             // SAFETY: as above.
-            let levels = unsafe { input(levels, count)? };
-            fit::fit(layout, count, |i| f64::from(levels[i]))
+            let levels = unsafe { input(levels, sampled)? };
+            fit::fit(layout, count, sampled, |i| f64::from(levels[i]))
         };
         let mut stored = Vec::new();
         params.write(&mut stored);
@@ -146,6 +148,21 @@ pub unsafe extern "C" fn dc_chunk_levels(params: *const u8, params_length: usize
     // SAFETY: valid by this function's contract.
     let params = unsafe { input(params, params_length) };
     params.and_then(Params::read).map_or(0, |params| params.chunk_levels())
+}
+
+/// Stores in `out`: the sum of w^2, the largest |w|, and how many weights are not finite (which are left out).
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_measure(weights: *const f32, count: usize, out: *mut f64) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (weights, out) = unsafe { (input(weights, count)?, output(out, 3)?) };
+        let Measure { energy, largest, special } = measure::measure(weights);
+        out.copy_from_slice(&[energy, largest, special as f64]);
+        Some(DC_OK)
+    })
 }
 
 /// Encodes one chunk of levels.

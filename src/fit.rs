@@ -13,9 +13,6 @@ const CHUNK_TARGET: usize = 1 << 17;
 const DEFAULT_WIDTH: usize = 1 << 10;
 /// Tensors from this size on get fine classes.
 const FINE_FROM: usize = 1 << 16;
-/// Levels looked at, in [`BLOCKS`] runs of rows spread evenly over the tensor.
-const SAMPLE: usize = 1 << 16;
-const BLOCKS: usize = 4;
 /// Bits a level that a prediction must save to be worth its time.
 const LEAST_GAIN: f64 = 0.005;
 
@@ -58,15 +55,16 @@ impl Layout {
     }
 }
 
-/// Parameters for `count` levels laid out as `layout`, `level(i)` being (about) the i-th.
+/// Parameters for `count` levels laid out as `layout`, from a sample of `sampled` of them: whole rows, as far as there are
+/// any, `level(i)` being (about) the i-th level of the sample.
 #[must_use]
-pub fn fit(layout: Layout, count: usize, level: impl Fn(usize) -> f64) -> Params {
+pub fn fit(layout: Layout, count: usize, sampled: usize, level: impl Fn(usize) -> f64) -> Params {
     let width = layout.width.min(count.max(1));
     let rows = count.div_ceil(width).max(1);
     let chunks = count.div_ceil(CHUNK_TARGET).max(1);
     let chunk_rows = rows.div_ceil(chunks).min(MAX_CHUNK / width);
 
-    let moments = Moments::of(layout, width, count, level);
+    let moments = Moments::of(layout, width, sampled, level);
     let row = moments.solve(ROW_FEATURES);
     let all = layout.kernel.map(|_| moments.solve(FEATURES));
     let row_gain = moments.gain(&row) * count as f64 - 16.0;
@@ -111,29 +109,21 @@ impl Moments {
     fn of(layout: Layout, width: usize, count: usize, level: impl Fn(usize) -> f64) -> Self {
         let mut moments =
             Self { count: 0.0, magnitude: 0.0, energy: 0.0, matrix: [[0.0; FEATURES]; FEATURES], vector: [0.0; FEATURES] };
-        let rows = count.div_ceil(width);
-        let sampled_rows = (SAMPLE / width).max(BLOCKS);
-        let blocks = if rows <= sampled_rows { 1 } else { BLOCKS };
-        let block_rows = if blocks == 1 { rows } else { sampled_rows / BLOCKS };
-        for block in 0..blocks {
-            let first = if blocks == 1 { 0 } else { (rows - block_rows) * block / (blocks - 1) };
-            let mut means = vec![0.0; width];
-            let mut above = vec![0.0; width];
-            let mut present = vec![0.0; width];
-            for row in 0..block_rows {
-                let start = (first + row) * width;
-                let here = width.min(count - start);
-                let rate = 1.0 / f64::from(1 << scale::column_shift(row));
-                for column in 0..here {
-                    present[column] = level(start + column);
-                }
-                for column in 0..here {
-                    moments.add(layout.kernel, &present, &above, &means, column);
-                }
-                for column in 0..here {
-                    means[column] += (present[column] - means[column]) * rate;
-                    above[column] = present[column];
-                }
+        let mut means = vec![0.0; width];
+        let mut above = vec![0.0; width];
+        let mut present = vec![0.0; width];
+        for (row, start) in (0..count).step_by(width).enumerate() {
+            let here = width.min(count - start);
+            let rate = 1.0 / f64::from(1 << scale::column_shift(row));
+            for column in 0..here {
+                present[column] = level(start + column);
+            }
+            for column in 0..here {
+                moments.add(layout.kernel, &present, &above, &means, column);
+            }
+            for column in 0..here {
+                means[column] += (present[column] - means[column]) * rate;
+                above[column] = present[column];
             }
         }
         moments.magnitude /= moments.count.max(1.0);
@@ -230,16 +220,16 @@ mod tests {
     #[test]
     fn a_smooth_kernel_is_predicted_and_noise_is_not() {
         let layout = Layout { width: 90, kernel: Some((3, 9)) };
-        let smooth = fit(layout, 9000, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
+        let smooth = fit(layout, 9000, 9000, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
         assert!(smooth.kernel.is_some());
-        let noise = fit(layout, 9000, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
+        let noise = fit(layout, 9000, 9000, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
         assert_eq!((noise.kernel, noise.row), (None, None));
     }
 
     #[test]
     fn chunks_are_even_and_within_their_limit() {
         for (width, count) in [(384, 384 * 384), (1, 1 << 24), (65_536, 1 << 24), (1000, 999), (7, 0)] {
-            let params = fit(Layout { width, kernel: None }, count, |_| 1.0);
+            let params = fit(Layout { width, kernel: None }, count, 0, |_| 1.0);
             assert!(params.chunk_levels() <= MAX_CHUNK);
             let mut bytes = Vec::new();
             params.write(&mut bytes);

@@ -12,6 +12,7 @@ pub mod ffi;
 pub mod fit;
 pub mod lanes;
 pub mod levels;
+pub mod measure;
 pub mod params;
 pub mod rows;
 pub mod scale;

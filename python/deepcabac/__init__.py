@@ -1,6 +1,7 @@
 """Trained neural networks made small: rate-distortion quantisation and context-adaptive arithmetic coding."""
 
 from .codec import decode, encode
+from .compressor import Report, TensorReport
 from .errors import (
     CheckpointError,
     DamagedFileError,
@@ -9,14 +10,37 @@ from .errors import (
     OptionError,
     UnsupportedError,
 )
+from .files import (
+    compress,
+    compress_checkpoint,
+    decompress,
+    decompress_checkpoint,
+    load_file,
+    open_file,
+    save_file,
+)
+from .options import Options
+from .reader import OpenFile, TensorInfo
 
 __all__ = [
     "CheckpointError",
     "DamagedFileError",
     "DeepCabacError",
     "LimitError",
+    "OpenFile",
     "OptionError",
+    "Options",
+    "Report",
+    "TensorInfo",
+    "TensorReport",
     "UnsupportedError",
+    "compress",
+    "compress_checkpoint",
     "decode",
+    "decompress",
+    "decompress_checkpoint",
     "encode",
+    "load_file",
+    "open_file",
+    "save_file",
 ]

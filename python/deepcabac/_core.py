@@ -5,6 +5,7 @@ Calls release the interpreter lock, so threads run them in parallel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,21 +59,48 @@ def _deliver(call: Any, capacity: int) -> bytes:
     return bytes(memoryview(out)[: length[0]])
 
 
-def fit(
-    shape: Sequence[int],
-    *,
-    levels: npt.NDArray[np.int32] | None = None,
-    weights: npt.NDArray[np.float32] | None = None,
-    step: float = 1.0,
-) -> bytes:
-    """Coding parameters for a tensor of this shape, from its levels or from its weights and a step."""
+def measure(weights: npt.NDArray[np.float32]) -> tuple[float, float, int]:
+    """Sum of w^2, largest |w|, and how many weights are not finite (those are left out)."""
+    out = np.empty(3)
+    _checked(lib.dc_measure(_pointer(weights, "float *"), weights.size, _pointer(out, "double *")))
+    return float(out[0]), float(out[1]), int(out[2])
+
+
+#: Elements from which parameters are fitted.
+SAMPLE = 1 << 16
+_RUNS = 4
+
+
+def sample_runs(shape: Sequence[int], size: int, sample: int = SAMPLE) -> list[slice]:
+    """Which elements of a flat tensor to look at: all of a small one, else runs of whole rows spread evenly over it."""
+    if size <= 2 * sample:
+        return [slice(0, size)]
+    width = math.prod(shape[1:])
+    unit = width if 0 < width <= sample // _RUNS else 1
+    length = sample // _RUNS // unit * unit
+    starts = [(size - length) // unit * run // (_RUNS - 1) * unit for run in range(_RUNS)]
+    return [slice(start, start + length) for start in starts]
+
+
+def fit(shape: Sequence[int], sample: npt.NDArray[np.int32] | npt.NDArray[np.float32], step: float = 1.0) -> bytes:
+    """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
+
+    They are levels (int32), or weights (float32) to be quantised with ``step``.
+    """
     dimensions = np.array(shape, np.uint64)
-    count = (levels if levels is not None else weights).size  # type: ignore[union-attr]
-    level_pointer = _pointer(levels, "int32_t *") if levels is not None else ffi.NULL
-    weight_pointer = _pointer(weights, "float *") if weights is not None else ffi.NULL
+    levels = sample.dtype == np.int32
     return _deliver(
         lambda out, capacity, length: lib.dc_fit(
-            _pointer(dimensions, "uint64_t *"), len(shape), level_pointer, weight_pointer, count, step, out, capacity, length
+            _pointer(dimensions, "uint64_t *"),
+            len(shape),
+            math.prod(shape),
+            _pointer(sample, "int32_t *") if levels else ffi.NULL,
+            ffi.NULL if levels else _pointer(sample, "float *"),
+            sample.size,
+            step,
+            out,
+            capacity,
+            length,
         ),
         64,
     )

@@ -30,12 +30,13 @@ def encode(levels: npt.ArrayLike, *, threads: int | None = None) -> bytes:
     array = np.asarray(levels)
     if array.dtype.kind not in "iub":
         raise OptionError(f"levels must be integers, not {array.dtype}: quantise them first, or use save_file")
-    if array.size and not (-(1 << 31) <= int(array.min()) and int(array.max()) < 1 << 31):
+    if array.size and not (int(array.min()) >= -(1 << 31) and int(array.max()) < 1 << 31):
         raise OptionError("levels must fit int32 (-2^31 to 2^31 - 1)")
     if array.ndim > container.MAX_DIMENSIONS:
         raise OptionError(f"levels have {array.ndim} dimensions, more than {container.MAX_DIMENSIONS}")
     flat = np.ascontiguousarray(array, np.int32).reshape(-1)
-    params = _core.fit(array.shape, levels=flat)
+    sample = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
+    params = _core.fit(array.shape, sample)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([lambda piece=piece: _core.encode(params, piece) for piece in pieces], threads)

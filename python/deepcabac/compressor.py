@@ -1,0 +1,288 @@
+"""Tensors in, a .dcb file out: each tensor is read, quantised, coded and written before the next ones are.
+
+Work is spread over threads, but what is written depends on the tensors and options alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from . import container, quantization
+from ._parallel import pool
+from .checkpoint.base import TensorSpec
+from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
+from .errors import OptionError
+from .options import DEFAULT_SQNR, MAX_SQNR, Options, Target
+from .quantization import Array, Quantized
+
+#: Bytes of tensors that are held at once, unless a single one is larger.
+_IN_FLIGHT = 1 << 26
+#: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
+_SMALL = 1 << 18
+#: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
+_SIZE_TOLERANCE, _PASSES = 0.005, 6
+
+Progress = Callable[[int, int], None]
+
+
+class Source(Protocol):
+    """Where tensors come from: a CheckpointReader, or arrays in memory."""
+
+    kind: str
+    specs: list[TensorSpec]
+    extra: bytes
+
+    def read(self, name: str) -> Array:
+        """The tensor called ``name``."""
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of one tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    method: str  #: "quantized", "exact" or "tied"
+    raw_bytes: int
+    coded_bytes: int
+    sqnr: float | None  #: in dB; None if exact
+    note: str = ""  #: why a target was not met
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass
+class Report:
+    """What became of a checkpoint."""
+
+    tensors: list[TensorReport] = field(default_factory=list)
+    raw_bytes: int = 0  #: of all tensors
+    file_bytes: int = 0  #: of the .dcb file
+
+    @property
+    def bits_per_weight(self) -> float:
+        """File size in bits per element, tied ones counted once."""
+        elements = sum(tensor.size for tensor in self.tensors if tensor.method != "tied")
+        return 8 * self.file_bytes / elements if elements else 0.0
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, a line each."""
+        return [f"{tensor.name}: {tensor.note}" for tensor in self.tensors if tensor.note]
+
+
+def compress(source: Source, file: BinaryIO, options: Options, progress: Progress | None = None) -> Report:
+    """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start."""
+    with pool(options.threads) as executor:
+        elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
+        if options.bits is not None:
+            return _reach(round(options.bits * elements / 8), source, file, options, executor, progress)
+        if options.size is not None:
+            return _reach(options.size, source, file, options, executor, progress)
+        return _Pass(source, file, options, executor, progress).run()
+
+
+@dataclass
+class _Work:
+    """A tensor on its way."""
+
+    spec: TensorSpec
+    array: Array
+    target: Target
+    result: Future[Quantized | None] | Callable[[], Quantized | None]
+    note: str = ""
+
+
+class _Pass:
+    """One time through all tensors."""
+
+    def __init__(
+        self, source: Source, file: BinaryIO, options: Options, executor: Executor, progress: Progress | None
+    ) -> None:
+        self._source = source
+        self._file = file
+        self._options = options
+        self._executor = executor
+        self._progress = progress
+        self._index = Index(kind=source.kind, extra=source.extra)
+        self._report = Report()
+        self._offset = container.HEADER.size
+        self._numbers: dict[str, int] = {}
+        self._done = 0
+
+    def run(self) -> Report:
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(bytes(container.HEADER.size))
+        waiting: deque[_Work] = deque()
+        held = 0
+        for spec in self._source.specs:
+            nbytes = 0 if spec.tied_to else spec.nbytes
+            while waiting and held + nbytes > _IN_FLIGHT:
+                held -= waiting[0].spec.nbytes
+                self._finish(waiting.popleft())
+            if spec.tied_to is not None:
+                # Its original may still be waiting; the index wants it first.
+                while waiting:
+                    self._finish(waiting.popleft())
+                held = 0
+                self._tie(spec)
+                continue
+            waiting.append(self._begin(spec))
+            held += nbytes
+        while waiting:
+            self._finish(waiting.popleft())
+        stored = self._index.write()
+        self._file.write(stored)
+        self._file.seek(0)
+        self._file.write(container.header(stored, self._offset))
+        self._file.flush()
+        self._report.file_bytes = self._offset + len(stored)
+        return self._report
+
+    def _begin(self, spec: TensorSpec) -> _Work:
+        array = self._source.read(spec.name)
+        target = self._options.for_tensor(spec.name)
+        work = _Work(spec, array, target, lambda: None)
+
+        def all_at_once() -> Quantized | None:
+            return self._quantize(work, lambda calls: [call() for call in calls])
+
+        def spread() -> Quantized | None:
+            return self._quantize(work, lambda calls: [f.result() for f in [self._executor.submit(c) for c in calls]])
+
+        work.result = self._executor.submit(all_at_once) if spec.size <= _SMALL else spread
+        return work
+
+    def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
+        """The coded tensor, or None if it is to be stored exactly."""
+        target, rate_weight = work.target, self._options.rate_weight
+        tensor = quantization.measure(work.spec.name, work.array, target)
+        if tensor is None:
+            return None
+        step = quantization.choose_step(tensor, target, rate_weight)
+        if step is None:
+            work.note = f"stored exactly: float32 cannot represent the step for {_asked(target)}"
+            return None
+        result = quantization.quantize(tensor, step, rate_weight, run)
+        if target.kind == "sqnr" and tensor.energy > 0:
+            for _ in range(quantization.ATTEMPTS - 1):
+                off = result.sqnr - target.value
+                if abs(off) < quantization.TOLERANCE_DB or result.error == 0:
+                    break
+                result = quantization.quantize(tensor, result.step * 10 ** (off / 20), rate_weight, run)
+            if result.sqnr < 0.99 * target.value:
+                work.note = f"stored exactly: {work.spec.dtype} cannot reach {_asked(target)}"
+                return None
+            if result.sqnr > 1.01 * target.value and result.error > 0:
+                work.note = f"{result.sqnr:.2f} dB instead of {target.value:g}: too few elements to come closer"
+        if result.coded_bytes >= work.spec.nbytes:
+            work.note = "" if target.kind == "sqnr" else work.note
+            return None
+        return result
+
+    def _finish(self, work: _Work) -> None:
+        result = work.result.result() if isinstance(work.result, Future) else work.result()
+        spec = work.spec
+        if result is None:
+            data = np.ascontiguousarray(work.array).reshape(-1).view(np.uint8)
+            pieces = [data[at : at + container.RAW_CHUNK].data for at in range(0, data.size, container.RAW_CHUNK)]
+            entry = Entry(spec.name, spec.dtype, spec.shape, RAW, self._write(pieces))
+        else:
+            chunks = self._write(result.codes)
+            entry = Entry(spec.name, spec.dtype, spec.shape, LEVELS, chunks, result.params, result.step)
+        self._add(entry, None if result is None else result.sqnr, work.note)
+
+    def _tie(self, spec: TensorSpec) -> None:
+        number = self._numbers[str(spec.tied_to)]
+        self._add(Entry(spec.name, spec.dtype, spec.shape, TIED, tied_to=number), None, "")
+
+    def _write(self, pieces: Iterable[bytes | memoryview]) -> tuple[Chunk, ...]:
+        chunks = []
+        for piece in pieces:
+            self._file.write(piece)
+            chunks.append(Chunk(self._offset, len(piece), zlib.crc32(piece)))
+            self._offset += len(piece)
+        return tuple(chunks)
+
+    def _add(self, entry: Entry, sqnr: float | None, note: str) -> None:
+        self._numbers[entry.name] = len(self._index.entries)
+        self._index.entries.append(entry)
+        method = container.METHOD_NAMES[entry.method]
+        raw_bytes = 0 if entry.method == TIED else entry.nbytes
+        self._report.tensors.append(
+            TensorReport(entry.name, str(entry.dtype), entry.shape, method, raw_bytes, entry.coded_bytes, sqnr, note)
+        )
+        self._report.raw_bytes += raw_bytes
+        self._done += raw_bytes
+        if self._progress is not None:
+            self._progress(self._done, sum(s.nbytes for s in self._source.specs if s.tied_to is None))
+
+
+def _asked(target: Target) -> str:
+    return f"{target.value:g} dB" if target.kind == "sqnr" else f"a step of {target.value:g}"
+
+
+def _reach(
+    wanted: int, source: Source, file: BinaryIO, options: Options, executor: Executor, progress: Progress | None
+) -> Report:
+    """Code with that SQNR for all tensors that makes a file of ``wanted`` bytes."""
+
+    def attempt(sqnr: float) -> Report:
+        tried = replace(options, bits=None, size=None, sqnr=sqnr)
+        return _Pass(source, file, tried, executor, progress).run()
+
+    # log2(size) is close to linear in dB piece by piece, so: bracket, then regula falsi with bisection as a net.
+    low, high = (0.5, None), (MAX_SQNR, None)
+    sqnr = DEFAULT_SQNR
+    for _ in range(_PASSES * 2):
+        report = attempt(sqnr)
+        if abs(report.file_bytes - wanted) <= _SIZE_TOLERANCE * wanted:
+            return report
+        if report.file_bytes > wanted:
+            high = (sqnr, report.file_bytes)
+        else:
+            low = (sqnr, report.file_bytes)
+        following = _next_sqnr(low, high, wanted, report)
+        if following is None:
+            break
+        sqnr = following
+    if abs(report.file_bytes - wanted) <= 0.01 * wanted:
+        return report
+    exact = sum(tensor.coded_bytes for tensor in report.tensors if tensor.method == "exact")
+    raise OptionError(
+        f"no quality gives a file of {wanted:,} bytes: {report.file_bytes:,} come closest, at an SQNR of {sqnr:.1f} dB; "
+        f"{exact:,} of them are tensors stored exactly"
+    )
+
+
+def _next_sqnr(
+    low: tuple[float, int | None], high: tuple[float, int | None], wanted: int, report: Report
+) -> float | None:
+    """The SQNR to try between a file that is too small and one that is too large; None if there is nothing between."""
+    if high[0] - low[0] < 0.02:
+        return None
+    if low[1] is None or high[1] is None:
+        elements = sum(tensor.size for tensor in report.tensors if tensor.method == "quantized")
+        if elements == 0:
+            return None
+        here, size = (low[0], low[1]) if low[1] is not None else (high[0], int(high[1] or 0))
+        # 6.02 dB a bit, and a little further, so that the other side is found.
+        guess = here + 6.02 * 8 * (wanted - size) / elements * 1.05
+        edge = 0.5 if low[1] is None else MAX_SQNR
+        if here == edge:
+            return None
+        return min(max(guess, 0.5), MAX_SQNR)
+    share = (wanted - low[1]) / (high[1] - low[1])
+    return low[0] + (high[0] - low[0]) * min(max(share, 0.05), 0.95)

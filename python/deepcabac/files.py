@@ -1,0 +1,185 @@
+"""The functions most callers need: arrays or checkpoints to .dcb files and back."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import compressor, reader
+from .atomic import AtomicFile
+from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
+from .checkpoint.base import DTYPES, TensorSpec
+from .compressor import Progress, Report
+from .errors import OptionError, UnsupportedError
+from .options import Options
+from .reader import OpenFile
+
+Array = npt.NDArray[Any]
+Path_ = str | os.PathLike[str]
+
+
+class _Arrays:
+    """Arrays in memory, as a source. The same array under two names is tied."""
+
+    kind = ""
+    extra = b""
+
+    def __init__(self, tensors: Mapping[str, npt.ArrayLike]) -> None:
+        if not isinstance(tensors, Mapping):
+            raise OptionError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
+        self._arrays: dict[str, Array] = {}
+        self.specs: list[TensorSpec] = []
+        seen: dict[tuple[Any, ...], str] = {}
+        for name, value in tensors.items():
+            if not isinstance(name, str):
+                raise OptionError(f"names of tensors must be strings, not {name!r}")
+            array = _plain(name, np.asarray(value))
+            key = (array.__array_interface__["data"][0], array.dtype, array.shape)
+            tied_to = seen.get(key) if array.size else None
+            if tied_to is None:
+                seen[key] = name
+                self._arrays[name] = array
+            self.specs.append(TensorSpec(name, array.dtype, array.shape, tied_to))
+
+    def read(self, name: str) -> Array:
+        return self._arrays[name]
+
+
+def _plain(name: str, array: Array) -> Array:
+    """C-contiguous and little-endian, of a supported dtype."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if array.dtype not in DTYPES:
+        raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .dcb file cannot hold")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def compress(tensors: Mapping[str, npt.ArrayLike], *, options: Options | None = None, **settings: Any) -> bytes:
+    """:func:`save_file` to memory: the bytes of a .dcb file."""
+    file = io.BytesIO()
+    compressor.compress(_Arrays(tensors), file, Options.of(options, settings))
+    return file.getvalue()
+
+
+def decompress(
+    data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, threads: int | None = None
+) -> dict[str, Array]:
+    """:func:`load_file` from memory."""
+    with reader.open_bytes(data, max_bytes=max_bytes, threads=threads) as opened:
+        return dict(opened.items())
+
+
+def save_file(
+    tensors: Mapping[str, npt.ArrayLike],
+    path: Path_,
+    *,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Report:
+    """Compress arrays into a .dcb file, which appears whole or not at all.
+
+    ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
+    float8_e5m2, bool or any integer. ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the
+    default), ``bits=``, ``size=`` or ``step=``; ``rate_distortion=``, ``overrides=``, ``threads=``. Integers, scalars,
+    small 1-D tensors and tensors with NaN or infinity are stored exactly.
+
+    Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
+    """
+    source = _Arrays(tensors)
+    chosen = Options.of(options, settings)
+    with AtomicFile(Path(path)) as target:
+        return compressor.compress(source, target.file, chosen, progress)
+
+
+def load_file(
+    path: Path_, *, base: Path_ | None = None, max_bytes: int | None = None, threads: int | None = None
+) -> dict[str, Array]:
+    """All tensors of a .dcb file as arrays, with their names, shapes and dtypes. Tied tensors share their array.
+
+    Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
+    tensors take more than ``max_bytes``. ``base`` is for updates, which no file of this version is.
+    """
+    if base is not None:
+        raise UnsupportedError(f"{path}: base= was given, but a file of format version 1 needs none")
+    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+        return dict(opened.items())
+
+
+def open_file(path: Path_, *, max_bytes: int | None = None, threads: int | None = None) -> OpenFile:
+    """Open a .dcb file for decoding single tensors: ``keys()``, ``info(name)``, ``f[name]``; a context manager.
+
+    Only the index is read. ``max_bytes`` bounds each tensor. Raises :class:`DamagedFileError` and
+    :class:`CheckpointError`.
+    """
+    return reader.open_path(path, max_bytes=max_bytes, threads=threads)
+
+
+def compress_checkpoint(
+    model: Path_, path: Path_ | None = None, *, options: Options | None = None, progress: Progress | None = None
+) -> tuple[Path, Report]:
+    """Compress a checkpoint file (.safetensors, .safetensors.index.json, .npz, .pt, .pth, .onnx), tensor by tensor.
+
+    ``path`` is by default the model's with the suffix .dcb. Returns the path and a :class:`Report`.
+    """
+    model = Path(model)
+    target_path = default_output(model) if path is None else Path(path)
+    if kind_of_path(target_path) is not None:
+        raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
+    with open_checkpoint(model) as source, AtomicFile(target_path) as target:
+        return target_path, compressor.compress(source, target.file, options or Options(), progress)
+
+
+def default_output(model: Path) -> Path:
+    """``model.dcb`` beside ``model.safetensors`` (or ``model.safetensors.index.json``)."""
+    name = model.name
+    for suffix in (".safetensors.index.json",):
+        if name.endswith(suffix):
+            return model.with_name(name[: -len(suffix)] + ".dcb")
+    return model.with_suffix(".dcb")
+
+
+_SUFFIX = {"safetensors": ".safetensors", "safetensors-sharded": ".safetensors.index.json", "npz": ".npz", "torch": ".pt"}
+_SUFFIX |= {"onnx": ".onnx", "": ".safetensors"}
+
+
+def decompress_checkpoint(
+    path: Path_,
+    model: Path_ | None = None,
+    *,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
+
+    Its kind follows from ``model``'s suffix; by default it is the kind that the file was made from, beside the file.
+    """
+    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+        if model is None:
+            if opened.kind not in _SUFFIX:
+                raise UnsupportedError(f"{path}: made from a checkpoint of unknown kind {opened.kind!r}: name an output with -o")
+            model = Path(path).with_name(Path(path).stem + _SUFFIX[opened.kind])
+        kind = kind_of_path(model)
+        if kind is None:
+            raise OptionError(f"{model}: the suffix says no kind of checkpoint; use one of {' '.join(_SUFFIX.values())}")
+        if Path(model).exists() and Path(model).samefile(path):
+            raise OptionError(f"{model}: would overwrite the file it is restored from")
+        infos = [opened.info(name) for name in opened]
+        specs = [TensorSpec(info.name, info.dtype, info.shape, info.tied_to) for info in infos]
+        total = sum(info.nbytes for info in infos if info.tied_to is None)
+        done = 0
+        with create_checkpoint(model, kind=kind, specs=specs, extra=opened.extra, extra_kind=opened.kind) as target:
+            for info, (name, array) in zip(infos, opened.items(), strict=True):
+                if info.tied_to is None:
+                    target.write(name, array)
+                    done += info.nbytes
+                    if progress is not None:
+                        progress(done, total)
+        return Path(model)

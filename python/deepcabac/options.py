@@ -1,0 +1,115 @@
+"""What a caller can choose, checked in one place."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from ._parallel import thread_count
+from .errors import OptionError
+
+#: The theory's trade-off: at high rate the error of a uniform quantiser is step^2/12 and falls by a factor of 4 a bit, so
+#: a bit is worth -dD/dR = 2 ln 2 D = (ln 2 / 6) step^2 (e.g. Gersho & Gray 1992, section 5.5).
+THEORY_RATE_WEIGHT = math.log(2) / 6
+
+DEFAULT_SQNR = 30.0
+#: SQNR that can be asked for, in dB. Above it float32 has no more to give.
+MAX_SQNR = 120.0
+_TARGETS = ("sqnr", "bits", "size", "step")
+_PER_TENSOR = ("sqnr", "step", "exact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to compress. At most one target is given; without one it is ``sqnr=30``."""
+
+    sqnr: float | None = None
+    """Signal-to-quantisation-noise ratio of every quantised tensor, in dB: 10 log10(sum w^2 / sum (w - w')^2)."""
+    bits: float | None = None
+    """Size of the whole file in bits per element of the checkpoint; one common SQNR is searched that gives it."""
+    size: int | None = None
+    """Size of the whole file in bytes, likewise."""
+    step: float | None = None
+    """Distance of two reconstruction values, in the weights' own unit, for every quantised tensor."""
+    rate_distortion: float = 1.0
+    """Lambda as a multiple of the theory's ``ln 2 / 6 * step^2`` per bit; 0 rounds to the nearest level."""
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit for
+    bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target. ``{"exact": False}`` quantises a small 1-D tensor too."""
+    threads: int | None = None
+    """Number of threads; by default one a core. The bytes do not depend on it."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in _TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise OptionError(f"choose one of {' and '.join(given)}: each fixes the quality")
+        _check_positive("sqnr", self.sqnr, MAX_SQNR, "dB")
+        _check_positive("bits", self.bits, 64, "bits per element")
+        _check_positive("size", self.size, 1 << 62, "bytes")
+        _check_positive("step", self.step, 1e30, "")
+        if not (isinstance(self.rate_distortion, (int, float)) and 0 <= self.rate_distortion <= 100):
+            raise OptionError(f"rate_distortion must be between 0 and 100, not {self.rate_distortion!r}")
+        thread_count(self.threads)
+        for pattern, settings in self.overrides.items():
+            _check_override(pattern, settings)
+
+    @classmethod
+    def of(cls, options: Options | None, given: Mapping[str, Any]) -> Options:
+        """``options`` with the settings ``given`` by keyword. Raises :class:`OptionError` for unknown names."""
+        known = [known.name for known in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise OptionError(f"unknown option {name!r}; there are {', '.join(known)}")
+        return cls(**given) if options is None else replace(options, **given)
+
+    @property
+    def rate_weight(self) -> float:
+        """Lambda in squared steps per bit."""
+        return self.rate_distortion * THEORY_RATE_WEIGHT
+
+    def for_tensor(self, name: str) -> Target:
+        """The target of the tensor called ``name``."""
+        target = Target("step", self.step) if self.step is not None else Target("sqnr", self.sqnr or DEFAULT_SQNR)
+        for pattern, settings in self.overrides.items():
+            if not fnmatch.fnmatchcase(name, pattern):
+                continue
+            if settings.get("exact"):
+                target = Target("exact")
+            elif "sqnr" in settings:
+                target = Target("sqnr", float(settings["sqnr"]), forced=True)
+            elif "step" in settings:
+                target = Target("step", float(settings["step"]), forced=True)
+            else:
+                target = replace(target, forced=True)
+        return target
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one tensor is to reach."""
+
+    kind: Literal["sqnr", "step", "exact"]
+    value: float = 0.0
+    forced: bool = False  #: asked for by name: applies to small 1-D tensors too, and is not moved to reach a file size
+
+
+def _check_positive(name: str, value: Any, limit: float, unit: str) -> None:
+    if value is None:
+        return
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= limit
+    if not valid:
+        raise OptionError(f"{name} must be a number above 0 and at most {limit:g}{' ' + unit if unit else ''}, not {value!r}")
+
+
+def _check_override(pattern: str, settings: Mapping[str, Any]) -> None:
+    if not isinstance(settings, Mapping) or len(settings) != 1 or next(iter(settings)) not in _PER_TENSOR:
+        raise OptionError(f"the override of {pattern!r} must be one of exact, sqnr or step, not {settings!r}")
+    (name, value), *_ = settings.items()
+    if name == "exact":
+        if not isinstance(value, bool):
+            raise OptionError(f"the override of {pattern!r}: exact must be True or False, not {value!r}")
+    else:
+        _check_positive(f"the override of {pattern!r}: {name}", value, MAX_SQNR if name == "sqnr" else 1e30, "")

@@ -1,0 +1,183 @@
+"""From a tensor and a target to a step, and from a step to coded chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from .options import Target
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+
+FLOAT_DTYPES = (np.dtype("<f8"), np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)
+#: A 1-D tensor below this many elements is stored exactly: biases and norms are sensitive, and next to nothing in size.
+EXACT_BELOW = 1 << 14
+#: Elements of the sample on which a step is tried out.
+_TRIED = 1 << 15
+#: Relative error of the noise that a step found on the sample may have on the sample.
+_SAMPLE_TOLERANCE = 0.004
+#: Difference to the SQNR asked for that is put right by quantising again, in dB, and how often.
+TOLERANCE_DB, ATTEMPTS = 0.1, 4
+#: Steps outside are not worth float32 arithmetic; such tensors are stored exactly.
+SMALLEST_STEP, LARGEST_STEP = 1e-30, 1e30
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A tensor, quantised and coded."""
+
+    params: bytes
+    step: float  #: distance of two reconstruction values
+    codes: list[bytes]  #: the chunks
+    energy: float  #: sum of w^2
+    error: float  #: sum of (w - w')^2, w' as a reader will see it
+
+    @property
+    def sqnr(self) -> float:
+        """In dB; infinite if nothing was lost."""
+        return sqnr(self.energy, self.error)
+
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes of the chunks and of what the index says about them."""
+        return sum(len(code) + 6 for code in self.codes) + len(self.params) + 5
+
+
+def sqnr(energy: float, error: float) -> float:
+    """10 log10(energy / error) in dB."""
+    return 10 * math.log10(energy / error) if error > 0 and energy > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A tensor that can be quantised, flat, and its sums."""
+
+    name: str
+    shape: tuple[int, ...]
+    flat: Array  #: [size], one of FLOAT_DTYPES
+    energy: float
+    sample: Float32  #: the elements of ``_core.sample_runs``
+
+    def float32(self, start: int, stop: int) -> Float32:
+        """Elements ``start`` to ``stop`` as float32: a view if they are."""
+        return self.flat[start:stop].astype(np.float32, copy=False)
+
+
+def measure(name: str, array: Array, target: Target) -> Measured | None:
+    """The tensor ready to be quantised, or None if it must be stored exactly.
+
+    Exactly: on request, other dtypes than floats, scalars, empty tensors, 1-D tensors of fewer than EXACT_BELOW elements
+    unless asked for by name, non-finite values, and magnitudes that float32 cannot represent.
+    """
+    if target.kind == "exact" or array.dtype not in FLOAT_DTYPES or array.ndim == 0 or array.size == 0:
+        return None
+    if array.ndim == 1 and array.size < EXACT_BELOW and not target.forced:
+        return None
+    flat = array.reshape(-1)
+    energy = 0.0
+    for start in range(0, flat.size, _PIECE):
+        piece = flat[start : start + _PIECE]
+        if piece.dtype.itemsize == 8 and _beyond_float32(piece):
+            return None
+        part, _, special = _core.measure(piece.astype(np.float32, copy=False))
+        if special:
+            return None
+        energy += part
+    runs = _core.sample_runs(array.shape, flat.size)
+    sample = np.concatenate([flat[run].astype(np.float32, copy=False) for run in runs])
+    return Measured(name, array.shape, flat, energy, sample)
+
+
+def _beyond_float32(piece: Array) -> bool:
+    """Whether a float64 piece has values that are lost in float32 by their magnitude alone."""
+    magnitude = np.abs(piece[piece != 0])
+    return bool(magnitude.size and not (magnitude.min() > 1e-37 and magnitude.max() < 1e38))
+
+
+def choose_step(tensor: Measured, target: Target, rate_weight: float) -> float | None:
+    """The step that reaches the target on a sample of the tensor; None if it is out of range."""
+    if tensor.energy == 0:
+        return 1.0
+    if target.kind == "step":
+        return _in_range(target.value)
+    wanted = tensor.energy / tensor.flat.size * 10 ** (-target.value / 10)  # squared error a weight
+    step = _in_range(math.sqrt(12 * wanted))
+    if step is None:
+        return None
+    runs = _core.sample_runs(tensor.shape, tensor.sample.size, _TRIED)
+    sample = np.concatenate([tensor.sample[run] for run in runs])
+    # The error of a weight follows the square of the step closely, so a few corrections suffice.
+    for _ in range(8):
+        params = _core.fit(tensor.shape, sample, step)
+        _, sums = _core.quantize(params, sample, step, rate_weight)
+        got = sums.error / sample.size
+        if got <= 0:
+            return step
+        if abs(got / wanted - 1) < _SAMPLE_TOLERANCE:
+            return step
+        step = _in_range(step * min(max(math.sqrt(wanted / got), 0.25), 4.0))
+        if step is None:
+            return None
+    return step
+
+
+def _in_range(step: float) -> float | None:
+    """``step`` rounded to float32 with 12 bits of mantissa (so that it does not hang on a last bit), if in range."""
+    if not SMALLEST_STEP < step < LARGEST_STEP:
+        return None
+    mantissa, exponent = math.frexp(step)
+    return math.ldexp(round(mantissa * 4096), exponent - 12)
+
+
+def quantize(tensor: Measured, step: float, rate_weight: float, run: Callable[[list[Any]], list[Any]]) -> Quantized:
+    """Quantise and code the whole tensor with this step. ``run`` maps calls to results in order.
+
+    The step that is stored is then fitted to the levels: ``sum(w q) / sum(q^2)`` minimises the error (Lloyd's condition
+    for a uniform reconstruction), except for dtypes narrower than float32, whose rounding is part of the error.
+    """
+    size, dtype = tensor.flat.size, tensor.flat.dtype
+    params = _core.fit(tensor.shape, tensor.sample, step)
+    each = _core.chunk_levels(params)
+    limit = _level_limit(dtype, step)
+
+    def chunk(start: int) -> tuple[bytes, _core.Sums]:
+        weights = tensor.float32(start, min(start + each, size))
+        if dtype.itemsize >= 4:
+            return _core.quantize(params, weights, step, rate_weight, limit=limit)
+        levels = np.empty(weights.size, np.int32)
+        code, sums = _core.quantize(params, weights, step, rate_weight, levels, limit)
+        value = dequantize(levels, step).astype(dtype).astype(np.float32)
+        error, _, _ = _core.measure(weights - value)
+        return code, _core.Sums(sums.energy, error, sums.correlation, sums.levels)
+
+    results = run([lambda start=start: chunk(start) for start in range(0, size, each)])
+    total = [sum(getattr(sums, name) for _, sums in results) for name in ("energy", "error", "correlation", "levels")]
+    energy, error, correlation, squares = total
+    if dtype.itemsize >= 4 and squares > 0 and rate_weight > 0:
+        fitted = float(np.float32(correlation / squares))
+        # The correction is small; a large one would mean that the levels do not follow the weights.
+        if 0.5 < fitted / step < 2:
+            step = fitted
+            error = max(energy - 2 * step * correlation + step * step * squares, 0.0)
+    return Quantized(params, step, [code for code, _ in results], energy, error)
+
+
+def dequantize(levels: npt.NDArray[np.int32], step: float) -> Float32:
+    """Reconstruction values as a reader computes them, before the cast to the stored dtype."""
+    return levels.astype(np.float32) * np.float32(step)
+
+
+def _level_limit(dtype: np.dtype[Any], step: float) -> int:
+    """Largest magnitude of a level whose reconstruction does not overflow the dtype."""
+    largest = float(ml_dtypes.finfo(dtype).max) if dtype.itemsize < 8 else 3e38
+    return max(1, min(int(largest / step), _core.MAX_LEVEL))

@@ -1,0 +1,280 @@
+"""A .dcb file, opened: tensors decoded one by one, or all in a stream, on all cores."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core, container
+from ._parallel import pool
+from .atomic import reading
+from .container import HEADER, LEVELS, METHOD_NAMES, RAW, TIED, Entry, Index
+from .errors import DamagedFileError, LimitError, OptionError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Array = npt.NDArray[Any]
+
+#: Levels decoded by one call: enough to fill the core's lanes, short enough to stop at once.
+_BATCH = 1 << 20
+#: Bytes of tensors that are decoded ahead, unless a single one is larger.
+_AHEAD = 1 << 26
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file says about one tensor."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    method: str  #: "quantized", "exact" or "tied"
+    nbytes: int  #: decoded
+    coded_bytes: int  #: of payload; 0 if tied
+    step: float | None  #: distance of two reconstruction values, if quantized
+    tied_to: str | None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.nbytes // self.dtype.itemsize
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Payload bits per element."""
+        return 8 * self.coded_bytes / self.size if self.size else 0.0
+
+
+class OpenFile:
+    """A .dcb file whose index has been read and checked; tensors are decoded when asked for.
+
+    ``f.keys()``, ``f.info(name)``, ``f[name]`` (decodes that tensor alone), ``name in f``, ``len(f)``, ``for name in f``.
+    A context manager. Safe to use from several threads.
+    """
+
+    def __init__(self, file: BinaryIO, *, max_bytes: int | None = None, threads: int | None = None) -> None:
+        """Read the index of ``file`` (binary, seekable). Raises DamagedFileError, UnsupportedError or LimitError."""
+        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
+            raise OptionError(f"max_bytes must be a whole number of bytes, not {max_bytes!r}")
+        self._file = file
+        self._lock = threading.Lock()
+        self._threads = threads
+        self._max_bytes = max_bytes
+        self.file_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        crc, place = container.read_header(file.read(HEADER.size), self.file_bytes)
+        if max_bytes is not None and len(place) > max_bytes:
+            raise LimitError(f"the index takes {len(place)} bytes, more than max_bytes = {max_bytes}")
+        stored = self._read(place.start, len(place))
+        container.check_index(stored, crc)
+        self._index = Index.read(stored, range(HEADER.size, place.start))
+        self._numbers = {entry.name: number for number, entry in enumerate(self._index.entries)}
+        #: Kind of checkpoint that the file was made from, "" for arrays.
+        self.kind = self._index.kind
+        #: What a checkpoint of this kind holds besides tensors.
+        self.extra = self._index.extra
+        #: Bytes of the index as stored.
+        self.index_bytes = len(place)
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return list(self._numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._numbers
+
+    def info(self, name: str) -> TensorInfo:
+        """What the index says about a tensor. Raises KeyError."""
+        entry = self._index.entries[self._numbers[name]]
+        return TensorInfo(
+            entry.name,
+            entry.dtype,
+            entry.shape,
+            METHOD_NAMES[entry.method],
+            entry.nbytes,
+            entry.coded_bytes,
+            entry.step if entry.method == LEVELS else None,
+            self._index.entries[entry.tied_to].name if entry.method == TIED else None,
+        )
+
+    def __getitem__(self, name: str) -> Array:
+        """Decode one tensor. Raises KeyError, DamagedFileError or LimitError."""
+        entry = self._index.entries[self._numbers[name]]
+        entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
+        with pool(self._threads) as executor:
+            ((_, array),) = self._decode([entry], executor)
+            return array
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """All tensors in the file's order, each decoded shortly before it is handed out. Tied ones share their array."""
+        tied: dict[int, Array] = {}
+        needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
+        entries = self._index.entries
+        if self._max_bytes is not None:
+            total = sum(entry.nbytes for entry in entries if entry.method != TIED)
+            if total > self._max_bytes:
+                raise LimitError(f"the tensors take {total} bytes, more than max_bytes = {self._max_bytes}")
+        with pool(self._threads) as executor:
+            decoded = self._decode([entry for entry in entries if entry.method != TIED], executor)
+            for number, entry in enumerate(entries):
+                if entry.method == TIED:
+                    yield entry.name, tied[entry.tied_to]
+                    continue
+                _, array = next(decoded)
+                if number in needed:
+                    tied[number] = array
+                yield entry.name, array
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Decode everything; yields (tensor name, what is wrong) for each damaged tensor and goes on."""
+        with pool(self._threads) as executor:
+            for entry in self._index.entries:
+                if entry.method == TIED:
+                    continue
+                try:
+                    deque(self._decode([entry], executor), maxlen=0)
+                except DamagedFileError as error:
+                    yield entry.name, str(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            self._file.seek(offset)
+            data = self._file.read(length)
+        if len(data) != length:
+            raise DamagedFileError(f"damaged .dcb file: {length} bytes at {offset} cannot be read")
+        return data
+
+    def _decode(self, entries: Sequence[Entry], executor: Executor) -> Iterator[tuple[Entry, Array]]:
+        """Decode ``entries`` in order, small ones together in one batch, a bounded number of bytes ahead."""
+        waiting: deque[_Decoding] = deque()
+        batch: list[_Part] = []
+        ahead = gathered = 0
+
+        def submit() -> None:
+            nonlocal batch, gathered
+            if batch:
+                future = executor.submit(self._decode_batch, batch)
+                for part in batch:
+                    part.owner.futures.append(future)
+            batch, gathered = [], 0
+
+        for entry in entries:
+            while waiting and ahead + entry.nbytes > _AHEAD:
+                submit()
+                ahead -= waiting[0].entry.nbytes
+                yield waiting.popleft().wait()
+            if self._max_bytes is not None and entry.nbytes > self._max_bytes:
+                raise LimitError(
+                    f"tensor {entry.name!r} takes {entry.nbytes} bytes, more than max_bytes = {self._max_bytes}"
+                )
+            owner = _Decoding(entry, _allocate(entry))
+            waiting.append(owner)
+            ahead += entry.nbytes
+            for number in range(len(entry.chunks)):
+                batch.append(_Part(owner, number))
+                gathered += _size_of(entry.chunk_range(number))
+                if gathered >= _BATCH:
+                    submit()
+        submit()
+        while waiting:
+            yield waiting.popleft().wait()
+
+    def _decode_batch(self, parts: Sequence[_Part]) -> None:
+        """Read, check and decode some chunks."""
+        jobs: list[tuple[_Part, _core.Job, slice]] = []
+        for part in parts:
+            entry, flat = part.owner.entry, part.owner.flat
+            chunk, where = entry.chunks[part.number], entry.chunk_range(part.number)
+            data = self._read(chunk.offset, chunk.length)
+            chunk.check(data, entry.name)
+            if entry.method == RAW:
+                flat.view(np.uint8)[where] = np.frombuffer(data, np.uint8)
+                continue
+            direct = flat.dtype == np.float32
+            out = flat[where] if direct else np.empty(_size_of(where), np.float32)
+            jobs.append((part, _core.Job(entry.params, data, out, entry.step), where))
+        good = _core.decode([job for _, job, _ in jobs])
+        for (part, job, where), fine in zip(jobs, good, strict=True):
+            if not fine:
+                raise DamagedFileError(f"tensor {part.owner.entry.name!r} is damaged: a chunk does not decode")
+            if job.out.base is not part.owner.flat and part.owner.flat.dtype != np.float32:
+                part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
+
+
+@dataclass
+class _Decoding:
+    """A tensor on its way."""
+
+    entry: Entry
+    flat: Array
+    futures: list[Future[None]] = field(default_factory=list)
+
+    def wait(self) -> tuple[Entry, Array]:
+        for future in self.futures:
+            future.result()
+        return self.entry, self.flat.reshape(self.entry.shape)
+
+
+@dataclass
+class _Part:
+    """A chunk of a tensor on its way."""
+
+    owner: _Decoding
+    number: int
+
+
+def _size_of(where: slice) -> int:
+    return int(where.stop - where.start)
+
+
+def _allocate(entry: Entry) -> Array:
+    try:
+        return np.empty(entry.size, entry.dtype)
+    except (MemoryError, ValueError):
+        raise LimitError(f"tensor {entry.name!r} takes {entry.nbytes} bytes, more than this machine has") from None
+
+
+def open_path(path: str | os.PathLike[str], *, max_bytes: int | None = None, threads: int | None = None) -> OpenFile:
+    """Open a .dcb file. Errors name the path."""
+    with reading(path):
+        file = Path(path).open("rb")
+    try:
+        return OpenFile(file, max_bytes=max_bytes, threads=threads)
+    except BaseException:
+        file.close()
+        raise
+
+
+def open_bytes(data: bytes | bytearray | memoryview, *, max_bytes: int | None, threads: int | None) -> OpenFile:
+    """Open a .dcb file that is in memory."""
+    return OpenFile(io.BytesIO(data), max_bytes=max_bytes, threads=threads)
