@@ -163,7 +163,8 @@ impl Default for CostTable {
 }
 
 /// `floor(2^11 * log2(x))` for x >= 1, by repeated squaring.
-const fn log2(x: u32) -> u32 {
+#[must_use]
+pub const fn log2(x: u32) -> u32 {
     let integer = x.ilog2();
     let mut result = integer;
     // mantissa in [1, 2) with 31 fractional bits

@@ -251,7 +251,11 @@ pub unsafe extern "C" fn dc_decode(jobs: *mut DcJob, count: usize) -> i32 {
             } else {
                 Output::Levels(unsafe { output(job.levels, job.count)? })
             };
-            jobs.push(Job { params: Params::read(params)?, bytes, output, good: false });
+            let params = Params::read(params)?;
+            if job.count > params.chunk_levels() {
+                return None;
+            }
+            jobs.push(Job { params, bytes, output, good: false });
         }
         lanes::decode(&mut jobs);
         for (given, job) in given.iter_mut().zip(&jobs) {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here is normative: a decoder reads the result from the file.
 
+use crate::context::{COST_BITS, log2};
 use crate::params::{
     KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_WIDTH, Params, RowPrediction,
 };
@@ -196,7 +197,9 @@ impl Moments {
     /// Bits a level saved by these weights, for Gaussian residuals; the noise of rounding to levels does not shrink.
     fn gain(&self, weights: &[i8; FEATURES]) -> f64 {
         let rounding = self.count / 12.0;
-        0.5 * ((self.energy + rounding) / (self.error(weights) + rounding)).log2()
+        let ratio = (self.energy + rounding) / (self.error(weights) + rounding);
+        // The library's logarithm may differ between machines in its last bit, and with it the file.
+        0.5 * (f64::from(log2((65_536.0 * ratio) as u32 | 1)) / f64::from(1 << COST_BITS) - 16.0)
     }
 }
 

@@ -5,6 +5,7 @@ Work is spread over threads, but what is written depends on the tensors and opti
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from .checkpoint.base import TensorSpec
 from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
 from .errors import OptionError
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Target
-from .quantization import Array, Quantized
+from .quantization import Array, Measured, Quantized
 
 #: Bytes of tensors that are held at once, unless a single one is larger.
 _IN_FLIGHT = 1 << 26
@@ -177,20 +178,40 @@ class _Pass:
             return None
         result = quantization.quantize(tensor, step, rate_weight, run)
         if target.kind == "sqnr" and tensor.energy > 0:
-            for _ in range(quantization.ATTEMPTS - 1):
-                off = result.sqnr - target.value
-                if abs(off) < quantization.TOLERANCE_DB or result.error == 0:
-                    break
-                result = quantization.quantize(tensor, result.step * 10 ** (off / 20), rate_weight, run)
+            result = self._closest(tensor, target.value, step, result, run)
             if result.sqnr < 0.99 * target.value:
                 work.note = f"stored exactly: {work.spec.dtype} cannot reach {_asked(target)}"
                 return None
             if result.sqnr > 1.01 * target.value and result.error > 0:
                 work.note = f"{result.sqnr:.2f} dB instead of {target.value:g}: too few elements to come closer"
         if result.coded_bytes >= work.spec.nbytes:
-            work.note = "" if target.kind == "sqnr" else work.note
+            work.note = ""
             return None
         return result
+
+    def _closest(
+        self, tensor: Measured, wanted: float, step: float, first: Quantized, run: Callable[[list[Any]], list[Any]]
+    ) -> Quantized:
+        """``first``, quantised with ``step``, or the result of another step whose SQNR is closer to the one wanted.
+
+        The noise follows the square of the step, so the first corrections are large steps; in a small tensor single
+        decisions matter and it jumps about that line, so the rest halves the bracket.
+        """
+        best = result = first
+        finer = coarser = 0.0  # largest step known to be good enough, smallest known not to be
+        for attempt in range(quantization.ATTEMPTS):
+            off = result.sqnr - wanted
+            if abs(off) < abs(best.sqnr - wanted):
+                best = result
+            if abs(off) < quantization.TOLERANCE_DB or result.error == 0:
+                break
+            finer, coarser = (step, coarser) if off > 0 else (finer, step)
+            halve = finer and coarser and attempt > 1
+            step = math.sqrt(finer * coarser) if halve else step * 10 ** (off / 20)
+            result = quantization.quantize(tensor, step, self._options.rate_weight, run)
+        if best.sqnr < 0.99 * wanted and finer:
+            return quantization.quantize(tensor, finer, self._options.rate_weight, run)
+        return best
 
     def _finish(self, work: _Work) -> None:
         result = work.result.result() if isinstance(work.result, Future) else work.result()

@@ -26,7 +26,7 @@ _TRIED = 1 << 15
 #: Relative error of the noise that a step found on the sample may have on the sample.
 _SAMPLE_TOLERANCE = 0.004
 #: Difference to the SQNR asked for that is put right by quantising again, in dB, and how often.
-TOLERANCE_DB, ATTEMPTS = 0.1, 4
+TOLERANCE_DB, ATTEMPTS = 0.1, 9
 #: Steps outside are not worth float32 arithmetic; such tensors are stored exactly.
 SMALLEST_STEP, LARGEST_STEP = 1e-30, 1e30
 _PIECE = 1 << 20
