@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ def encode(levels: npt.ArrayLike, *, threads: int | None = None) -> bytes:
     """Code an integer array, e.g. the levels of a quantised tensor. :func:`decode` gives it back exactly.
 
     ``levels`` has any shape and any integer dtype (or bool), with values that fit int32. Rows (and convolution kernels,
-    for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``threads`` is the
-    number of threads, by default one a core; the bytes do not depend on it.
+    for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``threads`` is
+    the number of threads, by default one a core; the bytes do not depend on it.
 
     Raises :class:`OptionError` for other dtypes or values.
     """
@@ -39,7 +40,7 @@ def encode(levels: npt.ArrayLike, *, threads: int | None = None) -> bytes:
     params = _core.fit(array.shape, sample)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
-    codes = run_all([lambda piece=piece: _core.encode(params, piece) for piece in pieces], threads)
+    codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)
     chunks = tuple(container.Chunk(0, len(code), zlib.crc32(code)) for code in codes)
     head = _MAGIC + bytes([array.ndim]) + b"".join(varint(size) for size in array.shape)
     head += container.write_chunks(params, chunks)
@@ -49,8 +50,8 @@ def encode(levels: npt.ArrayLike, *, threads: int | None = None) -> bytes:
 def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, threads: int | None = None) -> Any:
     """The int32 array that :func:`encode` coded, in its shape.
 
-    Raises :class:`DamagedFileError` if ``data`` is not exactly what :func:`encode` returned, :class:`LimitError` if the
-    array would take more than ``max_bytes``.
+    Raises :class:`DamagedFileError` if ``data`` is not exactly what :func:`encode` returned, :class:`LimitError` if
+    the array would take more than ``max_bytes``.
     """
     view = memoryview(data).cast("B")
     cursor = Cursor(view, "coded levels")
@@ -66,10 +67,13 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
     if cursor.unpack("<I")[0] != zlib.crc32(view[:head]):
         raise cursor.damaged("the checksum of the header does not match")
     if sum(chunk.length for chunk in chunks) != cursor.left:
-        raise cursor.damaged(f"it should have {head + 4 + sum(chunk.length for chunk in chunks)} bytes, not {len(view)}")
+        raise cursor.damaged("its chunks do not add up to its length")
     if max_bytes is not None and 4 * size > max_bytes:
         raise LimitError(f"the levels take {4 * size} bytes, more than max_bytes = {max_bytes}")
-    out = np.empty(size, np.int32)
+    try:
+        out = np.empty(size, np.int32)
+    except (MemoryError, ValueError):
+        raise LimitError(f"the levels take {4 * size} bytes, more than this machine has") from None
     each = _core.chunk_levels(params)
     jobs = []
     for number, chunk in enumerate(chunks):
@@ -77,7 +81,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
         chunk.check(code, "levels")
         jobs.append(_core.Job(params, code, out[number * each : (number + 1) * each]))
     batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
-    if not all(all(good) for good in run_all([lambda batch=batch: _core.decode(batch) for batch in batches], threads)):
+    if not all(all(good) for good in run_all([partial(_core.decode, batch) for batch in batches], threads)):
         raise DamagedFileError("damaged coded levels: a chunk does not decode to its number of levels")
     return out.reshape(shape)
 

@@ -85,6 +85,8 @@ class Report:
 
 def compress(source: Source, file: BinaryIO, options: Options, progress: Progress | None = None) -> Report:
     """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start."""
+    for spec in source.specs:
+        container.check_writable(spec.name, spec.shape)
     with pool(options.threads) as executor:
         elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
         if options.bits is not None:
@@ -265,7 +267,8 @@ def _reach(
         return _Pass(source, file, tried, executor, progress).run()
 
     # log2(size) is close to linear in dB piece by piece, so: bracket, then regula falsi with bisection as a net.
-    low, high = (0.5, None), (MAX_SQNR, None)
+    low: tuple[float, int | None] = (0.5, None)
+    high: tuple[float, int | None] = (MAX_SQNR, None)
     sqnr = DEFAULT_SQNR
     for _ in range(_PASSES * 2):
         report = attempt(sqnr)
@@ -283,7 +286,7 @@ def _reach(
         return report
     exact = sum(tensor.coded_bytes for tensor in report.tensors if tensor.method == "exact")
     raise OptionError(
-        f"no quality gives a file of {wanted:,} bytes: {report.file_bytes:,} come closest, at an SQNR of {sqnr:.1f} dB; "
+        f"no quality gives a file of {wanted:,} bytes: {report.file_bytes:,} come closest, at {sqnr:.1f} dB; "
         f"{exact:,} of them are tensors stored exactly"
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
-from .errors import DamagedFileError, UnsupportedError
+from .errors import DamagedFileError, LimitError, UnsupportedError
 from .wire import Cursor, blob, varint
 
 MAGIC = b"\x89DCB\r\n\x1a\n"
@@ -31,6 +31,8 @@ RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
 #: Most bytes of an index once decoded.
 MAX_INDEX = 1 << 28
+#: A decoded index of so many bytes is read whatever ``max_bytes`` is.
+SMALL_INDEX = 1 << 20
 
 DTYPES: dict[int, np.dtype[Any]] = dict(
     enumerate(
@@ -113,15 +115,23 @@ class Index:
         parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
         parts += [_write_entry(entry) for entry in self.entries]
         plain = b"".join(parts)
+        if len(plain) > MAX_INDEX:
+            raise UnsupportedError(f"the index takes {len(plain)} bytes, more than the {MAX_INDEX} that a .dcb file can hold")
         return varint(len(plain)) + _core.encode_bytes(plain)
 
     @classmethod
-    def read(cls, stored: bytes, payload: range) -> Index:
-        """Parse and check an index whose chunks must tile ``payload`` (byte offsets) exactly."""
+    def read(cls, stored: bytes, payload: range, max_bytes: int | None = None) -> Index:
+        """Parse and check an index whose chunks must tile ``payload`` (byte offsets) exactly.
+
+        A small stored index can decode to a large one: raises :class:`LimitError` if it takes more than ``max_bytes``
+        (and more than SMALL_INDEX).
+        """
         cursor = Cursor(stored, "index")
         length = cursor.varint()
         if length > MAX_INDEX:
             raise cursor.damaged(f"it claims {length} bytes, more than the {MAX_INDEX} allowed")
+        if max_bytes is not None and length > max(max_bytes, SMALL_INDEX):
+            raise LimitError(f"the index takes {length} bytes, more than max_bytes = {max_bytes}")
         cursor = Cursor(_core.decode_bytes(cursor.take(cursor.left), length), "index")
         index = cls(kind=cursor.text(), extra=cursor.blob())
         offset = payload.start
@@ -154,7 +164,9 @@ def read_header(head: bytes, file_size: int) -> tuple[int, range]:
         raise DamagedFileError(f"damaged .dcb file: it ends after {len(head)} bytes")
     _, version, crc, offset, length = HEADER.unpack(head)
     if version != VERSION:
-        raise UnsupportedError(f"a .dcb file of format version {version}; this release reads version {VERSION}: update deepcabac")
+        raise UnsupportedError(
+            f"a .dcb file of format version {version}; this release reads version {VERSION}: update deepcabac"
+        )
     if offset < HEADER.size or offset + length != file_size:
         raise DamagedFileError(f"damaged .dcb file: it should have {offset + length} bytes and has {file_size}")
     return crc, range(offset, offset + length)
@@ -164,6 +176,18 @@ def check_index(stored: bytes, crc: int) -> None:
     """Raise :class:`DamagedFileError` if the stored index does not match the header."""
     if zlib.crc32(stored) != crc:
         raise DamagedFileError("damaged .dcb file: the checksum of the index does not match")
+
+
+def check_writable(name: str, shape: tuple[int, ...]) -> None:
+    """Raise :class:`UnsupportedError` for a tensor that an index cannot hold."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise UnsupportedError(
+            f"tensor {name!r} has {len(shape)} dimensions, more than the {MAX_DIMENSIONS} that a .dcb file can hold"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UnsupportedError(f"tensor {name!r}: the name holds half a character (a surrogate): rename it") from None
 
 
 def _write_entry(entry: Entry) -> bytes:
@@ -197,6 +221,8 @@ def read_chunks(cursor: Cursor, size: int, offset: int) -> tuple[bytes, tuple[Ch
     chunks = []
     for start in range(0, size, each):
         chunk = Chunk(offset, cursor.varint(), cursor.unpack("<I")[0])
+        if chunk.length == 0:  # and so a file has fewer chunks than bytes
+            raise cursor.damaged("a chunk has no bytes")
         if min(each, size - start) > _core.most_levels(chunk.length):
             raise cursor.damaged(f"{chunk.length} bytes cannot hold {min(each, size - start)} levels")
         chunks.append(chunk)

@@ -138,15 +138,21 @@ def compress_checkpoint(
 
 def default_output(model: Path) -> Path:
     """``model.dcb`` beside ``model.safetensors`` (or ``model.safetensors.index.json``)."""
-    name = model.name
-    for suffix in (".safetensors.index.json",):
-        if name.endswith(suffix):
-            return model.with_name(name[: -len(suffix)] + ".dcb")
+    sharded = _SUFFIX["safetensors-sharded"]
+    if model.name.endswith(sharded):
+        return model.with_name(model.name.removesuffix(sharded) + ".dcb")
     return model.with_suffix(".dcb")
 
 
-_SUFFIX = {"safetensors": ".safetensors", "safetensors-sharded": ".safetensors.index.json", "npz": ".npz", "torch": ".pt"}
-_SUFFIX |= {"onnx": ".onnx", "": ".safetensors"}
+#: Suffix of a restored checkpoint, by the kind that the file was made from.
+_SUFFIX = {
+    "": ".safetensors",
+    "safetensors": ".safetensors",
+    "safetensors-sharded": ".safetensors.index.json",
+    "npz": ".npz",
+    "torch": ".pt",
+    "onnx": ".onnx",
+}
 
 
 def decompress_checkpoint(
@@ -164,11 +170,14 @@ def decompress_checkpoint(
     with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
             if opened.kind not in _SUFFIX:
-                raise UnsupportedError(f"{path}: made from a checkpoint of unknown kind {opened.kind!r}: name an output with -o")
+                raise UnsupportedError(
+                    f"{path}: made from a checkpoint of unknown kind {opened.kind!r}: name the file to write"
+                )
             model = Path(path).with_name(Path(path).stem + _SUFFIX[opened.kind])
         kind = kind_of_path(model)
         if kind is None:
-            raise OptionError(f"{model}: the suffix says no kind of checkpoint; use one of {' '.join(_SUFFIX.values())}")
+            known = " ".join(sorted(set(_SUFFIX.values())))
+            raise OptionError(f"{model}: the suffix says no kind of checkpoint; use one of {known}")
         if Path(model).exists() and Path(model).samefile(path):
             raise OptionError(f"{model}: would overwrite the file it is restored from")
         infos = [opened.info(name) for name in opened]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from ._parallel import thread_count
 from .errors import OptionError
 
-#: The theory's trade-off: at high rate the error of a uniform quantiser is step^2/12 and falls by a factor of 4 a bit, so
-#: a bit is worth -dD/dR = 2 ln 2 D = (ln 2 / 6) step^2 (e.g. Gersho & Gray 1992, section 5.5).
+#: The theory's trade-off: at high rate the error D of a uniform quantiser is step^2 / 12 and falls by a factor of 4 a
+#: bit, so a bit is worth -dD/dR = 2 ln 2 D = (ln 2 / 6) step^2 (high-resolution theory, e.g. Gersho & Gray 1992).
 THEORY_RATE_WEIGHT = math.log(2) / 6
 
 DEFAULT_SQNR = 30.0
@@ -37,8 +37,8 @@ class Options:
     rate_distortion: float = 1.0
     """Lambda as a multiple of the theory's ``ln 2 / 6 * step^2`` per bit; 0 rounds to the nearest level."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit for
-    bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target. ``{"exact": False}`` quantises a small 1-D tensor too."""
+    """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit
+    for bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target. ``{"exact": False}`` quantises a small 1-D tensor."""
     threads: int | None = None
     """Number of threads; by default one a core. The bytes do not depend on it."""
 
@@ -53,6 +53,8 @@ class Options:
         if not (isinstance(self.rate_distortion, (int, float)) and 0 <= self.rate_distortion <= 100):
             raise OptionError(f"rate_distortion must be between 0 and 100, not {self.rate_distortion!r}")
         thread_count(self.threads)
+        if not isinstance(self.overrides, Mapping):
+            raise OptionError(f"overrides must map name patterns to settings, not {self.overrides!r}")
         for pattern, settings in self.overrides.items():
             _check_override(pattern, settings)
 
@@ -99,12 +101,15 @@ class Target:
 def _check_positive(name: str, value: Any, limit: float, unit: str) -> None:
     if value is None:
         return
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= limit
-    if not valid:
-        raise OptionError(f"{name} must be a number above 0 and at most {limit:g}{' ' + unit if unit else ''}, not {value!r}")
+    # NaN fails the comparison too.
+    if not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= limit):
+        unit = f" {unit}" if unit else ""
+        raise OptionError(f"{name} must be a number above 0 and at most {limit:g}{unit}, not {value!r}")
 
 
 def _check_override(pattern: str, settings: Mapping[str, Any]) -> None:
+    if not isinstance(pattern, str):
+        raise OptionError(f"overrides go by name pattern, a string, not {pattern!r}")
     if not isinstance(settings, Mapping) or len(settings) != 1 or next(iter(settings)) not in _PER_TENSOR:
         raise OptionError(f"the override of {pattern!r} must be one of exact, sqnr or step, not {settings!r}")
     (name, value), *_ = settings.items()

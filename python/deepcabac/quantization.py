@@ -76,8 +76,8 @@ class Measured:
 def measure(name: str, array: Array, target: Target) -> Measured | None:
     """The tensor ready to be quantised, or None if it must be stored exactly.
 
-    Exactly: on request, other dtypes than floats, scalars, empty tensors, 1-D tensors of fewer than EXACT_BELOW elements
-    unless asked for by name, non-finite values, and magnitudes that float32 cannot represent.
+    Exactly: on request, other dtypes than floats, scalars, empty tensors, 1-D tensors of fewer than EXACT_BELOW
+    elements unless asked for by name, non-finite values, and magnitudes that float32 cannot represent.
     """
     if target.kind == "exact" or array.dtype not in FLOAT_DTYPES or array.ndim == 0 or array.size == 0:
         return None

@@ -60,8 +60,8 @@ class TensorInfo:
 class OpenFile:
     """A .dcb file whose index has been read and checked; tensors are decoded when asked for.
 
-    ``f.keys()``, ``f.info(name)``, ``f[name]`` (decodes that tensor alone), ``name in f``, ``len(f)``, ``for name in f``.
-    A context manager. Safe to use from several threads.
+    ``f.keys()``, ``f.info(name)``, ``f[name]`` (decodes that tensor alone), ``name in f``, ``len(f)``, iteration over
+    names. A context manager. Safe to use from several threads.
     """
 
     def __init__(self, file: BinaryIO, *, max_bytes: int | None = None, threads: int | None = None) -> None:
@@ -79,7 +79,7 @@ class OpenFile:
             raise LimitError(f"the index takes {len(place)} bytes, more than max_bytes = {max_bytes}")
         stored = self._read(place.start, len(place))
         container.check_index(stored, crc)
-        self._index = Index.read(stored, range(HEADER.size, place.start))
+        self._index = Index.read(stored, range(HEADER.size, place.start), max_bytes)
         self._numbers = {entry.name: number for number, entry in enumerate(self._index.entries)}
         #: Kind of checkpoint that the file was made from, "" for arrays.
         self.kind = self._index.kind
@@ -124,7 +124,7 @@ class OpenFile:
             return array
 
     def items(self) -> Iterator[tuple[str, Array]]:
-        """All tensors in the file's order, each decoded shortly before it is handed out. Tied ones share their array."""
+        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array."""
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
         entries = self._index.entries
@@ -218,7 +218,10 @@ class OpenFile:
             data = self._read(chunk.offset, chunk.length)
             chunk.check(data, entry.name)
             if entry.method == RAW:
-                flat.view(np.uint8)[where] = np.frombuffer(data, np.uint8)
+                raw = np.frombuffer(data, np.uint8)
+                if entry.dtype == np.bool_ and raw.max(initial=0) > 1:
+                    raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
+                flat.view(np.uint8)[where] = raw
                 continue
             direct = flat.dtype == np.float32
             out = flat[where] if direct else np.empty(_size_of(where), np.float32)
@@ -228,7 +231,8 @@ class OpenFile:
             if not fine:
                 raise DamagedFileError(f"tensor {part.owner.entry.name!r} is damaged: a chunk does not decode")
             if job.out.base is not part.owner.flat and part.owner.flat.dtype != np.float32:
-                part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
+                with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
+                    part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
 
 
 @dataclass
@@ -267,7 +271,7 @@ def _allocate(entry: Entry) -> Array:
 def open_path(path: str | os.PathLike[str], *, max_bytes: int | None = None, threads: int | None = None) -> OpenFile:
     """Open a .dcb file. Errors name the path."""
     with reading(path):
-        file = Path(path).open("rb")
+        file = Path(path).open("rb")  # noqa: SIM115 - the OpenFile closes it
     try:
         return OpenFile(file, max_bytes=max_bytes, threads=threads)
     except BaseException:
