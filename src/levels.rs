@@ -153,9 +153,7 @@ fn code_group<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: 
 fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
     let one = coder.bit(*context, coded, one);
     if C::ADAPTS {
-        let mut adapted = *context;
-        context::adapt(&mut adapted, one);
-        *context = if coded { adapted } else { *context };
+        context::adapt_if(coded, context, one);
     }
     one
 }
