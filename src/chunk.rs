@@ -4,7 +4,7 @@ use crate::coder::Encoder;
 use crate::context::{Machine, Portable};
 use crate::levels::{self, Cost};
 use crate::params::Params;
-use crate::rows::{self, Cursor, KERNEL, PLAIN, ROW, Rows, Site};
+use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 
@@ -61,9 +61,9 @@ pub(crate) fn quantize_on<M: Machine>(
 ) -> Sums {
     let mut sums = Sums::default();
     let step = f64::from(quantizer.step);
-    code::<M>(params, weights.len(), out, |cursor, index, site| {
+    code::<M>(params, weights.len(), out, |rows, index, site| {
         let weight = f64::from(weights[index]);
-        let level = quantizer.choose(cursor, site, weight);
+        let level = quantizer.choose(rows, site, weight);
         let value = f64::from(level);
         sums.energy += weight * weight;
         sums.error += (weight - value * step) * (weight - value * step);
@@ -94,7 +94,7 @@ pub struct Quantizer {
 
 impl Quantizer {
     #[inline(always)]
-    fn choose(&self, cursor: &mut Cursor, site: Site, weight: f64) -> i32 {
+    fn choose(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
         let limit = f64::from(self.limit);
         let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
@@ -110,7 +110,7 @@ impl Quantizer {
         for distance in 0..=toward.abs() {
             let level = nearest + direction * distance;
             let error = exact - f64::from(level);
-            let cost = error * error + lambda * f64::from(self.cost(cursor, site, level));
+            let cost = error * error + lambda * f64::from(self.cost(rows, site, level));
             if cost < best.0 {
                 best = (cost, level);
             }
@@ -119,9 +119,9 @@ impl Quantizer {
     }
 
     #[inline(always)]
-    fn cost(&self, cursor: &mut Cursor, site: Site, level: i32) -> u32 {
+    fn cost(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
         let mut cost = Cost::default();
-        levels::code::<_, Portable, true>(&mut cost, cursor.contexts(site), site.low, site.leaning, site.residual(level));
+        levels::code::<_, Portable, true>(&mut cost, rows.contexts(site), site.low, site.leaning, site.residual(level));
         cost.0
     }
 }
@@ -131,7 +131,7 @@ fn code<M: Machine>(
     params: &Params,
     count: usize,
     out: &mut Vec<u8>,
-    choose: impl FnMut(&mut Cursor, usize, Site) -> i32,
+    choose: impl FnMut(&mut Rows, usize, Site) -> i32,
 ) {
     match rows::kind(params) {
         PLAIN => code_kind::<M, PLAIN>(params, count, out, choose),
@@ -145,21 +145,20 @@ fn code_kind<M: Machine, const KIND: u8>(
     params: &Params,
     count: usize,
     out: &mut Vec<u8>,
-    mut choose: impl FnMut(&mut Cursor, usize, Site) -> i32,
+    mut choose: impl FnMut(&mut Rows, usize, Site) -> i32,
 ) {
     let mut encoder = Encoder::new();
     let mut rows = Rows::new(params);
     let mut start = 0;
     while start < count {
         let width = params.width.min(count - start);
-        let mut cursor = rows.cursor(0, width);
         for column in 0..width {
-            let site = cursor.site::<KIND>(column);
-            let level = choose(&mut cursor, start + column, site);
+            let site = rows.site::<KIND>(column);
+            let level = choose(&mut rows, start + column, site);
             let residual = site.residual(level);
             let coded =
-                levels::code::<_, M, true>(&mut encoder, cursor.contexts(site), site.low, site.leaning, residual);
-            cursor.commit(column, level, coded.magnitude);
+                levels::code::<_, M, true>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
+            rows.commit(column, level, coded.magnitude);
         }
         rows.end_row::<KIND>();
         start += width;

@@ -7,7 +7,7 @@
 //! 3. the low bits: the highest with a context if `upper` is 0, everything else raw;
 //! 4. if r is not 0 the sign: with a context (by `upper`) where a prediction leans to one side, else raw.
 
-use crate::coder::{Encoder, GROUP, Reader};
+use crate::coder::{Decoder, Encoder, GROUP};
 use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, Machine, SIGN, UNARY};
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
@@ -46,12 +46,12 @@ impl Coder for Encoder {
     }
 }
 
-impl Coder for Reader<'_> {
+impl Coder for Decoder {
     const ADAPTS: bool = true;
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], _ones: usize) -> usize {
-        Reader::group(self, contexts)
+        Decoder::group(self, contexts)
     }
 
     #[inline(always)]
@@ -61,7 +61,7 @@ impl Coder for Reader<'_> {
 
     #[inline(always)]
     fn raw(&mut self, _bits: u32, count: u32) -> u32 {
-        Reader::raw(self, count)
+        Decoder::raw(self, count)
     }
 }
 
@@ -187,7 +187,6 @@ fn code_low_bits<C: Coder>(coder: &mut C, set: &mut ContextSet, low: u32, upper:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coder::Decoder;
     use crate::context;
     use crate::context::Portable;
 
@@ -214,12 +213,9 @@ mod tests {
                 encoder.finish(&mut bytes);
                 assert!((f64::from(cost.0) / 2048.0 / 8.0 - bytes.len() as f64).abs() < 3.0);
                 let mut decoder = Decoder::new(&bytes);
-                let mut reader = decoder.reader();
                 for value in VALUES {
-                    assert_eq!(code::<_, Portable, true>(&mut reader, &mut read, low, leaning, 0).residual, value);
+                    assert_eq!(code::<_, Portable, true>(&mut decoder, &mut read, low, leaning, 0).residual, value);
                 }
-                let position = reader.position();
-                decoder.put_back(position);
                 assert!(decoder.check());
                 assert_eq!(written, read);
             }

@@ -1,7 +1,7 @@
 //! What the levels already coded say about the next one: its prediction and its scale class.
 //!
 //! A chunk is a matrix of levels, coded row by row. [`Rows`] holds what the model remembers of it. For each level the
-//! caller asks [`Cursor::site`], codes the residual there, and reports the level with [`Cursor::commit`]; behind the last
+//! caller asks [`Rows::site`], codes the residual there, and reports the level with [`Rows::commit`]; behind the last
 //! level of a row it calls [`Rows::end_row`]. Encoder and decoder run the same calls, so they see the same sites.
 //!
 //! Three kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`]):
@@ -147,30 +147,41 @@ impl Rows {
         self.levels.fill(0);
     }
 
-    /// Access to the `count` columns from `start` on of the present row; hand its [`Cursor::row`] back to
-    /// [`Rows::put_back`].
+    /// What is known about the level in the next column, `column`.
     #[inline(always)]
     #[must_use]
-    pub fn cursor(&mut self, start: usize, count: usize) -> Cursor<'_> {
-        Cursor {
-            contexts: &mut self.contexts,
-            row: self.row,
-            class_mask: self.class_mask,
-            start,
-            shares: &self.shares[start..start + count],
-            predictions: &self.predictions[start..start + count],
-            magnitudes: &mut self.magnitudes[start..start + count],
-            levels: &mut self.levels[start..start + count + self.lead],
-            lead: self.lead,
-            kernel_weights: &self.kernel_weights,
-            kernel_offsets: self.kernel_offsets,
+    pub fn site<const KIND: u8>(&self, column: usize) -> Site {
+        let class = scale::class(self.row, self.shares[column]) & self.class_mask;
+        let low = scale::low_bits(class);
+        if KIND == PLAIN {
+            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false };
         }
+        let mut prediction = self.predictions[column];
+        if KIND == KERNEL {
+            let weights = &self.kernel_weights[column % self.kernel_weights.len()];
+            for (weight, offset) in weights.iter().zip(self.kernel_offsets) {
+                prediction += weight * clamped(self.levels[self.lead + column - offset]);
+            }
+        }
+        let predicted = (prediction + (1 << (FRACTION - 1))) >> FRACTION;
+        let rest = prediction - (predicted << FRACTION);
+        let leaning = rest.abs() >= LEANING;
+        Site { set: 2 * class + usize::from(leaning), low, predicted, leaning, down: rest < 0 }
     }
 
-    /// Takes over the row's average from a cursor.
+    /// The contexts of a site.
     #[inline(always)]
-    pub fn put_back(&mut self, row: i32) {
-        self.row = row;
+    pub fn contexts(&mut self, site: Site) -> &mut ContextSet {
+        &mut self.contexts[site.set % SETS]
+    }
+
+    /// Reports the level in that column and the magnitude of its residual.
+    #[inline(always)]
+    pub fn commit(&mut self, column: usize, level: i32, magnitude: u32) {
+        let magnitude = scale::fixed(magnitude);
+        self.levels[self.lead + column] = level;
+        self.magnitudes[column] = magnitude;
+        self.row = scale::row_average(self.row, magnitude, self.shares[column]);
     }
 
     /// The first `count` levels of the present row.
@@ -206,63 +217,6 @@ impl Rows {
         for (index, (share, column)) in self.shares.iter_mut().zip(&self.columns).enumerate() {
             *share = scale::column_share(*column, self.mean_log, scale::row_shift(index));
         }
-    }
-}
-
-/// A run of columns of the present row: the part of the model that a level touches. A value of its own with slices of
-/// known length, so that a loop over it needs few checks.
-pub struct Cursor<'a> {
-    contexts: &'a mut Contexts,
-    /// Running magnitude of the row, in units of 2^-12.
-    pub row: i32,
-    class_mask: usize,
-    start: usize,
-    shares: &'a [i32],
-    predictions: &'a [i32],
-    magnitudes: &'a mut [i32],
-    /// From `lead` levels before the first column on.
-    levels: &'a mut [i32],
-    lead: usize,
-    kernel_weights: &'a [[i32; KERNEL_WEIGHTS]],
-    kernel_offsets: [usize; KERNEL_WEIGHTS],
-}
-
-impl Cursor<'_> {
-    /// What is known about the level in the `index`-th column.
-    #[inline(always)]
-    #[must_use]
-    pub fn site<const KIND: u8>(&self, index: usize) -> Site {
-        let class = scale::class(self.row, self.shares[index]) & self.class_mask;
-        let low = if class < scale::LOW_CLASS { 0 } else { scale::low_bits(class) };
-        if KIND == PLAIN {
-            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false };
-        }
-        let mut prediction = self.predictions[index];
-        if KIND == KERNEL {
-            let weights = &self.kernel_weights[(self.start + index) % self.kernel_weights.len()];
-            for (weight, offset) in weights.iter().zip(self.kernel_offsets) {
-                prediction += weight * clamped(self.levels[self.lead + index - offset]);
-            }
-        }
-        let predicted = (prediction + (1 << (FRACTION - 1))) >> FRACTION;
-        let rest = prediction - (predicted << FRACTION);
-        let leaning = rest.abs() >= LEANING;
-        Site { set: 2 * class + usize::from(leaning), low, predicted, leaning, down: rest < 0 }
-    }
-
-    /// The contexts of a site.
-    #[inline(always)]
-    pub fn contexts(&mut self, site: Site) -> &mut ContextSet {
-        &mut self.contexts[site.set % SETS]
-    }
-
-    /// Reports the level in the `index`-th column and the magnitude of its residual.
-    #[inline(always)]
-    pub fn commit(&mut self, index: usize, level: i32, magnitude: u32) {
-        let magnitude = scale::fixed(magnitude);
-        self.levels[self.lead + index] = level;
-        self.magnitudes[index] = magnitude;
-        self.row = scale::row_average(self.row, magnitude, self.shares[index]);
     }
 }
 
