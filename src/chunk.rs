@@ -158,7 +158,7 @@ fn code_kind<M: Machine, const KIND: u8>(
             let residual = site.residual(level);
             let coded =
                 levels::code::<_, M, true>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
-            rows.commit(column, level, coded.magnitude);
+            rows.commit::<KIND>(column, site, level, coded.magnitude);
         }
         rows.end_row::<KIND>();
         start += width;

@@ -225,7 +225,7 @@ impl Decoder {
     /// Reads one decision if `coded`; otherwise it is zero and nothing is read.
     #[inline(always)]
     pub fn bit_if(&mut self, coded: bool, p: u32) -> bool {
-        let bound = if coded { scale(self.range, p) } else { 0 };
+        let bound = scale(self.range, p & u32::from(coded).wrapping_neg());
         let one = self.code < bound;
         let (from, to) = if one { (0, bound) } else { (bound, self.range) };
         self.take(from, to);
@@ -253,6 +253,18 @@ impl Decoder {
         self.raw_word >>= count;
         self.raw_ready -= count;
         bits as u32
+    }
+
+    /// Reads a raw bit if `coded`; otherwise it may be anything, and nothing is read.
+    #[inline(always)]
+    pub fn raw_bit_if(&mut self, coded: bool) -> bool {
+        if self.raw_ready < 32 {
+            self.refill();
+        }
+        let bit = self.raw_word & 1 != 0;
+        self.raw_word >>= u32::from(coded);
+        self.raw_ready -= u32::from(coded);
+        bit
     }
 
     /// Reads four bytes ahead, from the back of the chunk to its front; then zeros.

@@ -59,31 +59,34 @@ pub fn adapt_if(used: bool, context: &mut u32, one: bool) {
     *context = context.wrapping_add(2 * half);
 }
 
-/// Targets of a group's contexts after a run of ones.
-pub const TARGET: [[i32; GROUP]; GROUP + 1] = {
-    let mut table = [[target(false); GROUP]; GROUP + 1];
+/// What the contexts of a group learn from a run of ones and the zero behind it.
+#[derive(Clone, Copy)]
+pub struct Lesson {
+    /// Their targets.
+    pub target: [i32; GROUP],
+    /// All ones for those contexts that were used, else zero.
+    pub used: [u32; GROUP],
+}
+
+/// Lessons by the number of ones, 0 to 4; the rest are there so that an index can be masked instead of checked.
+static LESSONS: [Lesson; 2 * GROUP] = {
+    let mut lessons = [Lesson { target: [target(false); GROUP], used: [0; GROUP] }; 2 * GROUP];
     let mut i = 0;
-    while i < GROUP * GROUP {
-        if i % GROUP < i / GROUP + 1 {
-            table[i / GROUP + 1][i % GROUP] = target(true);
-        }
+    while i < 2 * GROUP * GROUP {
+        let (ones, k) = (i / GROUP, i % GROUP);
+        lessons[ones].target[k] = target(k < ones);
+        lessons[ones].used[k] = if k <= ones { u32::MAX } else { 0 };
         i += 1;
     }
-    table
+    lessons
 };
 
-/// All ones for those contexts of a group that a run of ones and the zero behind it have used.
-pub const USED: [[u32; GROUP]; GROUP + 1] = {
-    let mut table = [[u32::MAX; GROUP]; GROUP + 1];
-    let mut i = 0;
-    while i < GROUP * GROUP {
-        if i % GROUP > i / GROUP {
-            table[i / GROUP][i % GROUP] = 0;
-        }
-        i += 1;
-    }
-    table
-};
+/// The lesson of `ones <= 4`.
+#[inline(always)]
+#[must_use]
+pub fn lesson(ones: usize) -> &'static Lesson {
+    &LESSONS[ones % LESSONS.len()]
+}
 
 /// How the machine adapts a group. One implementation is plain Rust, the other SIMD; all give the same bits.
 pub trait Machine {
@@ -97,9 +100,9 @@ pub struct Portable;
 impl Machine for Portable {
     #[inline(always)]
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
-        let ones = ones.min(GROUP);
+        let lesson = lesson(ones);
         for k in 0..GROUP {
-            let half = half_step(contexts[k], TARGET[ones][k]) & USED[ones][k];
+            let half = half_step(contexts[k], lesson.target[k]) & lesson.used[k];
             contexts[k] = contexts[k].wrapping_add(2 * half);
         }
     }
@@ -117,7 +120,7 @@ pub fn initial() -> &'static Contexts {
         let mut contexts = Box::new([[0x8000_0000 | START; SET]; SETS]);
         for class in 0..scale::CLASSES {
             // mean in units of 2^-12
-            let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::low_bits(class));
+            let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::LOW_BITS[class]);
             let offset = 1229 + (2867 << 12) / (4096 + 2 * mean);
             for k in 0..UNARY {
                 let p = (mean << 22) / (mean + offset + 2867 * k as u64);

@@ -84,7 +84,7 @@ impl<'j, 'a> Lane<'j, 'a> {
         } else {
             levels::code::<_, M, true>(&mut self.decoder, set, site.low, site.leaning, 0)
         };
-        self.rows.commit(column, site.level(coded.residual), coded.magnitude);
+        self.rows.commit::<KIND>(column, site, site.level(coded.residual), coded.magnitude);
     }
 
     /// Behind the last level of a row: hands it over. False when the chunk is finished or damaged.

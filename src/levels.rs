@@ -18,6 +18,8 @@ pub trait Coder {
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize;
     /// A decision if `coded`, else zero.
     fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool;
+    /// A raw bit if `coded`, else anything.
+    fn raw_bit(&mut self, coded: bool, one: bool) -> bool;
     /// The low `count <= 32` bits of `bits`, which has no others.
     fn raw(&mut self, bits: u32, count: u32) -> u32;
 }
@@ -40,6 +42,12 @@ impl Coder for Encoder {
     }
 
     #[inline(always)]
+    fn raw_bit(&mut self, coded: bool, one: bool) -> bool {
+        Encoder::raw(self, u32::from(one && coded), u32::from(coded));
+        one
+    }
+
+    #[inline(always)]
     fn raw(&mut self, bits: u32, count: u32) -> u32 {
         Encoder::raw(self, bits, count);
         bits
@@ -57,6 +65,11 @@ impl Coder for Decoder {
     #[inline(always)]
     fn bit(&mut self, context: u32, coded: bool, _one: bool) -> bool {
         self.bit_if(coded, context)
+    }
+
+    #[inline(always)]
+    fn raw_bit(&mut self, coded: bool, _one: bool) -> bool {
+        Decoder::raw_bit_if(self, coded)
     }
 
     #[inline(always)]
@@ -88,6 +101,12 @@ impl Coder for Cost {
         if coded {
             self.0 += COSTS.of(context, one);
         }
+        one
+    }
+
+    #[inline(always)]
+    fn raw_bit(&mut self, coded: bool, one: bool) -> bool {
+        self.0 += u32::from(coded) << COST_BITS;
         one
     }
 
@@ -125,15 +144,16 @@ pub fn code<C: Coder, M: Machine, const PREDICTED: bool>(
     }
     let magnitude = if low == 0 { upper } else { code_low_bits(coder, set, low, upper, magnitude) };
 
-    let mut negative = false;
-    let mut raw = u32::from(magnitude != 0);
+    // Without a magnitude there is no sign to code, but what "negative" is does not matter.
+    let signed = magnitude != 0;
+    let leaning = PREDICTED && leaning;
+    let mut negative = coder.raw_bit(signed && !leaning, residual < 0) && !leaning;
     if PREDICTED {
-        let coded = leaning && magnitude != 0;
-        raw &= u32::from(!coded);
-        negative = code_bit(coder, &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)], coded, residual < 0) && coded;
+        let context = &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)];
+        negative |= code_bit(coder, context, signed && leaning, residual < 0);
     }
-    let negative = u32::from(negative) | coder.raw(u32::from(residual < 0) & raw, raw);
-    Coded { residual: (magnitude ^ negative.wrapping_neg()).wrapping_add(negative) as i32, magnitude }
+    let turn = u32::from(negative);
+    Coded { residual: (magnitude ^ turn.wrapping_neg()).wrapping_add(turn) as i32, magnitude }
 }
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.

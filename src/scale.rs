@@ -40,18 +40,20 @@ impl Resolution {
 
 /// Logarithm at the lower end of a class.
 #[must_use]
-pub fn lower_log(class: usize) -> u8 {
+pub const fn lower_log(class: usize) -> u8 {
     ((class << CLASS_SHIFT) as i32 + FIRST_LOG) as u8
 }
 
-/// Low bits of a magnitude that are coded apart in this class: as many as leave the rest a mean of 2 to 4.
-#[inline(always)]
-#[must_use]
-pub fn low_bits(class: usize) -> u32 {
-    const OCTAVE: usize = 8 >> CLASS_SHIFT;
-    const NONE_BELOW: usize = (FRACTION as usize + 1) - FIRST_LOG as usize / 8;
-    (class / OCTAVE).saturating_sub(NONE_BELOW) as u32
-}
+/// Low bits of a magnitude that are coded apart, by class: as many as leave the rest a mean of 2 to 4.
+pub static LOW_BITS: [u8; CLASSES] = {
+    let mut table = [0; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        table[class] = (lower_log(class) / 8).saturating_sub(FRACTION as u8 + 1);
+        class += 1;
+    }
+    table
+};
 
 /// A magnitude as it enters an average.
 #[inline(always)]
@@ -87,12 +89,21 @@ pub fn from_log(log: u8) -> u32 {
 /// Bits below a column's share that hold the row's adaptation shift.
 const SHIFT_BITS: u32 = 3;
 
-/// What a column contributes to the class, in units of 1/64 of an octave's eighth, computed once a row; its three lowest
-/// bits hold the shift by which the row's average adapts behind this column.
+/// The part of a column's share that never changes: the weight of the tensor's mean, and in its three lowest bits the
+/// shift by which the row's average adapts behind this column: the average of all, then of about 32.
 #[inline(always)]
 #[must_use]
-pub fn column_share(column: i32, mean_log: i32, shift: i32) -> i32 {
-    ((7 * log(column) - 6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | shift
+pub fn column_base(column: usize, mean_log: i32) -> i32 {
+    let shift = 3 + i32::from(column >= 8) + i32::from(column >= 24);
+    ((-6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | shift
+}
+
+/// What a column of this average contributes to the class, in units of 1/64 of an octave's eighth, with its adaptation
+/// shift; computed once a row.
+#[inline(always)]
+#[must_use]
+pub fn column_share(column: i32, base: i32) -> i32 {
+    (7 << SHIFT_BITS) * log(column) + base
 }
 
 /// The class from a row's average and a column's share, before masking.
@@ -109,13 +120,6 @@ pub fn class(row: i32, column_share: i32) -> usize {
 #[must_use]
 pub fn row_average(row: i32, magnitude: i32, column_share: i32) -> i32 {
     row + ((magnitude - row) >> (column_share & ((1 << SHIFT_BITS) - 1)))
-}
-
-/// Adaptation shift of a row's average behind its `column`-th weight: the average of all, then of about 32.
-#[inline(always)]
-#[must_use]
-pub fn row_shift(column: usize) -> i32 {
-    3 + i32::from(column >= 8) + i32::from(column >= 24)
 }
 
 /// Adaptation shift of the columns' averages behind a chunk's `row`-th row.
@@ -155,11 +159,10 @@ mod tests {
         for row in [0, 1, 5, 4096, fixed(u32::MAX)] {
             for column in [0, 77, fixed(u32::MAX)] {
                 for mean_log in [0, 96, i32::from(LAST_LOG)] {
-                    assert!(class(row, column_share(column, mean_log, 5)) < CLASSES);
+                    assert!(class(row, column_share(column, column_base(30, mean_log))) < CLASSES);
                 }
             }
         }
-        assert_eq!((low_bits(39), low_bits(40)), (0, 1));
-        assert_eq!(low_bits(CLASSES - 1), 10);
+        assert_eq!((LOW_BITS[39], LOW_BITS[40], LOW_BITS[CLASSES - 1]), (0, 1, 10));
     }
 }

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 
 use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
-use crate::context::{Machine, TARGET, USED};
+use crate::context::{self, Lesson, Machine};
 use crate::lanes::{self, Job};
 use crate::params::Params;
 
@@ -24,7 +24,7 @@ impl Machine for Avx2 {
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
         // SAFETY: this type is private to the module, and its functions below are compiled with, and called only after
         // a check for, the features that adapt_group needs.
-        unsafe { adapt_group(contexts, &TARGET[ones.min(GROUP)], &USED[ones.min(GROUP)]) }
+        unsafe { adapt_group(contexts, context::lesson(ones)) }
     }
 }
 
@@ -41,13 +41,13 @@ pub fn available() -> bool {
 /// `context::adapt_if` on four contexts.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn adapt_group(contexts: &mut [u32; GROUP], target: &[i32; GROUP], used: &[u32; GROUP]) {
+fn adapt_group(contexts: &mut [u32; GROUP], lesson: &Lesson) {
     // SAFETY: each reference is to 16 readable bytes, and loadu needs no alignment.
     let (old, target, used) = unsafe {
         (
             _mm_loadu_si128(contexts.as_ptr().cast::<__m128i>()),
-            _mm_loadu_si128(target.as_ptr().cast::<__m128i>()),
-            _mm_loadu_si128(used.as_ptr().cast::<__m128i>()),
+            _mm_loadu_si128(lesson.target.as_ptr().cast::<__m128i>()),
+            _mm_loadu_si128(lesson.used.as_ptr().cast::<__m128i>()),
         )
     };
     let stage = _mm_srli_epi32::<29>(_mm_slli_epi32::<22>(old));
