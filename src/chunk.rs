@@ -1,7 +1,7 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
-use crate::context::{Machine, Portable};
+use crate::context::{COST_BITS, Machine, Portable};
 use crate::levels::{self, Cost};
 use crate::params::Params;
 use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
@@ -102,14 +102,19 @@ impl Quantizer {
         if self.lambda == 0.0 {
             return nearest;
         }
-        // Half a bit of cost table in fixed point: 2^-11 bits a unit.
-        let lambda = f64::from(self.lambda) / 2048.0;
         let toward = (i64::from(site.predicted) - i64::from(nearest)).clamp(-2, 2) as i32;
-        let direction = toward.signum();
+        if toward == 0 {
+            return nearest;
+        }
+        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
         let mut best = (f64::INFINITY, nearest);
         for distance in 0..=toward.abs() {
-            let level = nearest + direction * distance;
+            let level = nearest + toward.signum() * distance;
             let error = exact - f64::from(level);
+            // Errors grow, and no bits make up for one that alone costs as much as the best.
+            if error * error >= best.0 {
+                break;
+            }
             let cost = error * error + lambda * f64::from(self.cost(rows, site, level));
             if cost < best.0 {
                 best = (cost, level);

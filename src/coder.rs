@@ -50,11 +50,18 @@ fn tail_bytes(range: u64) -> usize {
 pub struct Encoder {
     low: u64,
     range: u64,
+    /// The arithmetic code, `written` bytes of it, and room for eight more.
     code: Vec<u8>,
+    written: usize,
     raw: Vec<u8>,
+    /// Raw bits not yet in `raw`, the first one lowest.
     raw_word: u64,
+    /// How many they are: fewer than 32.
     raw_count: u32,
 }
+
+/// Room that an encoder of arithmetic code starts with.
+const ROOM: usize = 1 << 12;
 
 impl Default for Encoder {
     fn default() -> Self {
@@ -66,25 +73,17 @@ impl Encoder {
     /// An encoder with nothing written.
     #[must_use]
     pub fn new() -> Self {
-        Self { low: 0, range: u64::MAX, code: Vec::new(), raw: Vec::new(), raw_word: 0, raw_count: 0 }
-    }
-
-    /// Forgets what was written, keeping the memory.
-    pub fn clear(&mut self) {
-        self.low = 0;
-        self.range = u64::MAX;
-        self.code.clear();
-        self.raw.clear();
-        self.raw_word = 0;
-        self.raw_count = 0;
+        let (code, raw) = (vec![0; ROOM], Vec::new());
+        Self { low: 0, range: u64::MAX, code, written: 0, raw, raw_word: 0, raw_count: 0 }
     }
 
     /// Codes `ones` decisions of value one, then (if `ones < 4`) a zero.
     #[inline(always)]
     pub fn group(&mut self, p: &[u32; GROUP], ones: usize) {
-        let t = bounds(self.range, p);
-        let low_end = if ones < GROUP { t[ones + 1] } else { 0 };
-        self.take(low_end, t[ones]);
+        // Eight, so that an index can be masked instead of checked.
+        let mut ends = [0; 2 * GROUP];
+        ends[..=GROUP].copy_from_slice(&bounds(self.range, p));
+        self.take(ends[(ones + 1) % (2 * GROUP)], ends[ones % (2 * GROUP)]);
     }
 
     /// Codes one decision.
@@ -102,18 +101,27 @@ impl Encoder {
         }
         let range = to - from;
         let shift = normalisation(range);
-        if shift > 0 {
-            let bytes = low.to_be_bytes();
-            self.code.extend_from_slice(&bytes[..shift as usize / 8]);
+        // All eight bytes, of which the next ones overwrite those that do not count: no branch on how many do.
+        match self.code.get_mut(self.written..).and_then(<[u8]>::first_chunk_mut) {
+            Some(bytes) => *bytes = low.to_be_bytes(),
+            None => self.grow(low),
         }
+        self.written += shift as usize / 8;
         self.low = low << shift;
         self.range = range << shift;
+    }
+
+    /// Writes where there was no room.
+    #[cold]
+    fn grow(&mut self, low: u64) {
+        self.code.resize(2 * self.code.len(), 0);
+        self.code[self.written..self.written + 8].copy_from_slice(&low.to_be_bytes());
     }
 
     /// Adds one to the number written so far. It never overflows: the final number is below 2^64 before any shift.
     #[cold]
     fn carry(&mut self) {
-        for byte in self.code.iter_mut().rev() {
+        for byte in self.code[..self.written].iter_mut().rev() {
             *byte = byte.wrapping_add(1);
             if *byte != 0 {
                 break;
@@ -126,26 +134,25 @@ impl Encoder {
     pub fn raw(&mut self, bits: u32, count: u32) {
         self.raw_word |= u64::from(bits) << self.raw_count;
         self.raw_count += count;
-        while self.raw_count >= 8 {
-            self.raw.push(self.raw_word as u8);
-            self.raw_word >>= 8;
-            self.raw_count -= 8;
+        if self.raw_count >= 32 {
+            self.raw.extend_from_slice(&(self.raw_word as u32).to_le_bytes());
+            self.raw_word >>= 32;
+            self.raw_count -= 32;
         }
     }
 
     /// Ends the chunk and appends it to `out`.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
+    pub fn finish(mut self, out: &mut Vec<u8>) {
         let tail = tail_bytes(self.range);
         let block = 1u64 << (64 - 8 * tail);
         let (end, carry) = self.low.overflowing_add(block - 1);
         if carry {
             self.carry();
         }
-        self.code.extend_from_slice(&end.to_be_bytes()[..tail]);
-        if self.raw_count > 0 {
-            self.raw.push(self.raw_word as u8);
-        }
-        out.extend_from_slice(&self.code);
+        out.extend_from_slice(&self.code[..self.written]);
+        out.extend_from_slice(&end.to_be_bytes()[..tail]);
+        let rest = self.raw_count.div_ceil(8) as usize;
+        out.extend(self.raw_word.to_le_bytes()[..rest].iter().rev());
         out.extend(self.raw.iter().rev());
     }
 }

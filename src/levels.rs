@@ -87,20 +87,16 @@ impl Coder for Cost {
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize {
-        for context in &contexts[..ones] {
-            self.0 += COSTS.of(*context, true);
-        }
-        if ones < GROUP {
-            self.0 += COSTS.of(contexts[ones], false);
+        let used = context::lesson(ones).used;
+        for k in 0..GROUP {
+            self.0 += COSTS.of(contexts[k], k < ones) & used[k];
         }
         ones
     }
 
     #[inline(always)]
     fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool {
-        if coded {
-            self.0 += COSTS.of(context, one);
-        }
+        self.0 += COSTS.of(context, one) & u32::from(coded).wrapping_neg();
         one
     }
 
