@@ -48,7 +48,7 @@ pub fn quantize(
 
 #[inline(always)]
 pub(crate) fn encode_on<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
-    code::<M>(params, levels.len(), out, |_, index, _| levels[index]);
+    code::<M>(params, levels.len(), out, &mut Given(levels));
 }
 
 #[inline(always)]
@@ -56,25 +56,53 @@ pub(crate) fn quantize_on<M: Machine>(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer,
-    mut chosen: Option<&mut [i32]>,
+    chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
 ) -> Sums {
-    let mut sums = Sums::default();
-    let step = f64::from(quantizer.step);
-    code::<M>(params, weights.len(), out, |rows, index, site| {
-        let weight = f64::from(weights[index]);
-        let level = quantizer.choose(rows, site, weight);
+    let mut quantized = Quantized { weights, quantizer, chosen, sums: Sums::default() };
+    code::<M>(params, weights.len(), out, &mut quantized);
+    quantized.sums
+}
+
+/// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
+/// compiled without the machine's features.
+trait Source {
+    /// The `index`-th level of the chunk, at this site.
+    fn level(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32;
+}
+
+struct Given<'a>(&'a [i32]);
+
+impl Source for Given<'_> {
+    #[inline(always)]
+    fn level(&mut self, _rows: &mut Rows, _site: Site, index: usize) -> i32 {
+        self.0[index]
+    }
+}
+
+struct Quantized<'a> {
+    weights: &'a [f32],
+    quantizer: Quantizer,
+    chosen: Option<&'a mut [i32]>,
+    sums: Sums,
+}
+
+impl Source for Quantized<'_> {
+    #[inline(always)]
+    fn level(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32 {
+        let weight = f64::from(self.weights[index]);
+        let level = self.quantizer.choose(rows, site, weight);
         let value = f64::from(level);
-        sums.energy += weight * weight;
-        sums.error += (weight - value * step) * (weight - value * step);
-        sums.correlation += weight * value;
-        sums.levels += value * value;
-        if let Some(chosen) = &mut chosen {
+        let error = weight - value * f64::from(self.quantizer.step);
+        self.sums.energy += weight * weight;
+        self.sums.error += error * error;
+        self.sums.correlation += weight * value;
+        self.sums.levels += value * value;
+        if let Some(chosen) = &mut self.chosen {
             chosen[index] = level;
         }
         level
-    });
-    sums
+    }
 }
 
 /// How a weight becomes a level.
@@ -132,26 +160,16 @@ impl Quantizer {
 }
 
 #[inline(always)]
-fn code<M: Machine>(
-    params: &Params,
-    count: usize,
-    out: &mut Vec<u8>,
-    choose: impl FnMut(&mut Rows, usize, Site) -> i32,
-) {
+fn code<M: Machine>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     match rows::kind(params) {
-        PLAIN => code_kind::<M, PLAIN>(params, count, out, choose),
-        ROW => code_kind::<M, ROW>(params, count, out, choose),
-        _ => code_kind::<M, KERNEL>(params, count, out, choose),
+        PLAIN => code_kind::<M, PLAIN>(params, count, out, source),
+        ROW => code_kind::<M, ROW>(params, count, out, source),
+        _ => code_kind::<M, KERNEL>(params, count, out, source),
     }
 }
 
 #[inline(always)]
-fn code_kind<M: Machine, const KIND: u8>(
-    params: &Params,
-    count: usize,
-    out: &mut Vec<u8>,
-    mut choose: impl FnMut(&mut Rows, usize, Site) -> i32,
-) {
+fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     let mut encoder = Encoder::new();
     let mut rows = Rows::new(params);
     let mut start = 0;
@@ -159,10 +177,9 @@ fn code_kind<M: Machine, const KIND: u8>(
         let width = params.width.min(count - start);
         for column in 0..width {
             let site = rows.site::<KIND>(column);
-            let level = choose(&mut rows, start + column, site);
+            let level = source.level(&mut rows, site, start + column);
             let residual = site.residual(level);
-            let coded =
-                levels::code::<_, M, true>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
+            let coded = levels::code::<_, M, true>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
             rows.commit::<KIND>(column, site, level, coded.magnitude);
         }
         rows.end_row::<KIND>();
