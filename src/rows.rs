@@ -20,6 +20,8 @@ pub const KERNEL: u8 = 2;
 
 /// Fractional bits of a prediction.
 const FRACTION: u32 = 8;
+/// Half a level in a prediction.
+const HALF: i32 = 1 << (FRACTION - 1);
 /// A prediction at least this far from the nearest level leans to one side: 0.17 in units of 2^-8.
 const LEANING: i32 = 44;
 /// Levels enter a prediction clamped to 16 bits, so that sums of weighted levels fit 32 bits.
@@ -155,10 +157,17 @@ impl Rows {
             prediction += self.kernel.prediction(column);
             self.predictions[column] = prediction;
         }
-        let predicted = rounded(prediction);
-        let rest = prediction - (predicted << FRACTION);
-        let leaning = rest.abs() >= LEANING;
-        Site { set: 2 * class + usize::from(leaning), low, predicted, leaning, down: rest < 0, share }
+        // How far the prediction lies above the lower end of what rounds to the predicted level; half is in the middle.
+        let rest = (prediction + HALF) & (2 * HALF - 1);
+        let leaning = !(HALF - LEANING + 1..HALF + LEANING).contains(&rest);
+        Site {
+            set: 2 * class + usize::from(leaning),
+            low,
+            predicted: rounded(prediction),
+            leaning,
+            down: rest < HALF,
+            share,
+        }
     }
 
     /// The contexts of a site.
@@ -219,7 +228,7 @@ impl Rows {
 /// A prediction as a level.
 #[inline(always)]
 fn rounded(prediction: i32) -> i32 {
-    (prediction + (1 << (FRACTION - 1))) >> FRACTION
+    (prediction + HALF) >> FRACTION
 }
 
 #[inline(always)]
