@@ -68,14 +68,14 @@ pub(crate) fn quantize_on<M: Machine>(
 /// compiled without the machine's features.
 trait Source {
     /// The `index`-th level of the chunk, at this site.
-    fn level(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32;
+    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32;
 }
 
 struct Given<'a>(&'a [i32]);
 
 impl Source for Given<'_> {
     #[inline(always)]
-    fn level(&mut self, _rows: &mut Rows, _site: Site, index: usize) -> i32 {
+    fn level<const KIND: u8>(&mut self, _rows: &mut Rows, _site: Site, index: usize) -> i32 {
         self.0[index]
     }
 }
@@ -89,9 +89,9 @@ struct Quantized<'a> {
 
 impl Source for Quantized<'_> {
     #[inline(always)]
-    fn level(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32 {
+    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32 {
         let weight = f64::from(self.weights[index]);
-        let level = self.quantizer.choose(rows, site, weight);
+        let level = self.quantizer.choose::<KIND>(rows, site, weight);
         let value = f64::from(level);
         let error = weight - value * f64::from(self.quantizer.step);
         self.sums.energy += weight * weight;
@@ -122,7 +122,7 @@ pub struct Quantizer {
 
 impl Quantizer {
     #[inline(always)]
-    fn choose(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
+    fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
         let limit = f64::from(self.limit);
         let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
@@ -143,7 +143,7 @@ impl Quantizer {
             if error * error >= best.0 {
                 break;
             }
-            let cost = error * error + lambda * f64::from(self.cost(rows, site, level));
+            let cost = error * error + lambda * f64::from(self.cost::<KIND>(rows, site, level));
             if cost < best.0 {
                 best = (cost, level);
             }
@@ -152,9 +152,9 @@ impl Quantizer {
     }
 
     #[inline(always)]
-    fn cost(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
+    fn cost<const KIND: u8>(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
         let mut cost = Cost::default();
-        levels::code::<_, Portable, true>(&mut cost, rows.contexts(site), site.low, site.leaning, site.residual(level));
+        levels::code::<_, Portable, KIND>(&mut cost, rows.contexts(site), site.low, site.leaning, site.residual(level));
         cost.0
     }
 }
@@ -177,9 +177,9 @@ fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mu
         let width = params.width.min(count - start);
         for column in 0..width {
             let site = rows.site::<KIND>(column);
-            let level = source.level(&mut rows, site, start + column);
+            let level = source.level::<KIND>(&mut rows, site, start + column);
             let residual = site.residual(level);
-            let coded = levels::code::<_, M, true>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
+            let coded = levels::code::<_, M, KIND>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
             rows.commit::<KIND>(column, site, level, coded.magnitude);
         }
         rows.end_row::<KIND>();

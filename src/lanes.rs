@@ -79,11 +79,7 @@ impl<'j, 'a> Lane<'j, 'a> {
     fn step<M: Machine, const KIND: u8>(&mut self, column: usize) {
         let site = self.rows.site::<KIND>(column);
         let set = self.rows.contexts(site);
-        let coded = if KIND == PLAIN {
-            levels::code::<_, M, false>(&mut self.decoder, set, site.low, false, 0)
-        } else {
-            levels::code::<_, M, true>(&mut self.decoder, set, site.low, site.leaning, 0)
-        };
+        let coded = levels::code::<_, M, KIND>(&mut self.decoder, set, site.low, site.leaning, 0);
         self.rows.commit::<KIND>(column, site, site.level(coded.residual), coded.magnitude);
     }
 

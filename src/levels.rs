@@ -9,6 +9,7 @@
 
 use crate::coder::{Decoder, Encoder, GROUP};
 use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, Machine, SIGN, UNARY};
+use crate::rows::PLAIN;
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
 pub trait Coder {
@@ -124,9 +125,9 @@ pub struct Coded {
 
 /// Codes `residual` (ignored by a decoder) and returns it.
 ///
-/// `leaning`: the sign has a context. `PREDICTED`: false if `leaning` is known to be false.
+/// `leaning`: the sign has a context; never so in [`PLAIN`] tensors.
 #[inline(always)]
-pub fn code<C: Coder, M: Machine, const PREDICTED: bool>(
+pub fn code<C: Coder, M: Machine, const KIND: u8>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -142,9 +143,9 @@ pub fn code<C: Coder, M: Machine, const PREDICTED: bool>(
 
     // Without a magnitude there is no sign to code, but what "negative" is does not matter.
     let signed = magnitude != 0;
-    let leaning = PREDICTED && leaning;
+    let leaning = KIND != PLAIN && leaning;
     let mut negative = coder.raw_bit(signed && !leaning, residual < 0) && !leaning;
-    if PREDICTED {
+    if KIND != PLAIN {
         let context = &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)];
         negative |= code_bit(coder, context, signed && leaning, residual < 0);
     }
@@ -205,6 +206,7 @@ mod tests {
     use super::*;
     use crate::context;
     use crate::context::Portable;
+    use crate::rows::ROW;
 
     const VALUES: [i32; 24] = [
         0, 1, -1, 2, 3, -4, 5, 8, -15, 15, 16, -16, 17, 18, 40, -1000, 65_535, 65_536, -1_000_000, 1 << 30,
@@ -221,16 +223,16 @@ mod tests {
                 let mut cost = Cost::default();
                 for value in VALUES {
                     let before = written;
-                    assert_eq!(code::<_, Portable, true>(&mut cost, &mut written, low, leaning, value).residual, value);
+                    assert_eq!(code::<_, Portable, ROW>(&mut cost, &mut written, low, leaning, value).residual, value);
                     assert_eq!(before, written);
-                    assert_eq!(code::<_, Portable, true>(&mut encoder, &mut written, low, leaning, value).residual, value);
+                    assert_eq!(code::<_, Portable, ROW>(&mut encoder, &mut written, low, leaning, value).residual, value);
                 }
                 let mut bytes = Vec::new();
                 encoder.finish(&mut bytes);
                 assert!((f64::from(cost.0) / 2048.0 / 8.0 - bytes.len() as f64).abs() < 3.0);
                 let mut decoder = Decoder::new(&bytes);
                 for value in VALUES {
-                    assert_eq!(code::<_, Portable, true>(&mut decoder, &mut read, low, leaning, 0).residual, value);
+                    assert_eq!(code::<_, Portable, ROW>(&mut decoder, &mut read, low, leaning, 0).residual, value);
                 }
                 assert!(decoder.check());
                 assert_eq!(written, read);
