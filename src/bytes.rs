@@ -5,7 +5,7 @@
 //! All integers. Slow, but these are small.
 
 use crate::coder::{Decoder, Encoder};
-use crate::context::adapt;
+use crate::context::adapt_if;
 
 /// Context lengths in bytes.
 const ORDERS: [u32; INPUTS] = [0, 1, 2, 3, 4, 6];
@@ -89,7 +89,7 @@ impl Model {
                 *weight = (*weight + ((input * error + (1 << 8)) >> 9)).clamp(-(1 << 20), 1 << 20);
             }
             for slot in slots {
-                adapt(&mut self.contexts[slot], one);
+                adapt_if(true, &mut self.contexts[slot], one);
             }
             partial = partial << 1 | u64::from(one);
         }
@@ -119,13 +119,10 @@ pub fn encode(bytes: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn decode(coded: &[u8], out: &mut [u8]) -> bool {
     let mut decoder = Decoder::new(coded);
-    let mut reader = decoder.reader();
     let mut model = Model::new();
     for byte in out {
-        *byte = model.code(|p, _| reader.bit_if(true, p));
+        *byte = model.code(|p, _| decoder.bit_if(true, p));
     }
-    let position = reader.position();
-    decoder.put_back(position);
     decoder.check()
 }
 

@@ -1,10 +1,10 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
-use crate::context::{Machine, Portable};
+use crate::context::{COST_BITS, Machine, Portable};
 use crate::levels::{self, Cost};
 use crate::params::Params;
-use crate::rows::{self, Cursor, KERNEL, PLAIN, ROW, Rows, Site};
+use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 
@@ -48,7 +48,7 @@ pub fn quantize(
 
 #[inline(always)]
 pub(crate) fn encode_on<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
-    code::<M>(params, levels.len(), out, |_, index, _| levels[index]);
+    code::<M>(params, levels.len(), out, &mut Given(levels));
 }
 
 #[inline(always)]
@@ -56,25 +56,53 @@ pub(crate) fn quantize_on<M: Machine>(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer,
-    mut chosen: Option<&mut [i32]>,
+    chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
 ) -> Sums {
-    let mut sums = Sums::default();
-    let step = f64::from(quantizer.step);
-    code::<M>(params, weights.len(), out, |cursor, index, site| {
-        let weight = f64::from(weights[index]);
-        let level = quantizer.choose(cursor, site, weight);
+    let mut quantized = Quantized { weights, quantizer, chosen, sums: Sums::default() };
+    code::<M>(params, weights.len(), out, &mut quantized);
+    quantized.sums
+}
+
+/// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
+/// compiled without the machine's features.
+trait Source {
+    /// The `index`-th level of the chunk, at this site.
+    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32;
+}
+
+struct Given<'a>(&'a [i32]);
+
+impl Source for Given<'_> {
+    #[inline(always)]
+    fn level<const KIND: u8>(&mut self, _rows: &mut Rows, _site: Site, index: usize) -> i32 {
+        self.0[index]
+    }
+}
+
+struct Quantized<'a> {
+    weights: &'a [f32],
+    quantizer: Quantizer,
+    chosen: Option<&'a mut [i32]>,
+    sums: Sums,
+}
+
+impl Source for Quantized<'_> {
+    #[inline(always)]
+    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32 {
+        let weight = f64::from(self.weights[index]);
+        let level = self.quantizer.choose::<KIND>(rows, site, weight);
         let value = f64::from(level);
-        sums.energy += weight * weight;
-        sums.error += (weight - value * step) * (weight - value * step);
-        sums.correlation += weight * value;
-        sums.levels += value * value;
-        if let Some(chosen) = &mut chosen {
+        let error = weight - value * f64::from(self.quantizer.step);
+        self.sums.energy += weight * weight;
+        self.sums.error += error * error;
+        self.sums.correlation += weight * value;
+        self.sums.levels += value * value;
+        if let Some(chosen) = &mut self.chosen {
             chosen[index] = level;
         }
         level
-    });
-    sums
+    }
 }
 
 /// How a weight becomes a level.
@@ -94,7 +122,7 @@ pub struct Quantizer {
 
 impl Quantizer {
     #[inline(always)]
-    fn choose(&self, cursor: &mut Cursor, site: Site, weight: f64) -> i32 {
+    fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
         let limit = f64::from(self.limit);
         let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
@@ -102,15 +130,20 @@ impl Quantizer {
         if self.lambda == 0.0 {
             return nearest;
         }
-        // Half a bit of cost table in fixed point: 2^-11 bits a unit.
-        let lambda = f64::from(self.lambda) / 2048.0;
         let toward = (i64::from(site.predicted) - i64::from(nearest)).clamp(-2, 2) as i32;
-        let direction = toward.signum();
+        if toward == 0 {
+            return nearest;
+        }
+        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
         let mut best = (f64::INFINITY, nearest);
         for distance in 0..=toward.abs() {
-            let level = nearest + direction * distance;
+            let level = nearest + toward.signum() * distance;
             let error = exact - f64::from(level);
-            let cost = error * error + lambda * f64::from(self.cost(cursor, site, level));
+            // Errors grow, and no bits make up for one that alone costs as much as the best.
+            if error * error >= best.0 {
+                break;
+            }
+            let cost = error * error + lambda * f64::from(self.cost::<KIND>(rows, site, level));
             if cost < best.0 {
                 best = (cost, level);
             }
@@ -119,47 +152,35 @@ impl Quantizer {
     }
 
     #[inline(always)]
-    fn cost(&self, cursor: &mut Cursor, site: Site, level: i32) -> u32 {
+    fn cost<const KIND: u8>(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
         let mut cost = Cost::default();
-        levels::code::<_, Portable, true>(&mut cost, cursor.contexts(site), site.low, site.leaning, site.residual(level));
+        levels::code::<_, Portable, KIND>(&mut cost, rows.contexts(site), site.low, site.leaning, site.residual(level));
         cost.0
     }
 }
 
 #[inline(always)]
-fn code<M: Machine>(
-    params: &Params,
-    count: usize,
-    out: &mut Vec<u8>,
-    choose: impl FnMut(&mut Cursor, usize, Site) -> i32,
-) {
+fn code<M: Machine>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     match rows::kind(params) {
-        PLAIN => code_kind::<M, PLAIN>(params, count, out, choose),
-        ROW => code_kind::<M, ROW>(params, count, out, choose),
-        _ => code_kind::<M, KERNEL>(params, count, out, choose),
+        PLAIN => code_kind::<M, PLAIN>(params, count, out, source),
+        ROW => code_kind::<M, ROW>(params, count, out, source),
+        _ => code_kind::<M, KERNEL>(params, count, out, source),
     }
 }
 
 #[inline(always)]
-fn code_kind<M: Machine, const KIND: u8>(
-    params: &Params,
-    count: usize,
-    out: &mut Vec<u8>,
-    mut choose: impl FnMut(&mut Cursor, usize, Site) -> i32,
-) {
+fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     let mut encoder = Encoder::new();
     let mut rows = Rows::new(params);
     let mut start = 0;
     while start < count {
         let width = params.width.min(count - start);
-        let mut cursor = rows.cursor(0, width);
         for column in 0..width {
-            let site = cursor.site::<KIND>(column);
-            let level = choose(&mut cursor, start + column, site);
+            let site = rows.site::<KIND>(column);
+            let level = source.level::<KIND>(&mut rows, site, start + column);
             let residual = site.residual(level);
-            let coded =
-                levels::code::<_, M, true>(&mut encoder, cursor.contexts(site), site.low, site.leaning, residual);
-            cursor.commit(column, level, coded.magnitude);
+            let coded = levels::code::<_, M, KIND>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
+            rows.commit::<KIND>(column, site, level, coded.magnitude);
         }
         rows.end_row::<KIND>();
         start += width;

@@ -57,11 +57,18 @@ pub fn most_decisions(bytes: usize) -> usize {
 pub struct Encoder {
     low: u64,
     range: u64,
+    /// The arithmetic code, `written` bytes of it, and room for eight more.
     code: Vec<u8>,
+    written: usize,
     raw: Vec<u8>,
+    /// Raw bits not yet in `raw`, the first one lowest.
     raw_word: u64,
+    /// How many they are: fewer than 32.
     raw_count: u32,
 }
+
+/// Room that an encoder of arithmetic code starts with.
+const ROOM: usize = 1 << 12;
 
 impl Default for Encoder {
     fn default() -> Self {
@@ -73,25 +80,17 @@ impl Encoder {
     /// An encoder with nothing written.
     #[must_use]
     pub fn new() -> Self {
-        Self { low: 0, range: u64::MAX, code: Vec::new(), raw: Vec::new(), raw_word: 0, raw_count: 0 }
-    }
-
-    /// Forgets what was written, keeping the memory.
-    pub fn clear(&mut self) {
-        self.low = 0;
-        self.range = u64::MAX;
-        self.code.clear();
-        self.raw.clear();
-        self.raw_word = 0;
-        self.raw_count = 0;
+        let (code, raw) = (vec![0; ROOM], Vec::new());
+        Self { low: 0, range: u64::MAX, code, written: 0, raw, raw_word: 0, raw_count: 0 }
     }
 
     /// Codes `ones` decisions of value one, then (if `ones < 4`) a zero.
     #[inline(always)]
     pub fn group(&mut self, p: &[u32; GROUP], ones: usize) {
-        let t = bounds(self.range, p);
-        let low_end = if ones < GROUP { t[ones + 1] } else { 0 };
-        self.take(low_end, t[ones]);
+        // Eight, so that an index can be masked instead of checked.
+        let mut ends = [0; 2 * GROUP];
+        ends[..=GROUP].copy_from_slice(&bounds(self.range, p));
+        self.take(ends[(ones + 1) % (2 * GROUP)], ends[ones % (2 * GROUP)]);
     }
 
     /// Codes one decision.
@@ -109,18 +108,27 @@ impl Encoder {
         }
         let range = to - from;
         let shift = normalisation(range);
-        if shift > 0 {
-            let bytes = low.to_be_bytes();
-            self.code.extend_from_slice(&bytes[..shift as usize / 8]);
+        // All eight bytes, of which the next ones overwrite those that do not count: no branch on how many do.
+        match self.code.get_mut(self.written..).and_then(<[u8]>::first_chunk_mut) {
+            Some(bytes) => *bytes = low.to_be_bytes(),
+            None => self.grow(low),
         }
+        self.written += shift as usize / 8;
         self.low = low << shift;
         self.range = range << shift;
+    }
+
+    /// Writes where there was no room.
+    #[cold]
+    fn grow(&mut self, low: u64) {
+        self.code.resize(2 * self.code.len(), 0);
+        self.code[self.written..self.written + 8].copy_from_slice(&low.to_be_bytes());
     }
 
     /// Adds one to the number written so far. It never overflows: the final number is below 2^64 before any shift.
     #[cold]
     fn carry(&mut self) {
-        for byte in self.code.iter_mut().rev() {
+        for byte in self.code[..self.written].iter_mut().rev() {
             *byte = byte.wrapping_add(1);
             if *byte != 0 {
                 break;
@@ -133,26 +141,25 @@ impl Encoder {
     pub fn raw(&mut self, bits: u32, count: u32) {
         self.raw_word |= u64::from(bits) << self.raw_count;
         self.raw_count += count;
-        while self.raw_count >= 8 {
-            self.raw.push(self.raw_word as u8);
-            self.raw_word >>= 8;
-            self.raw_count -= 8;
+        if self.raw_count >= 32 {
+            self.raw.extend_from_slice(&(self.raw_word as u32).to_le_bytes());
+            self.raw_word >>= 32;
+            self.raw_count -= 32;
         }
     }
 
     /// Ends the chunk and appends it to `out`.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
+    pub fn finish(mut self, out: &mut Vec<u8>) {
         let tail = tail_bytes(self.range);
         let block = 1u64 << (64 - 8 * tail);
         let (end, carry) = self.low.overflowing_add(block - 1);
         if carry {
             self.carry();
         }
-        self.code.extend_from_slice(&end.to_be_bytes()[..tail]);
-        if self.raw_count > 0 {
-            self.raw.push(self.raw_word as u8);
-        }
-        out.extend_from_slice(&self.code);
+        out.extend_from_slice(&self.code[..self.written]);
+        out.extend_from_slice(&end.to_be_bytes()[..tail]);
+        let rest = self.raw_count.div_ceil(8) as usize;
+        out.extend(self.raw_word.to_le_bytes()[..rest].iter().rev());
         out.extend(self.raw.iter().rev());
     }
 }
@@ -160,24 +167,20 @@ impl Encoder {
 /// Zero bytes before and after the chunk in a decoder's buffer, so that eight bytes can be read anywhere in it.
 const PADDING: usize = 8;
 
-/// A chunk being read, between the runs of a [`Reader`].
+/// Reads one chunk. On any input it returns numbers and stays inside its buffer; [`Decoder::check`] tells damage.
 pub struct Decoder {
-    state: State,
-    buffer: Vec<u8>,
-}
-
-#[derive(Clone, Copy)]
-struct State {
     code: u64,
     range: u64,
     /// Next byte of the arithmetic code, as an index into the buffer.
-    next: usize,
+    next: u32,
     /// Raw bits read ahead, the next one lowest.
     raw_word: u64,
     /// How many they are.
     raw_ready: u32,
     /// Bytes that raw bits were read from.
     raw_bytes: usize,
+    /// The chunk between zero bytes.
+    buffer: Vec<u8>,
 }
 
 impl Decoder {
@@ -187,24 +190,8 @@ impl Decoder {
         // The first read takes eight bytes, and later ones start at the end of the chunk plus eight at the latest.
         let mut buffer = vec![0; bytes.len() + 3 * PADDING];
         buffer[PADDING..PADDING + bytes.len()].copy_from_slice(bytes);
-        let code = word_at(&buffer, PADDING);
-        Self {
-            state: State { code, range: u64::MAX, next: 2 * PADDING, raw_word: 0, raw_ready: 0, raw_bytes: 0 },
-            buffer,
-        }
-    }
-
-    /// A reader that goes on where the last one was [`put back`](Decoder::put_back).
-    #[inline(always)]
-    #[must_use]
-    pub fn reader(&self) -> Reader<'_> {
-        Reader { state: self.state, buffer: &self.buffer }
-    }
-
-    /// Takes over where a reader of this chunk has come to.
-    #[inline(always)]
-    pub fn put_back(&mut self, position: Position) {
-        self.state = position.0;
+        let code = word_at(&buffer, PADDING as u32);
+        Self { code, range: u64::MAX, next: 2 * PADDING as u32, raw_word: 0, raw_ready: 0, raw_bytes: 0, buffer }
     }
 
     fn length(&self) -> usize {
@@ -212,64 +199,35 @@ impl Decoder {
     }
 
     fn raw_bits(&self) -> usize {
-        8 * self.state.raw_bytes - self.state.raw_ready as usize
+        8 * self.raw_bytes - self.raw_ready as usize
     }
 
     /// True while no more has been read than the chunk can hold. Cheap; for use once a row.
     #[must_use]
     pub fn plausible(&self) -> bool {
-        self.state.next < self.buffer.len() - PADDING && self.raw_bits() <= 8 * self.length()
+        (self.next as usize) < self.buffer.len() - PADDING && self.raw_bits() <= 8 * self.length()
     }
 
     /// True if exactly the whole chunk was read: arithmetic bytes and raw bytes add up, padding bits are zero.
     #[must_use]
     pub fn check(&self) -> bool {
-        let shifted = self.state.next - 2 * PADDING;
+        let shifted = self.next as usize - 2 * PADDING;
         let raw_bytes = self.raw_bits().div_ceil(8);
-        if shifted + tail_bytes(self.state.range) + raw_bytes != self.length() {
+        if shifted + tail_bytes(self.range) + raw_bytes != self.length() {
             return false;
         }
         let unused = (8 * raw_bytes - self.raw_bits()) as u32;
         unused == 0 || self.buffer[PADDING + self.length() - raw_bytes] >> (8 - unused) == 0
     }
-}
-
-/// Eight bytes, big end first; zero where there are none (on damaged input).
-#[inline(always)]
-fn word_at(buffer: &[u8], index: usize) -> u64 {
-    match buffer.get(index..).and_then(<[u8]>::first_chunk) {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        None => 0,
-    }
-}
-
-/// Reads decisions and raw bits. On any input it returns numbers and stays inside its buffer; [`Decoder::check`] tells
-/// damage. A value of its own, so that a loop can keep it in registers.
-pub struct Reader<'a> {
-    state: State,
-    buffer: &'a [u8],
-}
-
-/// How far a [`Reader`] has come.
-pub struct Position(State);
-
-impl Reader<'_> {
-    /// Ends this reader.
-    #[inline(always)]
-    #[must_use]
-    pub fn position(self) -> Position {
-        Position(self.state)
-    }
 
     /// Reads up to four decisions, stopping behind the first zero; returns the number of ones.
     #[inline(always)]
     pub fn group(&mut self, p: &[u32; GROUP]) -> usize {
-        let t = bounds(self.state.range, p);
-        let code = self.state.code;
+        let t = bounds(self.range, p);
         let mut ones = 0;
         let (mut from, mut to) = (t[1], t[0]);
         for k in 1..=GROUP {
-            let below = code < t[k];
+            let below = self.code < t[k];
             ones += usize::from(below);
             to = if below { t[k] } else { to };
             from = if below { if k < GROUP { t[k + 1] } else { 0 } } else { from };
@@ -281,9 +239,9 @@ impl Reader<'_> {
     /// Reads one decision if `coded`; otherwise it is zero and nothing is read.
     #[inline(always)]
     pub fn bit_if(&mut self, coded: bool, p: u32) -> bool {
-        let bound = if coded { scale(self.state.range, p) } else { 0 };
-        let one = self.state.code < bound;
-        let (from, to) = if one { (0, bound) } else { (bound, self.state.range) };
+        let bound = scale(self.range, p & u32::from(coded).wrapping_neg());
+        let one = self.code < bound;
+        let (from, to) = if one { (0, bound) } else { (bound, self.range) };
         self.take(from, to);
         one
     }
@@ -292,32 +250,55 @@ impl Reader<'_> {
     fn take(&mut self, from: u64, to: u64) {
         let range = to - from;
         let shift = normalisation(range);
-        self.state.range = range << shift;
-        let word = word_at(self.buffer, self.state.next);
+        self.range = range << shift;
+        let word = word_at(&self.buffer, self.next);
         // `word >> 64 - shift`, also for shift 0.
-        self.state.code = ((self.state.code.wrapping_sub(from)) << shift) | ((word >> 1) >> (63 - shift));
-        self.state.next += (shift / 8) as usize;
+        self.code = ((self.code.wrapping_sub(from)) << shift) | ((word >> 1) >> (63 - shift));
+        self.next += shift / 8;
     }
 
     /// Reads `count <= 32` raw bits.
     #[inline(always)]
     pub fn raw(&mut self, count: u32) -> u32 {
-        if self.state.raw_ready < 32 {
+        if self.raw_ready < 32 {
             self.refill();
         }
-        let bits = self.state.raw_word & ((1 << count) - 1);
-        self.state.raw_word >>= count;
-        self.state.raw_ready -= count;
+        let bits = self.raw_word & ((1 << count) - 1);
+        self.raw_word >>= count;
+        self.raw_ready -= count;
         bits as u32
+    }
+
+    /// Reads a raw bit if `coded`; otherwise it may be anything, and nothing is read.
+    #[inline(always)]
+    pub fn raw_bit_if(&mut self, coded: bool) -> bool {
+        if self.raw_ready < 32 {
+            self.refill();
+        }
+        let bit = self.raw_word & 1 != 0;
+        self.raw_word >>= u32::from(coded);
+        self.raw_ready -= u32::from(coded);
+        bit
     }
 
     /// Reads four bytes ahead, from the back of the chunk to its front; then zeros.
     #[inline(always)]
     fn refill(&mut self) {
-        self.state.raw_bytes += 4;
-        let end = (self.buffer.len() - 2 * PADDING).saturating_sub(self.state.raw_bytes);
-        self.state.raw_word |= (word_at(self.buffer, end) >> 32) << self.state.raw_ready;
-        self.state.raw_ready += 32;
+        self.raw_bytes += 4;
+        let end = (self.buffer.len() - 2 * PADDING).saturating_sub(self.raw_bytes);
+        self.raw_word |= (word_at(&self.buffer, end as u32) >> 32) << self.raw_ready;
+        self.raw_ready += 32;
+    }
+}
+
+/// Eight bytes, big end first; zero where there are none (on damaged input).
+#[inline(always)]
+fn word_at(buffer: &[u8], index: u32) -> u64 {
+    // An end computed from 32 bits cannot overflow: the compiler is left with one comparison.
+    let index = index as usize;
+    match buffer.get(index..index + 8).and_then(<[u8]>::first_chunk) {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        None => 0,
     }
 }
 
@@ -364,16 +345,13 @@ mod tests {
             let mut bytes = Vec::new();
             encoder.finish(&mut bytes);
             let mut decoder = Decoder::new(&bytes);
-            let mut reader = decoder.reader();
             for (p, ones, one, count) in &steps {
-                assert_eq!(reader.group(p), *ones);
-                assert_eq!(reader.bit_if(true, p[0]), *one);
-                assert_eq!(reader.raw(*count), (0x1234_5678_9abc_def0_u64 & ((1 << count) - 1)) as u32);
-                assert!(!reader.bit_if(false, p[1]));
+                assert_eq!(decoder.group(p), *ones);
+                assert_eq!(decoder.bit_if(true, p[0]), *one);
+                assert_eq!(decoder.raw(*count), (0x1234_5678_9abc_def0_u64 & ((1 << count) - 1)) as u32);
+                assert!(!decoder.bit_if(false, p[1]));
             }
-            let position = reader.position();
-            decoder.put_back(position);
-            assert!(decoder.plausible() || "" == "!");
+            assert!(decoder.plausible());
             assert!(decoder.check());
         }
     }
@@ -389,13 +367,10 @@ mod tests {
         let mut bytes = Vec::new();
         encoder.finish(&mut bytes);
         let mut decoder = Decoder::new(&bytes);
-            let mut reader = decoder.reader();
         for _ in 0..2000 {
-            assert_eq!(reader.group(&likely), 0);
+            assert_eq!(decoder.group(&likely), 0);
         }
-        let position = reader.position();
-        decoder.put_back(position);
-        assert!(decoder.plausible() || "" == "!");
+        assert!(decoder.plausible());
         assert!(decoder.check());
     }
 
@@ -405,15 +380,11 @@ mod tests {
         for length in 0..40 {
             let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
             let mut decoder = Decoder::new(&bytes);
-            let mut reader = decoder.reader();
             for _ in 0..500 {
                 let p = [(); 4].map(|()| probability(&mut random));
-                assert!(reader.group(&p) <= 4);
-                reader.raw((random.next() % 33) as u32);
+                assert!(decoder.group(&p) <= 4);
+                decoder.raw((random.next() % 33) as u32);
             }
-            let position = reader.position();
-            decoder.put_back(position);
-            assert!(decoder.plausible() || "!" == "!");
             assert!(!decoder.check());
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! The counter makes adaptation start fast and slow down, like the average of all visits so far: its upper three bits are
 //! the present shift minus one, and each visit adds `128 >> (upper three bits)`, so a shift `s` lasts `2^(s-1)` visits.
+//! The last shift, 8, is an average over about 256 visits, and stays.
 
 use std::sync::OnceLock;
 
@@ -30,57 +31,62 @@ const _: () = assert!(2 * scale::CLASSES <= SETS);
 /// The sets of a chunk: 2 * class + (1 if the prediction leans to one side).
 pub type Contexts = [ContextSet; SETS];
 
-/// Mask of the counter.
-pub const COUNT: u32 = 1023;
 /// Initial counter: shift 3, the weight of about six visits.
 const START: u32 = 2 << 7;
-/// Final counter: shift 8, an average over about 256 visits.
-pub const LIMIT: u32 = 7 << 7;
-/// Bounds of the probability in units of 2^-31: 2^-11 and 1 - 2^-11.
-const LEAST: i32 = 1 << 20;
-const MOST: i32 = i32::MAX - (1 << 20) + 1;
+/// Bounds of the probability in units of 2^-22: 2^-11 and 1 - 2^-11.
+const LEAST: u32 = 1 << 11;
+const MOST: u32 = (1 << 22) - (1 << 11);
 
-/// `context` after a decision: moved towards the target probability by `2^-shift` of the distance, rounded down.
-#[inline(always)]
-fn adapted(context: u32, target: i32) -> u32 {
-    let count = context & COUNT;
-    let stage = count >> 7;
-    let p = ((context >> 10) << 9) as i32;
-    let p = p + (((target - p) >> (stage + 1)) & !511);
-    ((p as u32) << 1) | (count + (128 >> stage)).min(LIMIT)
+/// What a context moves towards, in units of 2^-30, with ones in the bits that a probability does not have: the distance
+/// to a context is then rounded down as if the counter in the context were not there.
+const fn target(one: bool) -> i32 {
+    ((if one { MOST } else { LEAST }) << 8 | 255) as i32
 }
 
-/// Adapts one context.
+/// What adaptation adds to a context, halved: `2^-shift` of the distance to the target, rounded down to units of the
+/// probability, and the visit. The counter stays at its end by itself, where `64 >> 7` is zero.
 #[inline(always)]
-pub fn adapt(context: &mut u32, one: bool) {
-    *context = adapted(*context, if one { MOST } else { LEAST });
+fn half_step(context: u32, target: i32) -> u32 {
+    let stage = context >> 7 & 7;
+    let distance = target - (context >> 2) as i32;
+    ((distance >> stage & !511) as u32) + (64 >> stage)
 }
 
-/// Targets of a group's contexts after a run of ones: `MOST` for the ones, `LEAST` behind.
-pub const TARGET: [[i32; GROUP]; GROUP + 1] = {
-    let mut table = [[LEAST; GROUP]; GROUP + 1];
+/// Adapts one context if `used`.
+#[inline(always)]
+pub fn adapt_if(used: bool, context: &mut u32, one: bool) {
+    let half = half_step(*context, target(one)) & u32::from(used).wrapping_neg();
+    *context = context.wrapping_add(2 * half);
+}
+
+/// What the contexts of a group learn from a run of ones and the zero behind it.
+#[derive(Clone, Copy)]
+pub struct Lesson {
+    /// Their targets.
+    pub target: [i32; GROUP],
+    /// All ones for those contexts that were used, else zero.
+    pub used: [u32; GROUP],
+}
+
+/// Lessons by the number of ones, 0 to 4; the rest are there so that an index can be masked instead of checked.
+static LESSONS: [Lesson; 2 * GROUP] = {
+    let mut lessons = [Lesson { target: [target(false); GROUP], used: [0; GROUP] }; 2 * GROUP];
     let mut i = 0;
-    while i < GROUP * GROUP {
-        if i % GROUP < i / GROUP + 1 {
-            table[i / GROUP + 1][i % GROUP] = MOST;
-        }
+    while i < 2 * GROUP * GROUP {
+        let (ones, k) = (i / GROUP, i % GROUP);
+        lessons[ones].target[k] = target(k < ones);
+        lessons[ones].used[k] = if k <= ones { u32::MAX } else { 0 };
         i += 1;
     }
-    table
+    lessons
 };
 
-/// All ones for those contexts of a group that a run of ones and the zero behind it have used.
-pub const USED: [[u32; GROUP]; GROUP + 1] = {
-    let mut table = [[u32::MAX; GROUP]; GROUP + 1];
-    let mut i = 0;
-    while i < GROUP * GROUP {
-        if i % GROUP > i / GROUP {
-            table[i / GROUP][i % GROUP] = 0;
-        }
-        i += 1;
-    }
-    table
-};
+/// The lesson of `ones <= 4`.
+#[inline(always)]
+#[must_use]
+pub fn lesson(ones: usize) -> &'static Lesson {
+    &LESSONS[ones % LESSONS.len()]
+}
 
 /// How the machine adapts a group. One implementation is plain Rust, the other SIMD; all give the same bits.
 pub trait Machine {
@@ -94,10 +100,10 @@ pub struct Portable;
 impl Machine for Portable {
     #[inline(always)]
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
-        let ones = ones.min(GROUP);
+        let lesson = lesson(ones);
         for k in 0..GROUP {
-            let old = contexts[k];
-            contexts[k] = (adapted(old, TARGET[ones][k]) & USED[ones][k]) | (old & !USED[ones][k]);
+            let half = half_step(contexts[k], lesson.target[k]) & lesson.used[k];
+            contexts[k] = contexts[k].wrapping_add(2 * half);
         }
     }
 }
@@ -114,12 +120,12 @@ pub fn initial() -> &'static Contexts {
         let mut contexts = Box::new([[0x8000_0000 | START; SET]; SETS]);
         for class in 0..scale::CLASSES {
             // mean in units of 2^-12
-            let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::low_bits(class));
+            let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::LOW_BITS[class]);
             let offset = 1229 + (2867 << 12) / (4096 + 2 * mean);
             for k in 0..UNARY {
-                let p = (mean << 31) / (mean + offset + 2867 * k as u64);
-                let p = p.clamp(LEAST as u64, MOST as u64) as u32;
-                contexts[2 * class][k] = ((p >> 9) << 10) | START;
+                let p = (mean << 22) / (mean + offset + 2867 * k as u64);
+                let p = p.clamp(u64::from(LEAST), u64::from(MOST)) as u32;
+                contexts[2 * class][k] = p << 10 | START;
                 contexts[2 * class + 1][k] = contexts[2 * class][k];
             }
         }
@@ -194,11 +200,24 @@ mod tests {
         for one in [false, true] {
             let mut context = 0x8000_0000 | START;
             for _ in 0..100_000 {
-                adapt(&mut context, one);
+                adapt_if(true, &mut context, one);
                 assert!(context >= 1 << 21 && context <= u32::MAX - (1 << 21) + (1 << 10));
             }
             let p = f64::from(context) / 4_294_967_296.0;
             assert!((if one { 1.0 - p } else { p }) < 0.0006);
+        }
+    }
+
+    #[test]
+    fn adaptation_is_a_step_towards_the_target_rounded_down() {
+        let mut context = 0x8000_0000 | START;
+        for visit in 0..10_000 {
+            let one = visit % 7 < visit % 5;
+            let (p, count) = (i64::from(context >> 10), context & 1023);
+            let target = i64::from(if one { MOST } else { LEAST });
+            adapt_if(true, &mut context, one);
+            assert_eq!(i64::from(context >> 10), p + ((target - p) >> ((count >> 7) + 1)));
+            assert_eq!(context & 1023, (count + (128 >> (count >> 7))).min(7 << 7));
         }
     }
 
@@ -209,7 +228,8 @@ mod tests {
             let mut group = start;
             Portable::adapt_group(&mut group, ones);
             for k in 0..4 {
-                let expected = if k <= ones { adapted(start[k], if k < ones { MOST } else { LEAST }) } else { start[k] };
+                let mut expected = start[k];
+                adapt_if(k <= ones, &mut expected, k < ones);
                 assert_eq!(group[k], expected);
             }
         }

@@ -4,11 +4,11 @@
 //! works on [`LANES`] of them in turn, one level each: their chains overlap. The result does not depend on how chunks
 //! are put together.
 
-use crate::coder::{self, Decoder, Reader};
+use crate::coder::{self, Decoder};
 use crate::context::{Machine, Portable};
 use crate::levels;
 use crate::params::Params;
-use crate::rows::{self, Cursor, KERNEL, PLAIN, ROW, Rows};
+use crate::rows::{self, KERNEL, PLAIN, ROW, Rows};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 
@@ -74,10 +74,13 @@ impl<'j, 'a> Lane<'j, 'a> {
         Self { job, decoder, rows, done: 0, column: 0, width }
     }
 
-    /// What a run over the next `steps` columns of the row works on.
+    /// Decodes the level in the `column`-th column of the present row.
     #[inline(always)]
-    fn begin(&mut self, steps: usize) -> Run<'_> {
-        Run { reader: self.decoder.reader(), cursor: self.rows.cursor(self.column, steps) }
+    fn step<M: Machine, const KIND: u8>(&mut self, column: usize) {
+        let site = self.rows.site::<KIND>(column);
+        let set = self.rows.contexts(site);
+        let coded = levels::code::<_, M, KIND>(&mut self.decoder, set, site.low, site.leaning, 0);
+        self.rows.commit::<KIND>(column, site, site.level(coded.residual), coded.magnitude);
     }
 
     /// Behind the last level of a row: hands it over. False when the chunk is finished or damaged.
@@ -131,7 +134,14 @@ fn decode_kind<M: Machine, const KIND: u8>(jobs: Vec<&mut Job>) {
     let mut lanes: Vec<Lane> = (0..LANES).map_while(|_| next()).collect();
     while !lanes.is_empty() {
         let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
-        run::<M, KIND>(&mut lanes, steps);
+        for index in 0..steps {
+            for lane in &mut lanes {
+                lane.step::<M, KIND>(lane.column + index);
+            }
+        }
+        for lane in &mut lanes {
+            lane.column += steps;
+        }
         let mut index = 0;
         while index < lanes.len() {
             let lane = &mut lanes[index];
@@ -144,52 +154,5 @@ fn decode_kind<M: Machine, const KIND: u8>(jobs: Vec<&mut Job>) {
                 lanes.swap_remove(index);
             }
         }
-    }
-}
-
-/// A lane inside the innermost loop.
-struct Run<'a> {
-    reader: Reader<'a>,
-    cursor: Cursor<'a>,
-}
-
-impl Run<'_> {
-    #[inline(always)]
-    fn step<M: Machine, const KIND: u8>(&mut self, index: usize) {
-        let site = self.cursor.site::<KIND>(index);
-        let set = self.cursor.contexts(site);
-        let coded = if KIND == PLAIN {
-            levels::code::<_, M, false>(&mut self.reader, set, site.low, false, 0)
-        } else {
-            levels::code::<_, M, true>(&mut self.reader, set, site.low, site.leaning, 0)
-        };
-        self.cursor.commit(index, site.level(coded.residual), coded.magnitude);
-    }
-}
-
-/// Decodes `steps` levels in each lane. Written out lane by lane, so that each is a set of local variables.
-#[inline(always)]
-fn run<M: Machine, const KIND: u8>(lanes: &mut [Lane], steps: usize) {
-    macro_rules! interleave {
-        ($($lane:ident),+) => {{
-            $(let mut $lane = $lane.begin(steps);)+
-            for index in 0..steps {
-                $($lane.step::<M, KIND>(index);)+
-            }
-            $(let $lane = ($lane.reader.position(), $lane.cursor.row);)+
-            [$($lane),+]
-        }};
-    }
-    let positions: &mut dyn Iterator<Item = _> = match lanes {
-        [a, b, c, d] => &mut interleave!(a, b, c, d).into_iter(),
-        [a, b, c] => &mut interleave!(a, b, c).into_iter(),
-        [a, b] => &mut interleave!(a, b).into_iter(),
-        [a] => &mut interleave!(a).into_iter(),
-        _ => unreachable!("there are one to {LANES} lanes"),
-    };
-    for (lane, (position, row)) in lanes.iter_mut().zip(positions) {
-        lane.decoder.put_back(position);
-        lane.rows.put_back(row);
-        lane.column += steps;
     }
 }

@@ -7,8 +7,9 @@
 //! 3. the low bits: the highest with a context if `upper` is 0, everything else raw;
 //! 4. if r is not 0 the sign: with a context (by `upper`) where a prediction leans to one side, else raw.
 
-use crate::coder::{Encoder, GROUP, Reader};
+use crate::coder::{Decoder, Encoder, GROUP};
 use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, Machine, SIGN, UNARY};
+use crate::rows::PLAIN;
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
 pub trait Coder {
@@ -18,6 +19,8 @@ pub trait Coder {
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize;
     /// A decision if `coded`, else zero.
     fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool;
+    /// A raw bit if `coded`, else anything.
+    fn raw_bit(&mut self, coded: bool, one: bool) -> bool;
     /// The low `count <= 32` bits of `bits`, which has no others.
     fn raw(&mut self, bits: u32, count: u32) -> u32;
 }
@@ -40,18 +43,24 @@ impl Coder for Encoder {
     }
 
     #[inline(always)]
+    fn raw_bit(&mut self, coded: bool, one: bool) -> bool {
+        Encoder::raw(self, u32::from(one && coded), u32::from(coded));
+        one
+    }
+
+    #[inline(always)]
     fn raw(&mut self, bits: u32, count: u32) -> u32 {
         Encoder::raw(self, bits, count);
         bits
     }
 }
 
-impl Coder for Reader<'_> {
+impl Coder for Decoder {
     const ADAPTS: bool = true;
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], _ones: usize) -> usize {
-        Reader::group(self, contexts)
+        Decoder::group(self, contexts)
     }
 
     #[inline(always)]
@@ -60,8 +69,13 @@ impl Coder for Reader<'_> {
     }
 
     #[inline(always)]
+    fn raw_bit(&mut self, coded: bool, _one: bool) -> bool {
+        Decoder::raw_bit_if(self, coded)
+    }
+
+    #[inline(always)]
     fn raw(&mut self, _bits: u32, count: u32) -> u32 {
-        Reader::raw(self, count)
+        Decoder::raw(self, count)
     }
 }
 
@@ -74,20 +88,22 @@ impl Coder for Cost {
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize {
-        for context in &contexts[..ones] {
-            self.0 += COSTS.of(*context, true);
-        }
-        if ones < GROUP {
-            self.0 += COSTS.of(contexts[ones], false);
+        let used = context::lesson(ones).used;
+        for k in 0..GROUP {
+            self.0 += COSTS.of(contexts[k], k < ones) & used[k];
         }
         ones
     }
 
     #[inline(always)]
     fn bit(&mut self, context: u32, coded: bool, one: bool) -> bool {
-        if coded {
-            self.0 += COSTS.of(context, one);
-        }
+        self.0 += COSTS.of(context, one) & u32::from(coded).wrapping_neg();
+        one
+    }
+
+    #[inline(always)]
+    fn raw_bit(&mut self, coded: bool, one: bool) -> bool {
+        self.0 += u32::from(coded) << COST_BITS;
         one
     }
 
@@ -109,9 +125,9 @@ pub struct Coded {
 
 /// Codes `residual` (ignored by a decoder) and returns it.
 ///
-/// `leaning`: the sign has a context. `PREDICTED`: false if `leaning` is known to be false.
+/// `leaning`: the sign has a context; never so in [`PLAIN`] tensors.
 #[inline(always)]
-pub fn code<C: Coder, M: Machine, const PREDICTED: bool>(
+pub fn code<C: Coder, M: Machine, const KIND: u8>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -125,15 +141,16 @@ pub fn code<C: Coder, M: Machine, const PREDICTED: bool>(
     }
     let magnitude = if low == 0 { upper } else { code_low_bits(coder, set, low, upper, magnitude) };
 
-    let mut negative = false;
-    let mut raw = u32::from(magnitude != 0);
-    if PREDICTED {
-        let coded = leaning && magnitude != 0;
-        raw &= u32::from(!coded);
-        negative = code_bit(coder, &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)], coded, residual < 0) && coded;
+    // Without a magnitude there is no sign to code, but what "negative" is does not matter.
+    let signed = magnitude != 0;
+    let leaning = KIND != PLAIN && leaning;
+    let mut negative = coder.raw_bit(signed && !leaning, residual < 0) && !leaning;
+    if KIND != PLAIN {
+        let context = &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)];
+        negative |= code_bit(coder, context, signed && leaning, residual < 0);
     }
-    let negative = u32::from(negative) | coder.raw(u32::from(residual < 0) & raw, raw);
-    Coded { residual: (magnitude ^ negative.wrapping_neg()).wrapping_add(negative) as i32, magnitude }
+    let turn = u32::from(negative);
+    Coded { residual: (magnitude ^ turn.wrapping_neg()).wrapping_add(turn) as i32, magnitude }
 }
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
@@ -153,9 +170,7 @@ fn code_group<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: 
 fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
     let one = coder.bit(*context, coded, one);
     if C::ADAPTS {
-        let mut adapted = *context;
-        context::adapt(&mut adapted, one);
-        *context = if coded { adapted } else { *context };
+        context::adapt_if(coded, context, one);
     }
     one
 }
@@ -189,9 +204,9 @@ fn code_low_bits<C: Coder>(coder: &mut C, set: &mut ContextSet, low: u32, upper:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coder::Decoder;
     use crate::context;
     use crate::context::Portable;
+    use crate::rows::ROW;
 
     const VALUES: [i32; 24] = [
         0, 1, -1, 2, 3, -4, 5, 8, -15, 15, 16, -16, 17, 18, 40, -1000, 65_535, 65_536, -1_000_000, 1 << 30,
@@ -208,20 +223,17 @@ mod tests {
                 let mut cost = Cost::default();
                 for value in VALUES {
                     let before = written;
-                    assert_eq!(code::<_, Portable, true>(&mut cost, &mut written, low, leaning, value).residual, value);
+                    assert_eq!(code::<_, Portable, ROW>(&mut cost, &mut written, low, leaning, value).residual, value);
                     assert_eq!(before, written);
-                    assert_eq!(code::<_, Portable, true>(&mut encoder, &mut written, low, leaning, value).residual, value);
+                    assert_eq!(code::<_, Portable, ROW>(&mut encoder, &mut written, low, leaning, value).residual, value);
                 }
                 let mut bytes = Vec::new();
                 encoder.finish(&mut bytes);
                 assert!((f64::from(cost.0) / 2048.0 / 8.0 - bytes.len() as f64).abs() < 3.0);
                 let mut decoder = Decoder::new(&bytes);
-                let mut reader = decoder.reader();
                 for value in VALUES {
-                    assert_eq!(code::<_, Portable, true>(&mut reader, &mut read, low, leaning, 0).residual, value);
+                    assert_eq!(code::<_, Portable, ROW>(&mut decoder, &mut read, low, leaning, 0).residual, value);
                 }
-                let position = reader.position();
-                decoder.put_back(position);
                 assert!(decoder.check());
                 assert_eq!(written, read);
             }

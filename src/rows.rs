@@ -1,14 +1,14 @@
 //! What the levels already coded say about the next one: its prediction and its scale class.
 //!
 //! A chunk is a matrix of levels, coded row by row. [`Rows`] holds what the model remembers of it. For each level the
-//! caller asks [`Cursor::site`], codes the residual there, and reports the level with [`Cursor::commit`]; behind the last
+//! caller asks [`Rows::site`], codes the residual there, and reports the level with [`Rows::commit`]; behind the last
 //! level of a row it calls [`Rows::end_row`]. Encoder and decoder run the same calls, so they see the same sites.
 //!
 //! Three kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`]):
 //! no prediction; prediction from the rows above, known before the row begins; prediction inside convolution kernels too.
 
 use crate::context::{self, ContextSet, Contexts, SETS};
-use crate::params::{KERNEL_WEIGHTS, Params};
+use crate::params::{KERNEL_WEIGHTS, MAX_KERNEL, MAX_KERNEL_WIDTH, Params};
 use crate::scale;
 
 /// No prediction: the residual is the level.
@@ -20,6 +20,8 @@ pub const KERNEL: u8 = 2;
 
 /// Fractional bits of a prediction.
 const FRACTION: u32 = 8;
+/// Half a level in a prediction.
+const HALF: i32 = 1 << (FRACTION - 1);
 /// A prediction at least this far from the nearest level leans to one side: 0.17 in units of 2^-8.
 const LEANING: i32 = 44;
 /// Levels enter a prediction clamped to 16 bits, so that sums of weighted levels fit 32 bits.
@@ -50,6 +52,8 @@ pub struct Site {
     pub leaning: bool,
     /// It leans down: the residual is coded with its sign turned.
     pub down: bool,
+    /// The column's share of the class.
+    share: i32,
 }
 
 impl Site {
@@ -78,30 +82,25 @@ fn turned(value: i32, turn: bool) -> i32 {
 pub struct Rows {
     contexts: Box<Contexts>,
     class_mask: usize,
-    mean_log: i32,
     mean: i32,
     above_weight: i32,
     column_weight: i32,
-    /// Per position of the kernel, the weights of the five neighbours; zero where the neighbour lies outside.
-    kernel_weights: Vec<[i32; KERNEL_WEIGHTS]>,
-    /// How far back in the row the five neighbours lie.
-    kernel_offsets: [usize; KERNEL_WEIGHTS],
+    kernel: Kernel,
     /// Running magnitude of the row.
     row: i32,
     row_count: usize,
     /// Running magnitude of each column, in units of 2^-12.
     columns: Vec<i32>,
+    /// The constant parts of the columns' shares.
+    bases: Vec<i32>,
     /// The columns' shares of the class.
     shares: Vec<i32>,
     /// Running mean of each column's levels, in units of 2^-8.
     means: Vec<i32>,
-    /// Prediction from the rows above, in units of 2^-8.
+    /// Predictions in units of 2^-8: from the rows above; behind the present column from the kernel too.
     predictions: Vec<i32>,
-    /// Magnitudes of the row's residuals as they enter the averages.
-    magnitudes: Vec<i32>,
-    /// The row's levels behind `lead` zeros, so that a neighbour's place exists even where it does not count.
+    /// The row's levels.
     levels: Vec<i32>,
-    lead: usize,
 }
 
 impl Rows {
@@ -109,27 +108,23 @@ impl Rows {
     #[must_use]
     pub fn new(params: &Params) -> Self {
         let width = params.width;
-        let (kernel_weights, kernel_offsets) = kernel_tables(params);
-        let lead = kernel_offsets.into_iter().max().unwrap_or(0);
+        let mean_log = i32::from(params.mean_log);
         let row = params.row.unwrap_or_default();
         let mut rows = Self {
             contexts: Box::new(*context::initial()),
             class_mask: params.resolution.mask(),
-            mean_log: i32::from(params.mean_log),
             mean: scale::from_log(params.mean_log) as i32,
             above_weight: i32::from(row.above),
             column_weight: i32::from(row.column),
-            kernel_weights,
-            kernel_offsets,
+            kernel: Kernel::new(params),
             row: 0,
             row_count: 0,
             columns: vec![0; width],
+            bases: (0..width).map(|column| scale::column_base(column, mean_log)).collect(),
             shares: vec![0; width],
             means: vec![0; width],
             predictions: vec![0; width],
-            magnitudes: vec![0; width],
-            levels: vec![0; width + lead],
-            lead,
+            levels: vec![0; width],
         };
         rows.start();
         rows
@@ -147,107 +142,32 @@ impl Rows {
         self.levels.fill(0);
     }
 
-    /// Access to the `count` columns from `start` on of the present row; hand its [`Cursor::row`] back to
-    /// [`Rows::put_back`].
+    /// What is known about the level in the next column, `column`.
     #[inline(always)]
     #[must_use]
-    pub fn cursor(&mut self, start: usize, count: usize) -> Cursor<'_> {
-        Cursor {
-            contexts: &mut self.contexts,
-            row: self.row,
-            class_mask: self.class_mask,
-            start,
-            shares: &self.shares[start..start + count],
-            predictions: &self.predictions[start..start + count],
-            magnitudes: &mut self.magnitudes[start..start + count],
-            levels: &mut self.levels[start..start + count + self.lead],
-            lead: self.lead,
-            kernel_weights: &self.kernel_weights,
-            kernel_offsets: self.kernel_offsets,
-        }
-    }
-
-    /// Takes over the row's average from a cursor.
-    #[inline(always)]
-    pub fn put_back(&mut self, row: i32) {
-        self.row = row;
-    }
-
-    /// The first `count` levels of the present row.
-    #[inline(always)]
-    #[must_use]
-    pub fn row(&self, count: usize) -> &[i32] {
-        &self.levels[self.lead..self.lead + count]
-    }
-
-    /// Moves on to the next row.
-    #[inline(always)]
-    pub fn end_row<const KIND: u8>(&mut self) {
-        let shift = scale::column_shift(self.row_count);
-        self.row_count += 1;
-        self.row = self.mean;
-        for (column, magnitude) in self.columns.iter_mut().zip(&self.magnitudes) {
-            *column += (magnitude - *column) >> shift;
-        }
-        self.share_columns();
-        if KIND != PLAIN {
-            let levels = &self.levels[self.lead..];
-            let (above_weight, column_weight) = (4 * self.above_weight, self.column_weight);
-            for ((mean, prediction), level) in self.means.iter_mut().zip(&mut self.predictions).zip(levels) {
-                let level = clamped(*level);
-                *mean += ((level << FRACTION) - *mean) >> shift;
-                *prediction = above_weight * level + ((column_weight * *mean) >> 6);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn share_columns(&mut self) {
-        for (index, (share, column)) in self.shares.iter_mut().zip(&self.columns).enumerate() {
-            *share = scale::column_share(*column, self.mean_log, scale::row_shift(index));
-        }
-    }
-}
-
-/// A run of columns of the present row: the part of the model that a level touches. A value of its own with slices of
-/// known length, so that a loop over it needs few checks.
-pub struct Cursor<'a> {
-    contexts: &'a mut Contexts,
-    /// Running magnitude of the row, in units of 2^-12.
-    pub row: i32,
-    class_mask: usize,
-    start: usize,
-    shares: &'a [i32],
-    predictions: &'a [i32],
-    magnitudes: &'a mut [i32],
-    /// From `lead` levels before the first column on.
-    levels: &'a mut [i32],
-    lead: usize,
-    kernel_weights: &'a [[i32; KERNEL_WEIGHTS]],
-    kernel_offsets: [usize; KERNEL_WEIGHTS],
-}
-
-impl Cursor<'_> {
-    /// What is known about the level in the `index`-th column.
-    #[inline(always)]
-    #[must_use]
-    pub fn site<const KIND: u8>(&self, index: usize) -> Site {
-        let class = scale::class(self.row, self.shares[index]) & self.class_mask;
-        let low = if class < scale::LOW_CLASS { 0 } else { scale::low_bits(class) };
+    pub fn site<const KIND: u8>(&mut self, column: usize) -> Site {
+        let share = self.shares[column];
+        let class = scale::class(self.row, share) & self.class_mask;
+        let low = u32::from(scale::LOW_BITS[class]);
         if KIND == PLAIN {
-            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false };
+            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false, share };
         }
-        let mut prediction = self.predictions[index];
+        let mut prediction = self.predictions[column];
         if KIND == KERNEL {
-            let weights = &self.kernel_weights[(self.start + index) % self.kernel_weights.len()];
-            for (weight, offset) in weights.iter().zip(self.kernel_offsets) {
-                prediction += weight * clamped(self.levels[self.lead + index - offset]);
-            }
+            prediction += self.kernel.prediction(column);
+            self.predictions[column] = prediction;
         }
-        let predicted = (prediction + (1 << (FRACTION - 1))) >> FRACTION;
-        let rest = prediction - (predicted << FRACTION);
-        let leaning = rest.abs() >= LEANING;
-        Site { set: 2 * class + usize::from(leaning), low, predicted, leaning, down: rest < 0 }
+        // How far the prediction lies above the lower end of what rounds to the predicted level; half is in the middle.
+        let rest = (prediction + HALF) & (2 * HALF - 1);
+        let leaning = !(HALF - LEANING + 1..HALF + LEANING).contains(&rest);
+        Site {
+            set: 2 * class + usize::from(leaning),
+            low,
+            predicted: rounded(prediction),
+            leaning,
+            down: rest < HALF,
+            share,
+        }
     }
 
     /// The contexts of a site.
@@ -256,14 +176,59 @@ impl Cursor<'_> {
         &mut self.contexts[site.set % SETS]
     }
 
-    /// Reports the level in the `index`-th column and the magnitude of its residual.
+    /// Reports the level at that site and the magnitude of its residual.
     #[inline(always)]
-    pub fn commit(&mut self, index: usize, level: i32, magnitude: u32) {
-        let magnitude = scale::fixed(magnitude);
-        self.levels[self.lead + index] = level;
-        self.magnitudes[index] = magnitude;
-        self.row = scale::row_average(self.row, magnitude, self.shares[index]);
+    pub fn commit<const KIND: u8>(&mut self, column: usize, site: Site, level: i32, magnitude: u32) {
+        self.levels[column] = level;
+        self.row = scale::row_average(self.row, scale::fixed(magnitude), site.share);
+        if KIND == KERNEL {
+            self.kernel.commit(column, level);
+        }
     }
+
+    /// The first `count` levels of the present row.
+    #[inline(always)]
+    #[must_use]
+    pub fn row(&self, count: usize) -> &[i32] {
+        &self.levels[..count]
+    }
+
+    /// Moves on to the next row.
+    #[inline(always)]
+    pub fn end_row<const KIND: u8>(&mut self) {
+        let shift = scale::column_shift(self.row_count);
+        self.row_count += 1;
+        self.row = self.mean;
+        for ((column, level), prediction) in self.columns.iter_mut().zip(&self.levels).zip(&self.predictions) {
+            let residual = if KIND == PLAIN { *level } else { level.wrapping_sub(rounded(*prediction)) };
+            *column += (scale::fixed(residual.unsigned_abs()) - *column) >> shift;
+        }
+        self.share_columns();
+        if KIND != PLAIN {
+            let (above_weight, column_weight) = (4 * self.above_weight, self.column_weight);
+            for ((mean, prediction), level) in self.means.iter_mut().zip(&mut self.predictions).zip(&self.levels) {
+                let level = clamped(*level);
+                *mean += ((level << FRACTION) - *mean) >> shift;
+                *prediction = above_weight * level + ((column_weight * *mean) >> 6);
+            }
+        }
+        if KIND == KERNEL {
+            self.kernel.position = 0;
+        }
+    }
+
+    #[inline(always)]
+    fn share_columns(&mut self) {
+        for ((share, column), base) in self.shares.iter_mut().zip(&self.columns).zip(&self.bases) {
+            *share = scale::column_share(*column, *base);
+        }
+    }
+}
+
+/// A prediction as a level.
+#[inline(always)]
+fn rounded(prediction: i32) -> i32 {
+    (prediction + HALF) >> FRACTION
 }
 
 #[inline(always)]
@@ -271,20 +236,54 @@ fn clamped(level: i32) -> i32 {
     level.clamp(-CLAMP, CLAMP - 1)
 }
 
-/// Weights per position of the kernel (in units of 2^-8) and offsets of its five neighbours.
-fn kernel_tables(params: &Params) -> (Vec<[i32; KERNEL_WEIGHTS]>, [usize; KERNEL_WEIGHTS]) {
-    let Some(kernel) = params.kernel else { return (vec![[0; KERNEL_WEIGHTS]], [0; KERNEL_WEIGHTS]) };
-    let width = kernel.width;
-    // (columns to the left, rows up) of each neighbour
-    let steps = [(1, 0), (0, 1), (1, 1), (2, 0), (0, 2)];
-    let weights = (0..kernel.size)
-        .map(|position| {
-            let (x, y) = (position % width, position / width);
-            std::array::from_fn(|n| {
-                let inside = x >= steps[n].0 && y >= steps[n].1;
-                if inside { 4 * i32::from(kernel.weights[n]) } else { 0 }
-            })
-        })
-        .collect();
-    (weights, steps.map(|(left, up)| left + up * width))
+/// Prediction inside convolution kernels, from five neighbours.
+struct Kernel {
+    /// Positions in a kernel.
+    size: usize,
+    /// Position of the next level.
+    position: usize,
+    /// How far back in the row the neighbours lie.
+    offsets: [u8; KERNEL_WEIGHTS],
+    /// Weights of the neighbours in units of 2^-8, by position; zero where the neighbour lies outside.
+    weights: [[i32; KERNEL_WEIGHTS]; MAX_KERNEL],
+    /// The last levels, clamped: that of column c at c mod 256.
+    recent: [i32; 256],
+}
+const _: () = assert!(2 * MAX_KERNEL_WIDTH < 256, "the neighbour two rows up is recent");
+
+impl Kernel {
+    fn new(params: &Params) -> Self {
+        let mut tables = Self {
+            size: 1,
+            position: 0,
+            offsets: [0; KERNEL_WEIGHTS],
+            weights: [[0; KERNEL_WEIGHTS]; MAX_KERNEL],
+            recent: [0; 256],
+        };
+        let Some(kernel) = params.kernel else { return tables };
+        tables.size = kernel.size;
+        // (columns to the left, rows up) of each neighbour
+        let steps = [(1, 0), (0, 1), (1, 1), (2, 0), (0, 2)];
+        tables.offsets = steps.map(|(left, up)| (left + up * kernel.width) as u8);
+        for (position, weights) in tables.weights.iter_mut().enumerate() {
+            let (x, y) = (position % kernel.width, position / kernel.width);
+            for ((weight, given), (left, up)) in weights.iter_mut().zip(kernel.weights).zip(steps) {
+                *weight = if x >= left && y >= up { 4 * i32::from(given) } else { 0 };
+            }
+        }
+        tables
+    }
+
+    #[inline(always)]
+    fn prediction(&self, column: usize) -> i32 {
+        let weights = &self.weights[self.position % MAX_KERNEL];
+        let neighbours = self.offsets.map(|offset| self.recent[usize::from((column as u8).wrapping_sub(offset))]);
+        weights.iter().zip(neighbours).map(|(weight, level)| weight * level).sum()
+    }
+
+    #[inline(always)]
+    fn commit(&mut self, column: usize, level: i32) {
+        self.recent[column % 256] = clamped(level);
+        self.position = if self.position + 1 < self.size { self.position + 1 } else { 0 };
+    }
 }

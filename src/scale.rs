@@ -40,19 +40,20 @@ impl Resolution {
 
 /// Logarithm at the lower end of a class.
 #[must_use]
-pub fn lower_log(class: usize) -> u8 {
+pub const fn lower_log(class: usize) -> u8 {
     ((class << CLASS_SHIFT) as i32 + FIRST_LOG) as u8
 }
 
-/// Low bits of a magnitude that are coded apart in this class: as many as leave the rest a mean of 2 to 4.
-#[must_use]
-pub fn low_bits(class: usize) -> u32 {
-    let octave = i32::from(lower_log(class)) / 8 - FRACTION as i32;
-    (octave - 1).max(0) as u32
-}
-
-/// First class that has low bits: means from 4 on.
-pub const LOW_CLASS: usize = (8 * (FRACTION as usize + 2) - FIRST_LOG as usize) >> CLASS_SHIFT;
+/// Low bits of a magnitude that are coded apart, by class: as many as leave the rest a mean of 2 to 4.
+pub static LOW_BITS: [u8; CLASSES] = {
+    let mut table = [0; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        table[class] = (lower_log(class) / 8).saturating_sub(FRACTION as u8 + 1);
+        class += 1;
+    }
+    table
+};
 
 /// A magnitude as it enters an average.
 #[inline(always)]
@@ -67,7 +68,15 @@ pub fn fixed(magnitude: u32) -> i32 {
 #[inline(always)]
 #[must_use]
 pub fn log(x: i32) -> i32 {
-    ((x | 1) as f32).to_bits() as i32 / (1 << 20) - (127 << 3)
+    (((x | 1) as f32).to_bits() >> 20) as i32 - (127 << 3)
+}
+
+/// [`log`], faster for one number.
+#[inline(always)]
+fn log_of_one(x: i32) -> i32 {
+    let zeros = ((x | 1) as u32).leading_zeros();
+    let eighths = ((x | 1) as u32) << zeros >> 28;
+    eighths as i32 - 8 * zeros as i32 + 8 * 30
 }
 
 /// The number whose [`log`] is `log`: the lower end of the eighth, in units of 2^-12.
@@ -80,12 +89,21 @@ pub fn from_log(log: u8) -> u32 {
 /// Bits below a column's share that hold the row's adaptation shift.
 const SHIFT_BITS: u32 = 3;
 
-/// What a column contributes to the class, in units of 1/64 of an octave's eighth, computed once a row; its three lowest
-/// bits hold the shift by which the row's average adapts behind this column.
+/// The part of a column's share that never changes: the weight of the tensor's mean, and in its three lowest bits the
+/// shift by which the row's average adapts behind this column: the average of all, then of about 32.
 #[inline(always)]
 #[must_use]
-pub fn column_share(column: i32, mean_log: i32, shift: i32) -> i32 {
-    ((7 * log(column) - 6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | shift
+pub fn column_base(column: usize, mean_log: i32) -> i32 {
+    let shift = 3 + i32::from(column >= 8) + i32::from(column >= 24);
+    ((-6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | shift
+}
+
+/// What a column of this average contributes to the class, in units of 1/64 of an octave's eighth, with its adaptation
+/// shift; computed once a row.
+#[inline(always)]
+#[must_use]
+pub fn column_share(column: i32, base: i32) -> i32 {
+    (7 << SHIFT_BITS) * log(column) + base
 }
 
 /// The class from a row's average and a column's share, before masking.
@@ -93,7 +111,7 @@ pub fn column_share(column: i32, mean_log: i32, shift: i32) -> i32 {
 #[must_use]
 pub fn class(row: i32, column_share: i32) -> usize {
     // The shift in the lowest bits never reaches the result.
-    let z = ((7 << SHIFT_BITS) * log(row) + column_share) >> (SHIFT_BITS + 3 + CLASS_SHIFT);
+    let z = ((7 << SHIFT_BITS) * log_of_one(row) + column_share) >> (SHIFT_BITS + 3 + CLASS_SHIFT);
     z.clamp(0, CLASSES as i32 - 1) as usize
 }
 
@@ -102,13 +120,6 @@ pub fn class(row: i32, column_share: i32) -> usize {
 #[must_use]
 pub fn row_average(row: i32, magnitude: i32, column_share: i32) -> i32 {
     row + ((magnitude - row) >> (column_share & ((1 << SHIFT_BITS) - 1)))
-}
-
-/// Adaptation shift of a row's average behind its `column`-th weight: the average of all, then of about 32.
-#[inline(always)]
-#[must_use]
-pub fn row_shift(column: usize) -> i32 {
-    3 + i32::from(column >= 8) + i32::from(column >= 24)
 }
 
 /// Adaptation shift of the columns' averages behind a chunk's `row`-th row.
@@ -133,6 +144,7 @@ mod tests {
         for x in (0..1 << 24).step_by(7) {
             let exact = f64::from(x | 1).log2();
             assert!(log(x) >= last);
+            assert_eq!(log_of_one(x), log(x));
             assert!((f64::from(log(x)) / 8.0 - exact).abs() < 0.126 + 0.0868, "{x}");
             last = log(x);
         }
@@ -147,12 +159,10 @@ mod tests {
         for row in [0, 1, 5, 4096, fixed(u32::MAX)] {
             for column in [0, 77, fixed(u32::MAX)] {
                 for mean_log in [0, 96, i32::from(LAST_LOG)] {
-                    assert!(class(row, column_share(column, mean_log, 5)) < CLASSES);
+                    assert!(class(row, column_share(column, column_base(30, mean_log))) < CLASSES);
                 }
             }
         }
-        assert_eq!(low_bits(LOW_CLASS - 1), 0);
-        assert_eq!(low_bits(LOW_CLASS), 1);
-        assert_eq!(low_bits(CLASSES - 1), 10);
+        assert_eq!((LOW_BITS[39], LOW_BITS[40], LOW_BITS[CLASSES - 1]), (0, 1, 10));
     }
 }

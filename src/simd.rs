@@ -6,13 +6,13 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, _mm_add_epi32, _mm_and_si128, _mm_blendv_epi8, _mm_loadu_si128, _mm_min_epu32, _mm_or_si128, _mm_set1_epi32,
-    _mm_srav_epi32, _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
+    __m128i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_slli_epi32, _mm_srav_epi32, _mm_srli_epi32,
+    _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
 };
 
 use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
-use crate::context::{COUNT, LIMIT, Machine, TARGET, USED};
+use crate::context::{self, Lesson, Machine};
 use crate::lanes::{self, Job};
 use crate::params::Params;
 
@@ -24,7 +24,7 @@ impl Machine for Avx2 {
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
         // SAFETY: this type is private to the module, and its functions below are compiled with, and called only after
         // a check for, the features that adapt_group needs.
-        unsafe { adapt_group(contexts, &TARGET[ones.min(GROUP)], &USED[ones.min(GROUP)]) }
+        unsafe { adapt_group(contexts, context::lesson(ones)) }
     }
 }
 
@@ -38,28 +38,24 @@ pub fn available() -> bool {
         && is_x86_feature_detected!("movbe")
 }
 
-/// `context::adapted` on four contexts, kept where `used` is zero.
+/// `context::adapt_if` on four contexts.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn adapt_group(contexts: &mut [u32; GROUP], target: &[i32; GROUP], used: &[u32; GROUP]) {
+fn adapt_group(contexts: &mut [u32; GROUP], lesson: &Lesson) {
     // SAFETY: each reference is to 16 readable bytes, and loadu needs no alignment.
     let (old, target, used) = unsafe {
         (
             _mm_loadu_si128(contexts.as_ptr().cast::<__m128i>()),
-            _mm_loadu_si128(target.as_ptr().cast::<__m128i>()),
-            _mm_loadu_si128(used.as_ptr().cast::<__m128i>()),
+            _mm_loadu_si128(lesson.target.as_ptr().cast::<__m128i>()),
+            _mm_loadu_si128(lesson.used.as_ptr().cast::<__m128i>()),
         )
     };
-    let upper = _mm_set1_epi32(!511);
-    let count = _mm_and_si128(old, _mm_set1_epi32(COUNT as i32));
-    let stage = _mm_srli_epi32::<7>(count);
-    let p = _mm_and_si128(_mm_srli_epi32::<1>(old), upper);
-    let step = _mm_srav_epi32(_mm_sub_epi32(target, p), _mm_add_epi32(stage, _mm_set1_epi32(1)));
-    let p = _mm_add_epi32(p, _mm_and_si128(step, upper));
-    let count = _mm_add_epi32(count, _mm_srlv_epi32(_mm_set1_epi32(128), stage));
-    let count = _mm_min_epu32(count, _mm_set1_epi32(LIMIT as i32));
-    let new = _mm_or_si128(_mm_add_epi32(p, p), count);
-    let new = _mm_blendv_epi8(old, new, used);
+    let stage = _mm_srli_epi32::<29>(_mm_slli_epi32::<22>(old));
+    let distance = _mm_sub_epi32(target, _mm_srli_epi32::<2>(old));
+    let step = _mm_and_si128(_mm_srav_epi32(distance, stage), _mm_set1_epi32(!511));
+    let half = _mm_add_epi32(step, _mm_srlv_epi32(_mm_set1_epi32(64), stage));
+    let half = _mm_and_si128(half, used);
+    let new = _mm_add_epi32(_mm_add_epi32(old, half), half);
     // SAFETY: the reference is to 16 writable bytes, and storeu needs no alignment.
     unsafe { _mm_storeu_si128(contexts.as_mut_ptr().cast::<__m128i>(), new) }
 }
@@ -108,8 +104,7 @@ mod tests {
             let mut contexts = [0; GROUP];
             for context in &mut contexts {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let count = ((state >> 20) as u32) % (LIMIT + 1);
-                *context = ((state >> 32) as u32).clamp(1 << 21, u32::MAX - (1 << 21)) & !COUNT | count.max(256);
+                *context = (state >> 32) as u32;
             }
             let mut portable = contexts;
             Avx2::adapt_group(&mut contexts, round % 5);
