@@ -53,6 +53,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
     Raises :class:`DamagedFileError` if ``data`` is not exactly what :func:`encode` returned, :class:`LimitError` if
     the array would take more than ``max_bytes``.
     """
+    container.check_max_bytes(max_bytes)
     view = memoryview(data).cast("B")
     cursor = Cursor(view, "coded levels")
     magic = bytes(cursor.take(min(2, cursor.left)))

@@ -176,7 +176,7 @@ class _Pass:
             return None
         step = quantization.choose_step(tensor, target, rate_weight)
         if step is None:
-            work.note = f"stored exactly: float32 cannot represent the step for {_asked(target)}"
+            work.note = f"stored exactly: {_asked(target)} is beyond float32 arithmetic"
             return None
         result = quantization.quantize(tensor, step, rate_weight, run)
         if target.kind == "sqnr" and tensor.energy > 0:
@@ -205,7 +205,7 @@ class _Pass:
             off = result.sqnr - wanted
             if abs(off) < abs(best.sqnr - wanted):
                 best = result
-            if abs(off) < quantization.TOLERANCE_DB or result.error == 0:
+            if abs(off) < min(quantization.TOLERANCE_DB, quantization.TOLERANCE * wanted) or result.error == 0:
                 break
             finer, coarser = (step, coarser) if off > 0 else (finer, step)
             halve = finer and coarser and attempt > 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
-from .errors import DamagedFileError, LimitError, UnsupportedError
+from .errors import DamagedFileError, LimitError, OptionError, UnsupportedError
 from .wire import Cursor, blob, varint
 
 MAGIC = b"\x89DCB\r\n\x1a\n"
@@ -116,7 +116,7 @@ class Index:
         parts += [_write_entry(entry) for entry in self.entries]
         plain = b"".join(parts)
         if len(plain) > MAX_INDEX:
-            raise UnsupportedError(f"the index takes {len(plain)} bytes, more than the {MAX_INDEX} that a .dcb file can hold")
+            raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than a .dcb file can hold ({MAX_INDEX:,})")
         return varint(len(plain)) + _core.encode_bytes(plain)
 
     @classmethod
@@ -158,7 +158,9 @@ def header(index: bytes, offset: int) -> bytes:
 
 def read_header(head: bytes, file_size: int) -> tuple[int, range]:
     """The checksum and the place of the index, from the first bytes of a file."""
-    if head[: len(MAGIC)] != MAGIC[: len(head)] or not head:
+    if not head:
+        raise DamagedFileError("not a .dcb file: it is empty")
+    if head[: len(MAGIC)] != MAGIC[: len(head)]:
         raise DamagedFileError("not a .dcb file: it does not begin like one")
     if len(head) < HEADER.size:
         raise DamagedFileError(f"damaged .dcb file: it ends after {len(head)} bytes")
@@ -176,6 +178,12 @@ def check_index(stored: bytes, crc: int) -> None:
     """Raise :class:`DamagedFileError` if the stored index does not match the header."""
     if zlib.crc32(stored) != crc:
         raise DamagedFileError("damaged .dcb file: the checksum of the index does not match")
+
+
+def check_max_bytes(max_bytes: int | None) -> None:
+    """Raise :class:`OptionError` if ``max_bytes`` is neither None nor a number of bytes."""
+    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
+        raise OptionError(f"max_bytes must be a whole number of bytes, not {max_bytes!r}")
 
 
 def check_writable(name: str, shape: tuple[int, ...]) -> None:

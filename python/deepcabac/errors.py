@@ -3,6 +3,11 @@
 One base class, so that a caller needs one ``except``; the subclasses say whose turn it is to act.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DeepCabacError(Exception):
     """Base class of every error raised on bad input or bad arguments.
@@ -29,3 +34,14 @@ class CheckpointError(DeepCabacError):
 
 class LimitError(DeepCabacError):
     """Decoding would need more memory than the caller allowed with ``max_bytes``."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors raised inside begin with ``name``, the file they are about."""
+    try:
+        yield
+    except DeepCabacError as error:
+        if not name or str(error).startswith(name):
+            raise
+        raise type(error)(f"{name}: {error}") from error

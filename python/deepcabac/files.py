@@ -129,11 +129,12 @@ def compress_checkpoint(
     ``path`` is by default the model's with the suffix .dcb. Returns the path and a :class:`Report`.
     """
     model = Path(model)
-    target_path = default_output(model) if path is None else Path(path)
-    if kind_of_path(target_path) is not None:
-        raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
-    with open_checkpoint(model) as source, AtomicFile(target_path) as target:
-        return target_path, compressor.compress(source, target.file, options or Options(), progress)
+    with open_checkpoint(model) as source:
+        target_path = default_output(model) if path is None else Path(path)
+        if kind_of_path(target_path) is not None:
+            raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
+        with AtomicFile(target_path) as target:
+            return target_path, compressor.compress(source, target.file, options or Options(), progress)
 
 
 def default_output(model: Path) -> Path:
@@ -155,6 +156,13 @@ _SUFFIX = {
 }
 
 
+def default_restored(path: Path, kind: str) -> Path:
+    """Where a checkpoint of this kind goes by default: ``model.safetensors`` beside ``model.dcb``."""
+    if kind not in _SUFFIX:
+        raise UnsupportedError(f"{path}: made from a checkpoint of unknown kind {kind!r}: name the file to write")
+    return path.with_name(path.stem + _SUFFIX[kind])
+
+
 def decompress_checkpoint(
     path: Path_,
     model: Path_ | None = None,
@@ -165,15 +173,14 @@ def decompress_checkpoint(
 ) -> Path:
     """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
 
-    Its kind follows from ``model``'s suffix; by default it is the kind that the file was made from, beside the file.
+    Its kind follows from ``model``'s suffix. By default it is the kind that the file was made from, beside the file;
+    then a file that is there already is not replaced, since it may well be the original.
     """
     with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
-            if opened.kind not in _SUFFIX:
-                raise UnsupportedError(
-                    f"{path}: made from a checkpoint of unknown kind {opened.kind!r}: name the file to write"
-                )
-            model = Path(path).with_name(Path(path).stem + _SUFFIX[opened.kind])
+            model = default_restored(Path(path), opened.kind)
+            if model.exists():
+                raise OptionError(f"{model}: exists, and may be the original; name the file to write")
         kind = kind_of_path(model)
         if kind is None:
             known = " ".join(sorted(set(_SUFFIX.values())))

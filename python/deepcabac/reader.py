@@ -20,7 +20,7 @@ from . import _core, container
 from ._parallel import pool
 from .atomic import reading
 from .container import HEADER, LEVELS, METHOD_NAMES, RAW, TIED, Entry, Index
-from .errors import DamagedFileError, LimitError, OptionError
+from .errors import DamagedFileError, LimitError, naming
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -64,29 +64,39 @@ class OpenFile:
     names. A context manager. Safe to use from several threads.
     """
 
-    def __init__(self, file: BinaryIO, *, max_bytes: int | None = None, threads: int | None = None) -> None:
-        """Read the index of ``file`` (binary, seekable). Raises DamagedFileError, UnsupportedError or LimitError."""
-        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0):
-            raise OptionError(f"max_bytes must be a whole number of bytes, not {max_bytes!r}")
+    def __init__(
+        self, file: BinaryIO, *, name: str = "", max_bytes: int | None = None, threads: int | None = None
+    ) -> None:
+        """Read the index of ``file`` (binary, seekable); errors begin with ``name``.
+
+        Raises DamagedFileError, UnsupportedError or LimitError.
+        """
+        container.check_max_bytes(max_bytes)
         self._file = file
+        self._name = name
         self._lock = threading.Lock()
         self._threads = threads
         self._max_bytes = max_bytes
-        self.file_bytes = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        crc, place = container.read_header(file.read(HEADER.size), self.file_bytes)
-        if max_bytes is not None and len(place) > max_bytes:
-            raise LimitError(f"the index takes {len(place)} bytes, more than max_bytes = {max_bytes}")
-        stored = self._read(place.start, len(place))
-        container.check_index(stored, crc)
-        self._index = Index.read(stored, range(HEADER.size, place.start), max_bytes)
+        with naming(name):
+            self._index = self._read_index()
         self._numbers = {entry.name: number for number, entry in enumerate(self._index.entries)}
         #: Kind of checkpoint that the file was made from, "" for arrays.
         self.kind = self._index.kind
         #: What a checkpoint of this kind holds besides tensors.
         self.extra = self._index.extra
+
+    def _read_index(self) -> Index:
+        #: Bytes of the whole file.
+        self.file_bytes = self._file.seek(0, os.SEEK_END)
+        self._file.seek(0)
+        crc, place = container.read_header(self._file.read(HEADER.size), self.file_bytes)
         #: Bytes of the index as stored.
         self.index_bytes = len(place)
+        if self._max_bytes is not None and len(place) > self._max_bytes:
+            raise LimitError(f"the index takes {len(place):,} bytes, more than max_bytes = {self._max_bytes:,}")
+        stored = self._read(place.start, len(place))
+        container.check_index(stored, crc)
+        return Index.read(stored, range(HEADER.size, place.start), self._max_bytes)
 
     def keys(self) -> list[str]:
         """Names of the tensors, in the file's order."""
@@ -119,7 +129,7 @@ class OpenFile:
         """Decode one tensor. Raises KeyError, DamagedFileError or LimitError."""
         entry = self._index.entries[self._numbers[name]]
         entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
-        with pool(self._threads) as executor:
+        with naming(self._name), pool(self._threads) as executor:
             ((_, array),) = self._decode([entry], executor)
             return array
 
@@ -131,8 +141,9 @@ class OpenFile:
         if self._max_bytes is not None:
             total = sum(entry.nbytes for entry in entries if entry.method != TIED)
             if total > self._max_bytes:
-                raise LimitError(f"the tensors take {total} bytes, more than max_bytes = {self._max_bytes}")
-        with pool(self._threads) as executor:
+                text = f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}"
+                raise LimitError(f"{self._name}: {text}" if self._name else text)
+        with naming(self._name), pool(self._threads) as executor:
             decoded = self._decode([entry for entry in entries if entry.method != TIED], executor)
             for number, entry in enumerate(entries):
                 if entry.method == TIED:
@@ -273,7 +284,7 @@ def open_path(path: str | os.PathLike[str], *, max_bytes: int | None = None, thr
     with reading(path):
         file = Path(path).open("rb")  # noqa: SIM115 - the OpenFile closes it
     try:
-        return OpenFile(file, max_bytes=max_bytes, threads=threads)
+        return OpenFile(file, name=os.fspath(path), max_bytes=max_bytes, threads=threads)
     except BaseException:
         file.close()
         raise

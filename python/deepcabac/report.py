@@ -1,0 +1,200 @@
+"""What the command line says about files: plain text tables, 80 columns wide on a terminal, and JSON."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .compressor import Report, TensorReport
+from .container import VERSION
+from .reader import OpenFile, TensorInfo
+
+#: Rows of the table that ``compress`` prints.
+_LARGEST = 8
+#: Columns that a table has for names, however narrow the terminal.
+_NARROWEST = 16
+
+
+def printable(text: object) -> str:
+    """``text`` on one line, anything that could steer a terminal escaped: names in files may be hostile."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in str(text)
+    )
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 tensor``, ``1,200 tensors``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """Lines of a table. Columns whose heading begins with ``>`` are flush right.
+
+    A name in the first column that makes a line longer than ``width`` gets a line of its own.
+    """
+    lines = [[heading.removeprefix(">") for heading in header], *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    if width is not None:
+        widths[0] = min(widths[0], max(width - sum(widths[1:]) - 2 * len(widths[1:]), _NARROWEST))
+    text = []
+    for first, *others in lines:
+        if len(first) > widths[0]:
+            text.append(first)
+            first = ""
+        placed = [
+            cell.rjust(wide) if heading.startswith(">") else cell.ljust(wide)
+            for cell, wide, heading in zip([first, *others], widths, header, strict=True)
+        ]
+        text.append("  ".join(placed).rstrip())
+    return text
+
+
+def compressed(output: Path, report: Report, seconds: float, width: int | None) -> list[str]:
+    """What ``compress`` prints: sizes and quality of the whole, then the largest tensors."""
+    bits = f", {report.bits_per_weight:.3g} bits a weight" if report.file_bytes else ""
+    lines = [
+        f"before   {report.raw_bytes:,} bytes of tensors",
+        f"after    {report.file_bytes:,} bytes in {printable(output)}",
+        f"ratio    {_ratio(report.raw_bytes, report.file_bytes)}{bits}",
+        f"quality  {_quality(report.tensors)}",
+        f"time     {seconds:.2f} s",
+    ]
+    largest = sorted(report.tensors, key=lambda tensor: tensor.coded_bytes, reverse=True)[:_LARGEST]
+    rows = [
+        [
+            tensor.name,
+            _shape(tensor.shape),
+            tensor.dtype,
+            _bits(tensor.coded_bytes, tensor.size) if tensor.method != "tied" else "",
+            tensor.method if tensor.sqnr is None else f"{tensor.sqnr:.1f}",
+            _percent(tensor.coded_bytes, report.file_bytes),
+        ]
+        for tensor in largest
+    ]
+    rest = len(report.tensors) - len(largest)
+    coded = sum(tensor.coded_bytes for tensor in report.tensors)
+    left = coded - sum(tensor.coded_bytes for tensor in largest)
+    if rest:
+        rows.append([f"{plural(rest, 'smaller tensor')}", *[""] * 4, _percent(left, report.file_bytes)])
+    rows.append(["header and index", *[""] * 4, _percent(report.file_bytes - coded, report.file_bytes)])
+    header = ["tensor", "shape", "type", ">bits", ">SQNR dB", ">of file"]
+    return [*lines, "", *table(header, rows, width)]
+
+
+def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
+    """What ``inspect`` prints: where the bytes go, then every tensor."""
+    infos = [opened.info(name) for name in opened]
+    totals = _totals(opened, infos)
+    payload, tensor_bytes = totals["payload_bytes"], totals["tensor_bytes"]
+    rows = []
+    for method in ("quantized", "exact", "tied"):
+        those = [info for info in infos if info.method == method]
+        if those:
+            size, count = sum(info.size for info in those), payload.get(method, 0)
+            rows.append(
+                [
+                    f"{plural(len(those), 'tensor')}, {method}",
+                    f"{size:,}",
+                    _bits(count, size) if method != "tied" else "",
+                    f"{count:,}",
+                    _percent(count, opened.file_bytes),
+                ]
+            )
+    around = opened.file_bytes - sum(payload.values())
+    rows.append(["header and index", "", "", f"{around:,}", _percent(around, opened.file_bytes)])
+    weights, bits = totals["elements"], _bits(opened.file_bytes, totals["elements"])
+    rows.append(["whole file", f"{weights:,}", bits, f"{opened.file_bytes:,}", "100 %"])
+    listed = [
+        [
+            info.name,
+            _shape(info.shape),
+            str(info.dtype),
+            _bits(info.coded_bytes, info.size) if info.method != "tied" else "",
+            info.method if info.step is None else f"{info.step:.4g}",
+            f"{info.coded_bytes:,}",
+        ]
+        for info in infos
+    ]
+    origin = f"from {printable(opened.kind)}" if opened.kind else "from arrays"
+    return [
+        f"{printable(path)}: format version {VERSION}, {origin}",
+        f"{tensor_bytes:,} bytes of tensors in {opened.file_bytes:,} bytes: {_ratio(tensor_bytes, opened.file_bytes)}",
+        "",
+        *table(["", ">elements", ">bits", ">bytes", ">of file"], rows, width),
+        "",
+        *table(["tensor", "shape", "type", ">bits", ">step", ">bytes"], listed, width),
+        *(f"{printable(info.name)} is {printable(info.tied_to)}" for info in infos if info.tied_to is not None),
+    ]
+
+
+def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
+    """What ``inspect --json`` prints. Keys stay; new ones may come. Sizes in bytes, bits per element."""
+    infos = [opened.info(name) for name in opened]
+    totals = _totals(opened, infos)
+    return {
+        "path": str(path),
+        "format_version": VERSION,
+        "made_from": opened.kind,
+        "file_bytes": opened.file_bytes,
+        **totals,
+        "tensors": [
+            {
+                "name": info.name,
+                "dtype": str(info.dtype),
+                "shape": list(info.shape),
+                "method": info.method,
+                "elements": info.size,
+                "tensor_bytes": info.nbytes,
+                "coded_bytes": info.coded_bytes,
+                "bits_per_weight": info.bits_per_weight,
+                "step": info.step,
+                "tied_to": info.tied_to,
+            }
+            for info in infos
+        ],
+    }
+
+
+def _totals(opened: OpenFile, infos: Sequence[TensorInfo]) -> dict[str, Any]:
+    """Sums over the tensors, tied ones counted once."""
+    own = [info for info in infos if info.tied_to is None]
+    payload = {
+        method: sum(info.coded_bytes for info in own if info.method == method) for method in ("quantized", "exact")
+    }
+    elements = sum(info.size for info in own)
+    return {
+        "header_bytes": opened.file_bytes - sum(payload.values()) - opened.index_bytes,
+        "index_bytes": opened.index_bytes,
+        "payload_bytes": payload,
+        "tensor_bytes": sum(info.nbytes for info in own),
+        "elements": elements,
+        "bits_per_weight": 8 * opened.file_bytes / elements if elements else 0.0,
+    }
+
+
+def _quality(tensors: Sequence[TensorReport]) -> str:
+    values = [tensor.sqnr for tensor in tensors if tensor.sqnr is not None]
+    exact = sum(tensor.method == "exact" for tensor in tensors)
+    if not values:
+        return "exact: no tensor is quantized"
+    low, typical, high = (f"{value:.1f}" for value in (min(values), statistics.median(values), max(values)))
+    spread = "" if low == high else f" ({low} to {high})"
+    return f"SQNR {typical} dB{spread} in {plural(len(values), 'quantized tensor')}; {exact:,} exact"
+
+
+def _ratio(before: int, after: int) -> str:
+    return f"{before / after:.2f} times smaller" if before >= after > 0 else f"{after - before:,} bytes larger"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _bits(count: int, elements: int) -> str:
+    return f"{8 * count / elements:.2f}" if elements else ""
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""

@@ -1,0 +1,259 @@
+"""Models and state dicts of PyTorch to .dcb files and back. Needs torch: ``pip install 'deepcabac[torch]'``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import compressor
+from .atomic import AtomicFile
+from .checkpoint.base import DTYPES, TensorSpec
+from .checkpoint.skeleton import assemble, dissolve
+from .compressor import Progress, Report
+from .errors import CheckpointError, OptionError, UnsupportedError
+from .files import open_file
+from .options import Options
+from .reader import OpenFile
+
+try:
+    import torch
+except ImportError as _cause:
+
+    class MissingTorchError(UnsupportedError, ImportError):
+        """torch is not installed."""
+
+    raise MissingTorchError("deepcabac.torch needs torch: pip install 'deepcabac[torch]'") from _cause
+
+__all__ = ["load_model", "save_model"]
+
+Array = npt.NDArray[Any]
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+#: numpy (with ml_dtypes) and torch call every type by the same name.
+_DTYPE_OF_NAME: dict[str, np.dtype[Any]] = {f"torch.{dtype.name}": dtype for dtype in DTYPES}
+
+
+def save_model(
+    model: torch.nn.Module | Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Report:
+    """Compress a model, or a state dict, into a .dcb file, which appears whole or not at all.
+
+    Tensors may lie on any device, be non-contiguous, require gradients, or share memory (then they are tied: stored
+    once). They are moved to the CPU one at a time. What else a state dict holds (numbers, texts, nested dicts, its
+    ``_metadata``) is kept too, so ``deepcabac decompress`` turns the file into a ``.pt`` with the same contents.
+
+    ``settings`` are the fields of :class:`deepcabac.Options` by name: ``sqnr=30`` (dB, the default), ``bits=``,
+    ``size=`` or ``step=``; ``rate_distortion=``, ``overrides=``, ``threads=``.
+
+    Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors; objects that
+    are no plain data) or :class:`CheckpointError` (the file cannot be written).
+    """
+    source = _StateDict(model)
+    chosen = Options.of(options, settings)
+    with AtomicFile(Path(path)) as target:
+        return compressor.compress(source, target.file, chosen, progress)
+
+
+@overload
+def load_model(
+    path: str | os.PathLike[str],
+    model: None = None,
+    *,
+    strict: bool = True,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    device: torch.device | str | int | None = None,
+) -> dict[str, Any]: ...
+@overload
+def load_model(
+    path: str | os.PathLike[str],
+    model: Module,
+    *,
+    strict: bool = True,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    device: None = None,
+) -> Module: ...
+def load_model(
+    path: str | os.PathLike[str],
+    model: torch.nn.Module | None = None,
+    *,
+    strict: bool = True,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    device: torch.device | str | int | None = None,
+) -> Any:
+    """Decode a .dcb file into ``model``, which is returned; without a model, return its state dict.
+
+    With a model, values are copied into its parameters and buffers one tensor at a time, where these are and in their
+    dtypes, as ``load_state_dict`` does; what is tied stays tied. Unless ``strict=False``, a name that only one side has
+    is an error. Names and shapes are compared before anything is changed; damage inside the file may show when some
+    tensors are loaded already. (A model whose modules customise loading, with hooks or extra state, gets a whole state
+    dict through its own ``load_state_dict``.) To learn which names do not fit:
+    ``model.load_state_dict(load_model(path), strict=False)``.
+
+    Without a model: what was saved, with tensors on ``device`` (default: the CPU), those that were tied sharing memory.
+    A file that was not made from PyTorch gives a flat dict of tensors.
+
+    Raises :class:`DamagedFileError`, :class:`LimitError` (the tensors take more than ``max_bytes``),
+    :class:`CheckpointError` (the file cannot be read, or does not fit the model), :class:`OptionError`.
+    """
+    if model is not None and device is not None:
+        raise OptionError("device is for loading without a model: values go where the model's parameters are")
+    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+        if model is None:
+            return _state_dict(opened, torch.device("cpu") if device is None else torch.device(device))
+        _load_into(model, opened, str(path), strict)
+        return model
+
+
+class _StateDict:
+    """A state dict as a source for the compressor."""
+
+    kind = "torch"
+
+    def __init__(self, model: torch.nn.Module | Mapping[str, Any]) -> None:
+        if isinstance(model, torch.nn.Module):
+            model = model.state_dict()
+        elif not isinstance(model, Mapping):
+            raise OptionError(f"give a model or a state dict, not a {type(model).__name__}")
+        root = model if isinstance(model, dict) else dict(model)
+        tensors, self.extra = dissolve(root, torch, "the state dict")
+        self._tensors: dict[str, torch.Tensor] = dict(tensors)
+        self.specs: list[TensorSpec] = []
+        first_at: dict[Any, str] = {}
+        for name, tensor in tensors:
+            dtype = _check(name, tensor)
+            place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.stride())
+            view = (place, dtype, tuple(tensor.shape), tensor.is_neg())
+            first = first_at.setdefault(view, name) if tensor.numel() else name
+            self.specs.append(TensorSpec(name, dtype, tuple(tensor.shape), None if first == name else first))
+
+    def read(self, name: str) -> Array:
+        tensor = self._tensors[name]
+        # Through bytes, because numpy knows neither bfloat16 nor float8; no copy if the tensor is in order as it is.
+        flat = tensor.detach().to("cpu").resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+        array: Array = flat.view(_DTYPE_OF_NAME[str(tensor.dtype)]).reshape(tuple(tensor.shape))
+        return array
+
+
+def _check(name: str, tensor: torch.Tensor) -> np.dtype[Any]:
+    """The tensor's dtype; UnsupportedError if it cannot be stored."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise UnsupportedError(f"tensor {name!r} is sparse or nested; convert it with .to_dense() first")
+    if tensor.is_meta:
+        raise UnsupportedError(f"tensor {name!r} is on the meta device and has no values to save")
+    dtype = _DTYPE_OF_NAME.get(str(tensor.dtype))
+    if dtype is None or tensor.is_quantized:
+        raise UnsupportedError(f"tensor {name!r} has dtype {tensor.dtype}, which is not supported; convert it first")
+    return dtype
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    """A tensor on the array's memory."""
+    dtype = getattr(torch, array.dtype.name, None)
+    if dtype is None:  # uint16 and others before torch 2.3
+        raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype.name}, which this version of torch lacks")
+    return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """Where a tensor belongs in a state dict."""
+
+    name: str  #: in the file
+
+
+def _outline(opened: OpenFile) -> Any:
+    """What was saved, with a :class:`_Leaf` for every tensor."""
+    if opened.kind == "torch" and opened.extra:
+        return assemble(opened.extra, opened, torch, lambda name, tag: _Leaf(name))
+    return {name: _Leaf(name) for name in opened}
+
+
+def _state_dict(opened: OpenFile, device: torch.device) -> Any:
+    """What was saved. Tensors that were tied share memory."""
+    decoded: dict[str, torch.Tensor] = {}
+    for name, array in opened.items():
+        tied_to = opened.info(name).tied_to
+        # detach: two tensors on one memory, not one tensor, as in a model's own state dict
+        decoded[name] = _tensor(name, array).to(device) if tied_to is None else decoded[tied_to].detach()
+
+    def make(name: str, tag: str) -> torch.Tensor:
+        if tag in ("p", "q"):
+            return torch.nn.Parameter(decoded[name], requires_grad=tag == "p")
+        return decoded[name].requires_grad_(tag == "g")
+
+    if opened.kind == "torch" and opened.extra:
+        return assemble(opened.extra, opened, torch, make)
+    return decoded
+
+
+def _load_into(model: torch.nn.Module, opened: OpenFile, path: str, strict: bool) -> None:
+    outline = _outline(opened)
+    if not isinstance(outline, dict) or not all(isinstance(key, str) for key in outline):
+        raise CheckpointError(f"{path}: does not hold a state dict; load it without a model and pick the part you need")
+    if not _only_copies(model):
+        try:
+            model.load_state_dict(_state_dict(opened, torch.device("cpu")), strict)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: does not fit the model: {' '.join(str(error).split())}") from error
+        return
+    targets: dict[str, torch.Tensor] = model.state_dict()
+    _check_fit(targets, outline, opened, path, strict)
+    wanted = {leaf.name: targets[key] for key, leaf in outline.items() if key in targets}
+    with torch.no_grad():
+        for name, array in opened.items():
+            if name in wanted:
+                wanted[name].copy_(_tensor(name, array))
+
+
+def _check_fit(
+    targets: Mapping[str, torch.Tensor], outline: Mapping[str, Any], opened: OpenFile, path: str, strict: bool
+) -> None:
+    """Raise CheckpointError unless the file's tensors can be copied into ``targets``."""
+    missing = [key for key in targets if key not in outline] if strict else []
+    unexpected = [key for key in outline if key not in targets] if strict else []
+    other = []
+    for key, target in targets.items():
+        if key in outline:
+            leaf = outline[key]
+            shape = opened.info(leaf.name).shape if isinstance(leaf, _Leaf) else None
+            if shape != tuple(target.shape):
+                other.append(f"{key} ({'not a tensor' if shape is None else list(shape)} for {list(target.shape)})")
+        if target.is_meta:
+            raise OptionError(f"the model's {key} is on the meta device: give it memory first, with model.to_empty()")
+    problems = [
+        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for what, keys in (("missing from the file", missing), ("not in the model", unexpected), ("other shape", other))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: does not fit the model; {'; '.join(problems)}")
+
+
+def _only_copies(model: torch.nn.Module) -> bool:
+    """Whether loading a state dict into ``model`` means copying tensors and nothing else."""
+    plain = torch.nn.Module
+    # Batch norms only look after state dicts from before they counted batches.
+    loaders = {plain._load_from_state_dict, torch.nn.modules.batchnorm._NormBase._load_from_state_dict}
+    hooks = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
+    return not any(
+        type(module)._load_from_state_dict not in loaders
+        or type(module).load_state_dict is not plain.load_state_dict
+        or type(module).state_dict is not plain.state_dict
+        or type(module).get_extra_state is not plain.get_extra_state
+        or any(getattr(module, hook, None) for hook in hooks)
+        for module in model.modules()
+    )

@@ -1,0 +1,391 @@
+"""The command line, in this process and as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import deepcabac
+from deepcabac import report
+from deepcabac.cli import _bytes, program
+
+LENET = Path(__file__).parent.parent / "examples" / "lenet300.safetensors"
+COMMAND = [sys.executable, "-c", "from deepcabac.cli import main; main()"]
+
+
+def run(*args):
+    return CliRunner().invoke(program, [str(arg) for arg in args], prog_name="deepcabac")
+
+
+def process(*args, **options):
+    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, timeout=60, **options)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A current folder with a model, made small, and things that are neither."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(1)
+    model = {"a.weight": rng.standard_normal((64, 48)).astype(np.float32), "a.bias": np.arange(48, dtype=np.float32)}
+    model |= {"b.weight": rng.standard_normal((300, 100)).astype(np.float16), "count": np.array(7)}
+    np.savez("model.npz", **model)
+    good = deepcabac.compress(model)
+    Path("good.dcb").write_bytes(good)
+    Path("short.dcb").write_bytes(good[:-100])
+    Path("bad.dcb").write_bytes(good[:2000] + bytes([good[2000] ^ 1]) + good[2001:])
+    Path("empty.dcb").touch()
+    Path("words.txt").write_text("not a model")
+    Path("words.safetensors").write_text("not a model")
+    Path("folder").mkdir()
+    return tmp_path
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# What is printed
+
+
+def test_compress_says_how_large_and_how_good_the_file_is(folder):
+    result = run("compress", LENET, "-o", "l.dcb")
+    assert (result.exit_code, result.stderr) == (0, "")
+    size = Path("l.dcb").stat().st_size
+    assert "1,066,440 bytes of tensors" in result.stdout and f"{size:,} bytes in l.dcb" in result.stdout
+    assert re.search(r"ratio +6\.\d\d times smaller, [45]\.\d+ bits a weight", result.stdout)
+    assert re.search(r"quality +SQNR 30\.0 dB in 3 quantized tensors; 3 exact", result.stdout)
+    assert re.search(r"fc1\.weight +300x784 +float32 +[45]\.\d\d +30\.0 +\d\d\.\d %", result.stdout)
+    assert re.search(r"fc1\.bias +300 +float32 +32\.00 +exact", result.stdout)
+    assert all(line.isascii() and len(line) <= 80 for line in result.stdout.splitlines())
+
+
+def test_compress_lists_the_largest_tensors_and_sums_up_the_rest(folder):
+    np.savez("many.npz", **{f"t{i}": np.ones((i + 1, 10), np.int64) for i in range(12)})
+    lines = run("compress", "many.npz").stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("t1")] == ["t11", "t10"]
+    assert any(re.match(r"4 smaller tensors +\d", line) for line in lines)
+    assert "exact: no tensor is quantized" in "".join(lines)
+
+
+def test_a_decompressed_checkpoint_is_what_the_library_restores(folder):
+    assert run("compress", "model.npz", "--sqnr", "40").exit_code == 0
+    result = run("decompress", "model.dcb", "-o", "again.npz")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.fullmatch(r"again\.npz: 72,488 bytes of tensors in \d+\.\d\d s\n", result.stdout)
+    expected = deepcabac.load_file("model.dcb")
+    with np.load("again.npz") as again:
+        assert again.files == list(expected)
+        assert all(np.array_equal(again[name], expected[name]) for name in expected)
+
+
+def test_inspect_shows_where_the_bytes_go(folder):
+    out = run("inspect", "good.dcb").stdout
+    assert "2 tensors, quantized" in out and "2 tensors, exact" in out and "header and index" in out
+    assert re.search(r"a\.weight +64x48 +float32 +\d\.\d\d +0\.\d+ +\d,\d{3}\n", out)
+    assert re.search(r"count +scalar +int64 +64\.00 +exact +8\n", out)
+
+
+def test_inspect_as_json_is_complete_and_adds_up(folder):
+    array = np.random.default_rng(2).standard_normal((50, 60)).astype(np.float32)
+    deepcabac.save_file({"one": array, "other": array, "n": np.arange(5)}, "tied.dcb")
+    seen = json.loads(run("inspect", "tied.dcb", "--json").stdout)
+    assert seen["path"] == "tied.dcb" and seen["format_version"] == 1 and seen["made_from"] == ""
+    assert seen["file_bytes"] == Path("tied.dcb").stat().st_size
+    assert seen["file_bytes"] == seen["header_bytes"] + seen["index_bytes"] + sum(seen["payload_bytes"].values())
+    assert seen["tensor_bytes"] == array.nbytes + 40 and seen["elements"] == array.size + 5
+    one, other, n = seen["tensors"]
+    assert one["name"] == "one" and one["shape"] == [50, 60] and one["dtype"] == "float32"
+    assert one["method"] == "quantized" and one["step"] > 0 and one["tied_to"] is None
+    assert one["coded_bytes"] == seen["payload_bytes"]["quantized"]
+    assert one["bits_per_weight"] == 8 * one["coded_bytes"] / one["elements"]
+    assert other["method"] == "tied" and other["tied_to"] == "one" and other["coded_bytes"] == 0
+    assert n["method"] == "exact" and n["step"] is None
+    assert "other is one" in run("inspect", "tied.dcb").stdout
+
+
+def test_verify_says_what_it_checked(folder):
+    result = run("verify", "good.dcb")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.fullmatch(r"good\.dcb: good: the index and 4 tensors checked, .*\n", result.stdout)
+
+
+def test_verify_names_each_damaged_tensor(folder):
+    data = bytearray(Path("good.dcb").read_bytes())
+    data[40] ^= 1  # in the first tensor and in a late one
+    data[5000] ^= 1
+    Path("bad.dcb").write_bytes(data)
+    result = run("verify", "bad.dcb")
+    assert result.exit_code == 1
+    assert [line.split(" is damaged")[0] for line in result.stdout.splitlines()] == [
+        "bad.dcb: tensor 'a.weight'",
+        "bad.dcb: tensor 'b.weight'",
+    ]
+    assert result.stderr == "error: bad.dcb: 2 of 4 tensors damaged\n"
+
+
+def test_quiet_prints_notes_only(folder):
+    result = run("compress", "model.npz", "--quiet", "--tensor", "c.*=exact")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "note: no tensor's name matches --tensor 'c.*'\n"
+    result = run("decompress", "model.dcb", "-q", "-o", "again.npz")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_target_that_a_tensor_missed_is_noted_on_stderr(folder):
+    np.savez("tiny.npz", w=np.array([[0.1, 0.7]], np.float32), big=np.ones((99, 99), np.float32) * 1e-25)
+    result = run("compress", "tiny.npz", "--tensor", "big=step:1e-35")
+    assert result.exit_code == 0
+    assert result.stderr == "note: big: stored exactly: a step of 1e-35 is beyond float32 arithmetic\n"
+
+
+@pytest.mark.parametrize("command", ["", "compress", "decompress", "inspect", "verify"])
+def test_help_fits_80_columns_and_has_examples(command):
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0 and "Examples:" in result.stdout and "lossless" not in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+
+
+def test_a_name_too_long_for_the_terminal_has_its_own_line():
+    long = "encoder.layer.11.attention.output.dense.weight"
+    assert report.table(["name", ">x"], [["short", "1"], [long, "22"]], 30) == [
+        "name                         x",
+        "short                        1",
+        long,
+        " " * 28 + "22",
+    ]
+    assert report.table(["name", ">x"], [[long, "1"]])[1] == long + "  1"
+
+
+def test_names_cannot_steer_the_terminal(folder):
+    deepcabac.save_file({"a\x1b[2J\nb\u202e": np.ones(3)}, "evil.dcb")
+    out = run("inspect", "evil.dcb").stdout
+    assert r"a\x1b[2J\nb\u202e" in out and "\x1b" not in out
+    assert json.loads(run("inspect", "evil.dcb", "--json").stdout)["tensors"][0]["name"] == "a\x1b[2J\nb\u202e"
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0),
+        ("1,234", 1234),
+        ("100kB", 100_000),
+        ("1.5MB", 1_500_000),
+        ("64 KiB", 65536),
+        ("2mib", 2 << 20),
+        (".5G", 500_000_000),
+        ("123456789012345678", 123456789012345678),
+    ],
+)
+def test_sizes_may_have_a_suffix(text, number):
+    assert _bytes(text) == number
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        (["--sqnr", "25"], {"sqnr": 25}),
+        (["--step", "0.1", "--rate-distortion", "0"], {"step": 0.1, "rate_distortion": 0}),
+        (["--bits", "4", "--threads", "1"], {"bits": 4}),
+        (["--size", "16kB"], {"size": 16_000}),
+        (["--tensor", "a.*=exact", "--tensor", "*.weight=step:.25"]
+            , {"overrides": {"a.*": {"exact": True}, "*.weight": {"step": 0.25}}}),
+        (["--tensor", "a.*=sqnr:9", "--tensor", "*=exact", "--tensor", "a.*=sqnr:20"]
+            , {"overrides": {"*": {"exact": True}, "a.*": {"sqnr": 20}}}),
+    ],
+)  # fmt: skip
+def test_options_mean_what_they_mean_to_the_library(folder, given, settings):
+    assert run("compress", "model.npz", *given).exit_code == 0
+    deepcabac.compress_checkpoint("model.npz", "expected.dcb", options=deepcabac.Options(**settings))
+    assert Path("model.dcb").read_bytes() == Path("expected.dcb").read_bytes()
+
+
+def test_version_is_the_package_s():
+    assert re.fullmatch(r"deepcabac \d+\.\d+\.\d+\S*\n", run("--version").stdout)
+
+
+def test_without_a_command_there_is_help_on_stderr():
+    result = run()
+    assert result.exit_code == 2 and result.stdout == "" and "Commands:" in result.stderr
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ("decompress words.txt", 1, "words.txt: not a .dcb file"),
+        ("decompress empty.dcb", 1, "empty.dcb: "),
+        ("decompress folder", 2, "folder: "),
+        ("decompress short.dcb", 1, "short.dcb: damaged"),
+        ("decompress bad.dcb -o new.npz", 1, "bad.dcb: tensor 'a.weight' is damaged"),
+        ("decompress missing.dcb", 2, "missing.dcb: cannot be read"),
+        ("decompress good.dcb -o nowhere/new.npz", 2, "nowhere/new.npz: "),
+        ("decompress good.dcb -o /proc/new.npz", 2, "/proc/new.npz: "),
+        ("decompress good.dcb -o good.dcb", 2, "good.dcb: is the file to read"),
+        ("decompress good.dcb -o new.txt", 2, "new.txt: "),
+        ("decompress good.dcb -o new.onnx", 2, "new.onnx: "),
+        ("decompress good.dcb -o new.npz --max-bytes 10kB", 2, "good.dcb: "),
+        ("decompress good.dcb -o new.npz --threads 0", 2, "--threads"),
+        ("decompress good.dcb -o new.npz --max-bytes -1", 2, "--max-bytes"),
+        ("inspect model.npz", 1, "model.npz: not a .dcb file"),
+        ("inspect short.dcb", 1, "short.dcb: damaged"),
+        ("inspect missing.dcb", 2, "missing.dcb: "),
+        ("inspect folder", 2, "folder: "),
+        ("verify words.txt", 1, "words.txt: not a .dcb file"),
+        ("verify missing.dcb", 2, "missing.dcb: "),
+        ("verify short.dcb", 1, "short.dcb: damaged"),
+        ("compress words.txt", 2, "words.txt: "),
+        ("compress words.safetensors", 2, "words.safetensors: is not a safetensors file"),
+        ("compress missing.npz", 2, "missing.npz: no such file"),
+        ("compress folder", 2, "folder: is a directory"),
+        ("compress .", 2, "'.' is not the name of a file"),
+        ("compress good.dcb", 2, "good.dcb: "),
+        ("compress model.npz -o model.npz", 2, "model.npz: is the file to read"),
+        ("compress model.npz -o ./folder/../model.npz", 2, "model.npz: is the file to read"),
+        ("compress model.npz -o other.npz", 2, "other.npz: "),
+        ("compress model.npz -o nowhere/new.dcb", 2, "nowhere/new.dcb: "),
+        ("compress model.npz -o /proc/new.dcb", 2, "/proc/new.dcb: "),
+        ("compress model.npz -o folder", 2, "folder: is a directory"),
+        ("compress model.npz --sqnr -5", 2, "--sqnr"),
+        ("compress model.npz --sqnr much", 2, "--sqnr"),
+        ("compress model.npz --step nan", 2, "--step"),
+        ("compress model.npz --bits 0", 2, "--bits"),
+        ("compress model.npz --size 10", 2, "model.npz: no quality gives a file of 10 bytes"),
+        ("compress model.npz --size 10parsec", 2, "--size"),
+        ("compress model.npz --threads 0", 2, "--threads"),
+        ("compress model.npz --rate-distortion nan", 2, "--rate-distortion"),
+        ("compress model.npz --sqnr 30 --bits 4", 2, "choose one of --sqnr and --bits"),
+        ("compress model.npz --tensor a", 2, "--tensor"),
+        ("compress model.npz --tensor a=best", 2, "--tensor"),
+        ("compress model.npz --tensor a=exact:1", 2, "--tensor"),
+        ("compress model.npz --tensor a=sqnr:-1", 2, "--tensor"),
+        ("compress model.npz --lossless", 2, "--lossless is not in this version"),
+        ("compress model.npz --smaller", 2, "no such option"),
+        ("compress", 2, "missing argument 'MODEL'"),
+        ("compres model.npz", 2, "no such command 'compres'"),
+    ],
+)
+def test_an_error_is_one_line_that_names_its_cause_and_changes_no_file(folder, args, code, words):
+    before = files(folder)
+    result = run(*args.split())
+    first, *others = result.stderr.splitlines()
+    assert result.exit_code == code and result.stdout == ""
+    assert first.startswith("error: ") and words in first and not first.endswith(".")
+    assert not others or (len(others) == 1 and others[0].startswith("hint: "))
+    assert files(folder) == before
+
+
+def test_a_link_to_the_model_is_not_written_onto(folder):
+    Path("link.dcb").symlink_to("model.npz")
+    result = run("compress", "model.npz", "-o", "link.dcb")
+    assert result.exit_code == 2 and "link.dcb: is the file to read" in result.stderr
+    assert Path("link.dcb").is_symlink()
+
+
+def test_decompress_does_not_replace_the_original_unless_it_is_named(folder):
+    original = Path("model.npz").read_bytes()
+    assert run("compress", "model.npz").exit_code == 0
+    result = run("decompress", "model.dcb")
+    assert result.exit_code == 2 and Path("model.npz").read_bytes() == original
+    assert result.stderr == "error: model.npz: exists, and may be the original; name the file to write\n"
+    assert run("decompress", "model.dcb", "-o", "model.npz").exit_code == 0
+    assert Path("model.npz").read_bytes() != original
+
+
+def test_a_message_names_the_file_even_if_it_begins_with_the_same_letters(folder):
+    Path("bad.dcb").rename("t")
+    assert run("decompress", "t", "-o", "new.npz").stderr.startswith("error: t: tensor 'a.weight' is damaged")
+    name = "x" * 300 + ".dcb"
+    assert (
+        run("compress", "model.npz", "-o", name).stderr == f"error: '{name}': cannot be written: file name too long\n"
+    )
+
+
+def test_an_unexpected_error_is_not_hidden(folder, monkeypatch):
+    monkeypatch.setattr("deepcabac.files.open_file", lambda *args, **options: 1 / 0)
+    assert isinstance(run("inspect", "good.dcb").exception, ZeroDivisionError)
+
+
+# As a process
+
+
+def test_a_pipe_gets_plain_ascii_whatever_the_environment(folder):
+    deepcabac.save_file({"größe": np.ones((200, 200), np.float32)}, "umlaut.dcb")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    for args in (["compress", "model.npz"], ["inspect", "umlaut.dcb"], ["inspect", "umlaut.dcb", "--json"], ["--help"]):
+        result = process(*args, env=environment)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert result.stdout.isascii() and b"\x1b" not in result.stdout
+    assert process("inspect", "missing\x1b\udcff.dcb").stderr.startswith(b"error: missing\\x1b\\udcff.dcb: cannot")
+
+
+def test_help_needs_neither_torch_nor_onnx_nor_rich():
+    code = "import sys; from deepcabac.cli import program; program(['--help'], standalone_mode=False)"
+    check = f"""
+try:
+    {code}
+finally:
+    print(sorted({{"torch", "onnx", "rich", "importlib.metadata"}} & set(sys.modules)), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stderr == "[]\n"
+
+
+def test_a_reader_that_goes_away_ends_the_program_quietly(folder):
+    deepcabac.save_file({f"tensor {i}": np.ones(1) for i in range(5000)}, "many.dcb")
+    running = subprocess.Popen(
+        [*COMMAND, "inspect", "many.dcb", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    assert running.wait(timeout=30) == 141
+    running.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_stdout_is_an_error_of_one_line(folder):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([*COMMAND, "inspect", "good.dcb"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (result.returncode, result.stderr) == (2, b"error: the output cannot be written: no space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
+@pytest.mark.parametrize(
+    ("sent", "code", "words"), [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"")]
+)
+def test_an_interrupted_compression_leaves_no_file(tmp_path, sent, code, words):
+    # 100 MB are coded for seconds; the temporary file shows that it has begun.
+    np.savez(tmp_path / "large.npz", weight=np.random.default_rng(3).standard_normal((5000, 5000), np.float32))
+    running = subprocess.Popen(
+        [*COMMAND, "compress", "large.npz"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
+    end = time.monotonic() + 30
+    while not list(tmp_path.glob(".deepcabac-*")) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert running.poll() is None
+    running.send_signal(sent)
+    start = time.monotonic()
+    out, errors = running.communicate(timeout=30)
+    assert (running.returncode, out, errors) == (code, b"", words)
+    assert time.monotonic() - start < 5  # it takes well under a second, on a machine with nothing else to do
+    assert [path.name for path in tmp_path.iterdir()] == ["large.npz"]
