@@ -116,7 +116,7 @@ class Index:
         parts += [_write_entry(entry) for entry in self.entries]
         plain = b"".join(parts)
         if len(plain) > MAX_INDEX:
-            raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than a .dcb file can hold ({MAX_INDEX:,})")
+            raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than the {MAX_INDEX:,} of a .dcb file")
         return varint(len(plain)) + _core.encode_bytes(plain)
 
     @classmethod
