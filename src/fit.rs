@@ -124,16 +124,16 @@ impl Moments {
                 let start = (first + row) * width;
                 let here = width.min(count - start);
                 let rate = 1.0 / f64::from(1 << scale::column_shift(row));
-                for column in 0..here {
-                    present[column] = level(start + column);
+                for (column, present) in present[..here].iter_mut().enumerate() {
+                    *present = level(start + column);
                 }
                 for column in 0..here {
                     moments.add(layout.kernel, &present, &above, &means, column);
                 }
-                for column in 0..here {
-                    means[column] += (present[column] - means[column]) * rate;
-                    above[column] = present[column];
+                for (mean, present) in means.iter_mut().zip(&present[..here]) {
+                    *mean += (present - *mean) * rate;
                 }
+                above[..here].copy_from_slice(&present[..here]);
             }
         }
         moments.magnitude /= moments.count.max(1.0);

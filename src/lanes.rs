@@ -13,7 +13,7 @@ use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
 use crate::simd;
 
 /// Chunks decoded in turn on one core.
-pub const LANES: usize = 4;
+pub const LANES: usize = 8;
 
 /// Where decoded levels go.
 pub enum Output<'a> {
