@@ -179,8 +179,8 @@ fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mu
             let site = rows.site::<KIND>(column);
             let level = source.level::<KIND>(&mut rows, site, start + column);
             let residual = site.residual(level);
-            let coded = levels::code::<_, M, KIND>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
-            rows.commit::<KIND>(column, site, level, coded.magnitude);
+            levels::code::<_, M, KIND>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
+            rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
         }
         rows.end_row::<KIND>();
         start += width;

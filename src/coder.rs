@@ -173,12 +173,8 @@ pub struct Decoder {
     range: u64,
     /// Next byte of the arithmetic code, as an index into the buffer.
     next: u32,
-    /// Raw bits read ahead, the next one lowest.
-    raw_word: u64,
-    /// How many they are.
-    raw_ready: u32,
-    /// Bytes that raw bits were read from.
-    raw_bytes: usize,
+    /// Raw bits read.
+    raw_bits: u32,
     /// The chunk between zero bytes.
     buffer: Vec<u8>,
 }
@@ -191,32 +187,28 @@ impl Decoder {
         let mut buffer = vec![0; bytes.len() + 3 * PADDING];
         buffer[PADDING..PADDING + bytes.len()].copy_from_slice(bytes);
         let code = word_at(&buffer, PADDING as u32);
-        Self { code, range: u64::MAX, next: 2 * PADDING as u32, raw_word: 0, raw_ready: 0, raw_bytes: 0, buffer }
+        Self { code, range: u64::MAX, next: 2 * PADDING as u32, raw_bits: 0, buffer }
     }
 
     fn length(&self) -> usize {
         self.buffer.len() - 3 * PADDING
     }
 
-    fn raw_bits(&self) -> usize {
-        8 * self.raw_bytes - self.raw_ready as usize
-    }
-
     /// True while no more has been read than the chunk can hold. Cheap; for use once a row.
     #[must_use]
     pub fn plausible(&self) -> bool {
-        (self.next as usize) < self.buffer.len() - PADDING && self.raw_bits() <= 8 * self.length()
+        (self.next as usize) < self.buffer.len() - PADDING && self.raw_bits as usize <= 8 * self.length()
     }
 
     /// True if exactly the whole chunk was read: arithmetic bytes and raw bytes add up, padding bits are zero.
     #[must_use]
     pub fn check(&self) -> bool {
         let shifted = self.next as usize - 2 * PADDING;
-        let raw_bytes = self.raw_bits().div_ceil(8);
+        let raw_bytes = self.raw_bits.div_ceil(8) as usize;
         if shifted + tail_bytes(self.range) + raw_bytes != self.length() {
             return false;
         }
-        let unused = (8 * raw_bytes - self.raw_bits()) as u32;
+        let unused = 8 * raw_bytes - self.raw_bits as usize;
         unused == 0 || self.buffer[PADDING + self.length() - raw_bytes] >> (8 - unused) == 0
     }
 
@@ -260,34 +252,25 @@ impl Decoder {
     /// Reads `count <= 32` raw bits.
     #[inline(always)]
     pub fn raw(&mut self, count: u32) -> u32 {
-        if self.raw_ready < 32 {
-            self.refill();
-        }
-        let bits = self.raw_word & ((1 << count) - 1);
-        self.raw_word >>= count;
-        self.raw_ready -= count;
+        let bits = self.raw_word() & ((1 << count) - 1);
+        self.raw_bits += count;
         bits as u32
     }
 
     /// Reads a raw bit if `coded`; otherwise it may be anything, and nothing is read.
     #[inline(always)]
     pub fn raw_bit_if(&mut self, coded: bool) -> bool {
-        if self.raw_ready < 32 {
-            self.refill();
-        }
-        let bit = self.raw_word & 1 != 0;
-        self.raw_word >>= u32::from(coded);
-        self.raw_ready -= u32::from(coded);
+        let bit = self.raw_word() & 1 != 0;
+        self.raw_bits += u32::from(coded);
         bit
     }
 
-    /// Reads four bytes ahead, from the back of the chunk to its front; then zeros.
+    /// At least 57 raw bits, the next one lowest; behind the front of the chunk they are zeros.
     #[inline(always)]
-    fn refill(&mut self) {
-        self.raw_bytes += 4;
-        let end = (self.buffer.len() - 2 * PADDING).saturating_sub(self.raw_bytes);
-        self.raw_word |= (word_at(&self.buffer, end as u32) >> 32) << self.raw_ready;
-        self.raw_ready += 32;
+    fn raw_word(&self) -> u64 {
+        // The last eight bytes of the chunk lie at its length, because as many bytes of padding precede it.
+        let index = (self.length() as u32).saturating_sub(self.raw_bits / 8);
+        word_at(&self.buffer, index) >> (self.raw_bits % 8)
     }
 }
 

@@ -101,9 +101,9 @@ impl Machine for Portable {
     #[inline(always)]
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
         let lesson = lesson(ones);
-        for k in 0..GROUP {
-            let half = half_step(contexts[k], lesson.target[k]) & lesson.used[k];
-            contexts[k] = contexts[k].wrapping_add(2 * half);
+        for ((context, target), used) in contexts.iter_mut().zip(lesson.target).zip(lesson.used) {
+            let half = half_step(*context, target) & used;
+            *context = context.wrapping_add(2 * half);
         }
     }
 }
@@ -195,13 +195,16 @@ pub static COSTS: CostTable = CostTable::new();
 mod tests {
     use super::*;
 
+    /// What the coder relies on.
+    const BOUNDS: std::ops::RangeInclusive<u32> = 1 << 21..=u32::MAX - (1 << 21) + (1 << 10);
+
     #[test]
     fn a_probability_stays_within_the_bounds_that_the_coder_relies_on() {
         for one in [false, true] {
             let mut context = 0x8000_0000 | START;
             for _ in 0..100_000 {
                 adapt_if(true, &mut context, one);
-                assert!(context >= 1 << 21 && context <= u32::MAX - (1 << 21) + (1 << 10));
+                assert!(BOUNDS.contains(&context));
             }
             let p = f64::from(context) / 4_294_967_296.0;
             assert!((if one { 1.0 - p } else { p }) < 0.0006);
@@ -249,7 +252,7 @@ mod tests {
     #[test]
     fn every_initial_context_is_within_bounds() {
         for context in initial().iter().flatten() {
-            assert!(*context >= 1 << 21 && *context <= u32::MAX - (1 << 21) + (1 << 10));
+            assert!(BOUNDS.contains(context));
         }
     }
 }

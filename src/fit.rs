@@ -108,24 +108,29 @@ struct Moments {
 
 impl Moments {
     fn of(layout: Layout, width: usize, count: usize, level: impl Fn(usize) -> f64) -> Self {
-        let mut moments =
-            Self { count: 0.0, magnitude: 0.0, energy: 0.0, matrix: [[0.0; FEATURES]; FEATURES], vector: [0.0; FEATURES] };
+        let mut moments = Self {
+            count: 0.0,
+            magnitude: 0.0,
+            energy: 0.0,
+            matrix: [[0.0; FEATURES]; FEATURES],
+            vector: [0.0; FEATURES],
+        };
         let mut means = vec![0.0; width];
         let mut above = vec![0.0; width];
         let mut present = vec![0.0; width];
         for (row, start) in (0..count).step_by(width).enumerate() {
             let here = width.min(count - start);
             let rate = 1.0 / f64::from(1 << scale::column_shift(row));
-            for column in 0..here {
-                present[column] = level(start + column);
+            for (column, present) in present[..here].iter_mut().enumerate() {
+                *present = level(start + column);
             }
             for column in 0..here {
                 moments.add(layout.kernel, &present, &above, &means, column);
             }
-            for column in 0..here {
-                means[column] += (present[column] - means[column]) * rate;
-                above[column] = present[column];
+            for (mean, present) in means.iter_mut().zip(&present[..here]) {
+                *mean += (present - *mean) * rate;
             }
+            above[..here].copy_from_slice(&present[..here]);
         }
         moments.magnitude /= moments.count.max(1.0);
         moments

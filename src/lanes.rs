@@ -1,19 +1,19 @@
 //! Decoding several chunks at once on one core.
 //!
 //! Arithmetic decoding is a chain of dependent steps and leaves most of a core idle. Chunks are independent, so a core
-//! works on [`LANES`] of them in turn, one level each: their chains overlap. The result does not depend on how chunks
-//! are put together.
+//! works on [`LANES`] of them in turn, one stage of one level each: their chains overlap, and neighbouring instructions
+//! are independent, so that a core need not look far ahead. The result does not depend on how chunks are put together.
 
 use crate::coder::{self, Decoder};
 use crate::context::{Machine, Portable};
-use crate::levels;
+use crate::levels::{self, Magnitude};
 use crate::params::Params;
-use crate::rows::{self, KERNEL, PLAIN, ROW, Rows};
+use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 
 /// Chunks decoded in turn on one core.
-pub const LANES: usize = 4;
+pub const LANES: usize = 8;
 
 /// Where decoded levels go.
 pub enum Output<'a> {
@@ -64,6 +64,9 @@ struct Lane<'j, 'a> {
     column: usize,
     /// Levels in the present row.
     width: usize,
+    /// What is known of the next level.
+    site: Site,
+    magnitude: Magnitude,
 }
 
 impl<'j, 'a> Lane<'j, 'a> {
@@ -71,16 +74,31 @@ impl<'j, 'a> Lane<'j, 'a> {
         let decoder = Decoder::new(job.bytes);
         let rows = Rows::new(&job.params);
         let width = job.params.width.min(job.output.len());
-        Self { job, decoder, rows, done: 0, column: 0, width }
+        let (site, magnitude) = Default::default();
+        Self { job, decoder, rows, done: 0, column: 0, width, site, magnitude }
     }
 
-    /// Decodes the level in the `column`-th column of the present row.
+    /// First stage of decoding a level: where it is.
     #[inline(always)]
-    fn step<M: Machine, const KIND: u8>(&mut self, column: usize) {
-        let site = self.rows.site::<KIND>(column);
+    fn locate<const KIND: u8>(&mut self) {
+        self.site = self.rows.site::<KIND>(self.column);
+    }
+
+    /// Second stage: its residual's magnitude.
+    #[inline(always)]
+    fn read_magnitude<M: Machine>(&mut self) {
+        let set = self.rows.contexts(self.site);
+        self.magnitude = levels::code_magnitude::<_, M>(&mut self.decoder, set, self.site.low, 0);
+    }
+
+    /// Third stage: its sign, and with that the level.
+    #[inline(always)]
+    fn read_sign<const KIND: u8>(&mut self) {
+        let (site, magnitude) = (self.site, self.magnitude);
         let set = self.rows.contexts(site);
-        let coded = levels::code::<_, M, KIND>(&mut self.decoder, set, site.low, site.leaning, 0);
-        self.rows.commit::<KIND>(column, site, site.level(coded.residual), coded.magnitude);
+        let residual = levels::code_sign::<_, KIND>(&mut self.decoder, set, site.leaning, magnitude, false);
+        self.rows.commit::<KIND>(self.column, site, site.level(residual), magnitude.value);
+        self.column += 1;
     }
 
     /// Behind the last level of a row: hands it over. False when the chunk is finished or damaged.
@@ -134,13 +152,16 @@ fn decode_kind<M: Machine, const KIND: u8>(jobs: Vec<&mut Job>) {
     let mut lanes: Vec<Lane> = (0..LANES).map_while(|_| next()).collect();
     while !lanes.is_empty() {
         let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
-        for index in 0..steps {
+        for _ in 0..steps {
             for lane in &mut lanes {
-                lane.step::<M, KIND>(lane.column + index);
+                lane.locate::<KIND>();
             }
-        }
-        for lane in &mut lanes {
-            lane.column += steps;
+            for lane in &mut lanes {
+                lane.read_magnitude::<M>();
+            }
+            for lane in &mut lanes {
+                lane.read_sign::<KIND>();
+            }
         }
         let mut index = 0;
         while index < lanes.len() {

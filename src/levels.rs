@@ -114,18 +114,15 @@ impl Coder for Cost {
     }
 }
 
-/// A residual and its magnitude.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Coded {
-    /// The residual.
-    pub residual: i32,
+/// A magnitude and its upper part.
+#[derive(Clone, Copy, Default)]
+pub struct Magnitude {
     /// |residual|.
-    pub magnitude: u32,
+    pub value: u32,
+    upper: u32,
 }
 
-/// Codes `residual` (ignored by a decoder) and returns it.
-///
-/// `leaning`: the sign has a context; never so in [`PLAIN`] tensors.
+/// Codes `residual` in a class of `low` low bits; `leaning`: the sign has a context, which it never has in [`PLAIN`] tensors.
 #[inline(always)]
 pub fn code<C: Coder, M: Machine, const KIND: u8>(
     coder: &mut C,
@@ -133,24 +130,46 @@ pub fn code<C: Coder, M: Machine, const KIND: u8>(
     low: u32,
     leaning: bool,
     residual: i32,
-) -> Coded {
-    let magnitude = residual.unsigned_abs();
+) {
+    let magnitude = code_magnitude::<C, M>(coder, set, low, residual.unsigned_abs());
+    code_sign::<C, KIND>(coder, set, leaning, magnitude, residual < 0);
+}
+
+/// Codes the first half of a residual: points 1 to 3. A decoder ignores `magnitude` and returns its own.
+#[inline(always)]
+pub fn code_magnitude<C: Coder, M: Machine>(
+    coder: &mut C,
+    set: &mut ContextSet,
+    low: u32,
+    magnitude: u32,
+) -> Magnitude {
     let mut upper = code_group::<C, M>(coder, set, 0, magnitude >> low);
     if upper == GROUP as u32 {
         upper = code_large::<C, M>(coder, set, magnitude >> low);
     }
-    let magnitude = if low == 0 { upper } else { code_low_bits(coder, set, low, upper, magnitude) };
+    let value = if low == 0 { upper } else { code_low_bits(coder, set, low, upper, magnitude) };
+    Magnitude { value, upper }
+}
 
-    // Without a magnitude there is no sign to code, but what "negative" is does not matter.
-    let signed = magnitude != 0;
+/// Codes the second half: point 4. A decoder ignores `negative`. Returns the residual.
+#[inline(always)]
+pub fn code_sign<C: Coder, const KIND: u8>(
+    coder: &mut C,
+    set: &mut ContextSet,
+    leaning: bool,
+    magnitude: Magnitude,
+    negative: bool,
+) -> i32 {
+    // Without a magnitude there is no sign to code, but then what it is does not matter.
+    let signed = magnitude.value != 0;
     let leaning = KIND != PLAIN && leaning;
-    let mut negative = coder.raw_bit(signed && !leaning, residual < 0) && !leaning;
+    let mut turn = coder.raw_bit(signed && !leaning, negative) && !leaning;
     if KIND != PLAIN {
-        let context = &mut set[SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)];
-        negative |= code_bit(coder, context, signed && leaning, residual < 0);
+        let context = &mut set[SIGN + (magnitude.upper as usize).min(LOW_BIT - SIGN - 1)];
+        turn |= code_bit(coder, context, signed && leaning, negative);
     }
-    let turn = u32::from(negative);
-    Coded { residual: (magnitude ^ turn.wrapping_neg()).wrapping_add(turn) as i32, magnitude }
+    let turn = u32::from(turn);
+    (magnitude.value ^ turn.wrapping_neg()).wrapping_add(turn) as i32
 }
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
@@ -209,8 +228,30 @@ mod tests {
     use crate::rows::ROW;
 
     const VALUES: [i32; 24] = [
-        0, 1, -1, 2, 3, -4, 5, 8, -15, 15, 16, -16, 17, 18, 40, -1000, 65_535, 65_536, -1_000_000, 1 << 30,
-        -(1 << 30), i32::MAX, -i32::MAX, i32::MIN,
+        0,
+        1,
+        -1,
+        2,
+        3,
+        -4,
+        5,
+        8,
+        -15,
+        15,
+        16,
+        -16,
+        17,
+        18,
+        40,
+        -1000,
+        65_535,
+        65_536,
+        -1_000_000,
+        1 << 30,
+        -(1 << 30),
+        i32::MAX,
+        -i32::MAX,
+        i32::MIN,
     ];
 
     #[test]
@@ -223,16 +264,17 @@ mod tests {
                 let mut cost = Cost::default();
                 for value in VALUES {
                     let before = written;
-                    assert_eq!(code::<_, Portable, ROW>(&mut cost, &mut written, low, leaning, value).residual, value);
+                    code::<_, Portable, ROW>(&mut cost, &mut written, low, leaning, value);
                     assert_eq!(before, written);
-                    assert_eq!(code::<_, Portable, ROW>(&mut encoder, &mut written, low, leaning, value).residual, value);
+                    code::<_, Portable, ROW>(&mut encoder, &mut written, low, leaning, value);
                 }
                 let mut bytes = Vec::new();
                 encoder.finish(&mut bytes);
                 assert!((f64::from(cost.0) / 2048.0 / 8.0 - bytes.len() as f64).abs() < 3.0);
                 let mut decoder = Decoder::new(&bytes);
                 for value in VALUES {
-                    assert_eq!(code::<_, Portable, ROW>(&mut decoder, &mut read, low, leaning, 0).residual, value);
+                    let magnitude = code_magnitude::<_, Portable>(&mut decoder, &mut read, low, 0);
+                    assert_eq!(code_sign::<_, ROW>(&mut decoder, &mut read, leaning, magnitude, false), value);
                 }
                 assert!(decoder.check());
                 assert_eq!(written, read);

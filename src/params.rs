@@ -198,15 +198,15 @@ mod tests {
             assert_eq!(Params::read(&bad), None);
         }
         for bad in [
-            &[0, 0, 0, 1][..],                         // width 0
-            &[0, 0, 1, 0],                             // no rows
-            &[0, 0, 0x81, 0x80, 0x04, 1],              // width 65537
-            &[0, 0, 0x80, 0x80, 0x04, 17],             // chunk of more than 2^20
-            &[0, 0, 0x81, 0x00, 1],                    // a number in more bytes than it needs
-            &[0, 0, 0x81, 0x81, 0x81, 0x01, 1],        // a number in four bytes
-            &[2, 0, 1, 1, 0, 9, 0, 0, 0, 0, 0],        // kernel width 0
-            &[2, 0, 1, 1, 65, 9, 0, 0, 0, 0, 0],       // kernel width 65
-            &[2, 0, 1, 1, 3, 129, 0, 0, 0, 0, 0],      // kernel size 129
+            &[0, 0, 0, 1][..],                    // width 0
+            &[0, 0, 1, 0],                        // no rows
+            &[0, 0, 0x81, 0x80, 0x04, 1],         // width 65537
+            &[0, 0, 0x80, 0x80, 0x04, 17],        // chunk of more than 2^20
+            &[0, 0, 0x81, 0x00, 1],               // a number in more bytes than it needs
+            &[0, 0, 0x81, 0x81, 0x81, 0x01, 1],   // a number in four bytes
+            &[2, 0, 1, 1, 0, 9, 0, 0, 0, 0, 0],   // kernel width 0
+            &[2, 0, 1, 1, 65, 9, 0, 0, 0, 0, 0],  // kernel width 65
+            &[2, 0, 1, 1, 3, 129, 0, 0, 0, 0, 0], // kernel size 129
         ] {
             assert_eq!(Params::read(bad), None, "{bad:?}");
         }

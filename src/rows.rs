@@ -40,7 +40,7 @@ pub fn kind(params: &Params) -> u8 {
 }
 
 /// What is known about the next level.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Site {
     /// Index of the context set.
     pub set: usize,

@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_slli_epi32, _mm_srav_epi32, _mm_srli_epi32,
-    _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
+    __m128i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_slli_epi32, _mm_srav_epi32,
+    _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
 };
 
 use crate::chunk::{self, Quantizer, Sums};
