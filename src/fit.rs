@@ -15,7 +15,7 @@ const DEFAULT_WIDTH: usize = 1 << 10;
 /// Tensors from this size on get fine classes.
 const FINE_FROM: usize = 1 << 16;
 /// Bits a level that a prediction must save to be worth its time.
-const LEAST_GAIN: f64 = 0.005;
+const LEAST_GAIN: f64 = 0.02;
 
 const ROW_FEATURES: usize = 2;
 const FEATURES: usize = ROW_FEATURES + KERNEL_WEIGHTS;
