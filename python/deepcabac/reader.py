@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-#: Levels decoded by one call: enough to fill the core's lanes, short enough to stop at once.
-_BATCH = 1 << 20
+#: Chunks that the core decodes in turn; a call gets a multiple of them, so that no lane stays empty.
+_LANES = 8
+#: Levels decoded by one call, at least: worth a call, and short enough to stop at once.
+_BATCH = 3 << 18
 #: Bytes of tensors that are decoded ahead, unless a single one is larger.
 _AHEAD = 1 << 26
 
@@ -214,7 +216,7 @@ class OpenFile:
             for number in range(len(entry.chunks)):
                 batch.append(_Part(owner, number))
                 gathered += _size_of(entry.chunk_range(number))
-                if gathered >= _BATCH:
+                if gathered >= _BATCH and len(batch) % _LANES == 0:
                     submit()
         submit()
         while waiting:

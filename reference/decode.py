@@ -1,0 +1,633 @@
+"""A reference decoder for .dcb files, version 1, and for coded levels: FORMAT.md made executable, slow and plain.
+
+It was written from FORMAT.md alone, and shares nothing with the ``deepcabac`` package. Section numbers in the
+docstrings are FORMAT.md's. Needs numpy, and ml_dtypes for bfloat16 and float8.
+
+``python reference/decode.py FILE.dcb`` lists the tensors of a file, ``python reference/decode.py FILE.dcb OUT.npz``
+decodes them (bfloat16 and float8 become float32, which npz can hold).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+MAGIC = bytes.fromhex("894443420D0A1A0A")
+LEVELS_MAGIC = bytes.fromhex("DC01")
+EXACT, LEVELS, TIED = 0, 1, 2
+EXACT_CHUNK = 1 << 20
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f8"),
+    2: np.dtype("<f4"),
+    3: np.dtype("<f2"),
+    4: np.dtype(ml_dtypes.bfloat16),
+    5: np.dtype(ml_dtypes.float8_e4m3fn),
+    6: np.dtype(ml_dtypes.float8_e5m2),
+    7: np.dtype("<i8"),
+    8: np.dtype("<i4"),
+    9: np.dtype("<i2"),
+    10: np.dtype("i1"),
+    11: np.dtype("<u8"),
+    12: np.dtype("<u4"),
+    13: np.dtype("<u2"),
+    14: np.dtype("u1"),
+    15: np.dtype("?"),
+}
+FLOATS, BOOL = range(1, 7), 15
+
+
+class Damaged(Exception):
+    """The bytes are not a file, or coded levels, of version 1."""
+
+
+class TooLarge(Exception):
+    """The tensors take more memory than the caller allows (3.5)."""
+
+
+def check(condition: bool, what: str) -> None:
+    """Refuse the input if ``condition`` does not hold."""
+    if not condition:
+        raise Damaged(what)
+
+
+class Fields:
+    """Reads fields one after the other, from the index (3.1), a parameter record (4.2) or coded levels (6)."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
+        check(count <= len(self.data) - self.position, "fields end early")
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def byte(self) -> int:
+        """An unsigned byte."""
+        return self.take(1)[0]
+
+    def signed(self) -> int:
+        """A byte in two's complement."""
+        byte = self.byte()
+        return byte - 256 if byte >= 128 else byte
+
+    def varint(self, most_bytes: int = 9) -> int:
+        """A number of seven bits a byte, least significant first."""
+        value = 0
+        for k in range(most_bytes):
+            byte = self.byte()
+            value |= (byte & 127) << 7 * k
+            if byte < 128:
+                check(byte > 0 or k == 0, "number longer than it needs to be")
+                return value
+        raise Damaged("number too long")
+
+    def u32(self) -> int:
+        """A little-endian number of four bytes."""
+        return int.from_bytes(self.take(4), "little")
+
+    def blob(self) -> bytes:
+        """A varint and that many bytes."""
+        return self.take(self.varint())
+
+    def text(self) -> str:
+        """A blob of UTF-8."""
+        try:
+            return self.blob().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Damaged("text is not UTF-8") from error
+
+    def rest(self) -> bytes:
+        """Everything that is left."""
+        return self.take(len(self.data) - self.position)
+
+    def end(self) -> None:
+        """Nothing may be left."""
+        check(self.position == len(self.data), "fields end late")
+
+
+# --- 4 Coded levels ---------------------------------------------------------------------------------------------------
+
+
+class Params:
+    """Coding parameters of a tensor (4.2)."""
+
+    def __init__(self, record: bytes) -> None:
+        fields = Fields(record)
+        flags, self.mean_log = fields.byte(), fields.byte()
+        self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
+        check(flags <= 7 and self.mean_log <= 191, "flags or mean")
+        check(1 <= self.width <= 65536 and self.chunk_rows >= 1, "width or rows")
+        check(self.width * self.chunk_rows <= 1 << 20, "levels in a chunk")
+        self.flags = flags
+        self.coarse = flags & 4 != 0
+        self.above = self.column = 0
+        self.kernel_width = self.kernel_size = 1
+        self.kernel = [0, 0, 0, 0, 0]
+        if flags & 1:
+            self.above, self.column = fields.signed(), fields.signed()
+        if flags & 2:
+            self.kernel_width, self.kernel_size = fields.byte(), fields.byte()
+            check(1 <= self.kernel_width <= 64 and 1 <= self.kernel_size <= 128, "kernel")
+            self.kernel = [fields.signed() for _ in range(5)]
+        fields.end()
+
+    @property
+    def chunk_levels(self) -> int:
+        """Levels of every chunk but the last."""
+        return self.width * self.chunk_rows
+
+
+class Decoder:
+    """The two bit sequences of a chunk (4.3)."""
+
+    def __init__(self, chunk: bytes) -> None:
+        self.chunk = chunk
+        self.range = 2**64 - 1
+        self.code = int.from_bytes((chunk + bytes(8))[:8], "big")
+        self.shifted = 0  # bytes taken in behind the first eight
+        self.raw_bits = 0  # raw bits read
+
+    def decision(self, p: int) -> int:
+        """An arithmetically coded bit; ``p`` is the probability of one in units of 2^-32."""
+        bound = self.range * p >> 32
+        if self.code < bound:
+            self.range = bound
+            return 1
+        self.code -= bound
+        self.range -= bound
+        return 0
+
+    def end_step(self) -> None:
+        """Bring the range back to 2^56 and more. Ends early where the length cannot fit any more (4.8)."""
+        while self.range < 2**56:
+            index = 8 + self.shifted
+            byte = self.chunk[index] if index < len(self.chunk) else 0
+            self.range = self.range << 8
+            self.code = (self.code << 8 | byte) % 2**64
+            self.shifted += 1
+        check(self.shifted < len(self.chunk), "chunk too short")
+
+    def raw(self, count: int) -> int:
+        """A number of ``count`` raw bits."""
+        value = 0
+        for k in range(count):
+            index = len(self.chunk) - 1 - self.raw_bits // 8
+            byte = self.chunk[index] if index >= 0 else 0
+            value |= (byte >> self.raw_bits % 8 & 1) << k
+            self.raw_bits += 1
+        return value
+
+    def finish(self) -> None:
+        """Check that the chunk ends exactly here (4.8)."""
+        arithmetic_bytes = self.shifted + (1 if self.range >= 2**57 else 2)
+        raw_bytes = (self.raw_bits + 7) // 8
+        check(arithmetic_bytes + raw_bytes == len(self.chunk), "length of the chunk")
+        check(self.raw(8 * raw_bytes - self.raw_bits) == 0, "unused bits")
+
+
+def log(x: int) -> int:
+    """Eight times the binary logarithm, roughly (4.4)."""
+    x = x | 1
+    exponent = x.bit_length() - 1
+    return 8 * exponent + ((8 * x >> exponent) - 8)
+
+
+def from_log(log: int) -> int:
+    """The least number of a logarithm, or nearly so (4.4)."""
+    exponent, mantissa = log // 8, 8 + log % 8
+    return mantissa << exponent - 3 if exponent >= 3 else mantissa >> 3 - exponent
+
+
+def scale_class(params: Params, row_average: int, column_average: int) -> int:
+    """The class, 0 to 79, of the magnitude to expect (4.4)."""
+    c = (7 * log(row_average) + 7 * log(column_average) - 6 * params.mean_log - 256) >> 4
+    c = min(max(c, 0), 79)
+    return c & ~1 if params.coarse else c
+
+
+def low_bits(c: int) -> int:
+    """Low bits of a magnitude in class ``c`` (4.4)."""
+    return max((32 + 2 * c) // 8 - 13, 0)
+
+
+def clamped(level: int) -> int:
+    """A level as it enters means and predictions (4.5)."""
+    return min(max(level, -32768), 32767)
+
+
+def adapted(context: int, one: int) -> int:
+    """A context behind a decision (4.6)."""
+    probability, count = context >> 10, context & 1023
+    stage = count >> 7
+    target = 2**22 - 2**11 if one else 2**11
+    probability += (target - probability) >> (stage + 1)
+    count = min(count + (128 >> stage), 896)
+    return probability << 10 | count
+
+
+def initial_sets() -> list[list[int]]:
+    """The contexts at the start of a chunk: 160 sets of 32 (4.6)."""
+    sets = []
+    for c in range(80):
+        m = from_log(32 + 2 * c) >> low_bits(c)
+        a = 1229 + (2867 << 12) // (4096 + 2 * m)
+        words = []
+        for k in range(16):
+            probability = (m << 22) // (m + a + 2867 * k)
+            probability = min(max(probability, 2**11), 2**22 - 2**11)
+            words.append(probability << 10 | 256)
+        words += [2**31 | 256] * 16
+        sets += [list(words), list(words)]
+    return sets
+
+
+class Model:
+    """What is expected of the levels of a chunk (4.5)."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.mean = from_log(params.mean_log)
+        self.column_averages = [self.mean] * params.width
+        self.column_means = [0] * params.width
+        self.row_predictions = [0] * params.width
+        self.row_number = 0
+        self.sets = initial_sets()
+        self.start_row()
+
+    def start_row(self) -> None:
+        """Begin a row."""
+        self.row_average = self.mean
+        self.levels: list[int] = []  # of the present row
+        self.magnitudes: list[int] = []  # of its residuals, in units of 2^-12
+
+    def commit(self, level: int, magnitude: int) -> None:
+        """Take in a level and the magnitude of its residual."""
+        column = len(self.levels)
+        fixed = min(magnitude, 4095) << 12
+        self.levels.append(level)
+        self.magnitudes.append(fixed)
+        shift = 3 if column < 8 else 4 if column < 24 else 5
+        self.row_average += (fixed - self.row_average) >> shift
+
+    def end_row(self) -> None:
+        """Move the columns, behind a complete row."""
+        r = self.row_number
+        shift = 3 if r < 4 else 4 if r < 12 else 5 if r < 40 else 6
+        for i in range(self.params.width):
+            self.column_averages[i] += (self.magnitudes[i] - self.column_averages[i]) >> shift
+            level = clamped(self.levels[i])
+            self.column_means[i] += ((level << 8) - self.column_means[i]) >> shift
+            self.row_predictions[i] = 4 * self.params.above * level + (self.params.column * self.column_means[i] >> 6)
+        self.row_number += 1
+        self.start_row()
+
+    def prediction(self) -> int:
+        """The prediction of the next level, in units of 2^-8."""
+        p, column = self.params, len(self.levels)
+        value = self.row_predictions[column]
+        y, x = divmod(column % p.kernel_size, p.kernel_width)
+        # left, up, up-left, two left, two up
+        for weight, (dx, dy) in zip(p.kernel, [(1, 0), (0, 1), (1, 1), (2, 0), (0, 2)], strict=True):
+            if x >= dx and y >= dy:
+                value += 4 * weight * clamped(self.levels[column - dx - dy * p.kernel_width])
+        return value
+
+    def site(self) -> tuple[int, int, int, bool, bool]:
+        """What is known about the next level: context set, low bits, prediction, leaning, down."""
+        value = self.prediction()
+        predicted = (value + 128) >> 8
+        rest = value - (predicted << 8)
+        leaning = abs(rest) >= 44
+        down = rest < 0
+        c = scale_class(self.params, self.row_average, self.column_averages[len(self.levels)])
+        return 2 * c + leaning, low_bits(c), predicted, leaning, down
+
+
+def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bool) -> tuple[int, int]:
+    """A residual, before its sign is turned, and its magnitude (4.7)."""
+
+    def decide(k: int) -> int:
+        one = decoder.decision(contexts[k])
+        contexts[k] = adapted(contexts[k], one)
+        return one
+
+    upper = 0
+    while upper < 16 and decide(upper):
+        upper += 1
+        if upper % 4 == 0:
+            decoder.end_step()
+    decoder.end_step()
+    if upper == 16:
+        n = decoder.raw(5)
+        upper = (15 + (1 << n | decoder.raw(n))) % 2**32
+    magnitude = (upper << low) % 2**32
+    if low > 0 and upper == 0:
+        magnitude |= decide(31) << low - 1
+        decoder.end_step()
+        magnitude |= decoder.raw(low - 1)
+    else:
+        magnitude |= decoder.raw(low)
+    negative = 0
+    if magnitude != 0 and leaning:
+        negative = decide(16 + min(upper, 14))
+        decoder.end_step()
+    elif magnitude != 0:
+        negative = decoder.raw(1)
+    return -magnitude if negative else magnitude, magnitude
+
+
+def decode_level(decoder: Decoder, model: Model) -> int:
+    """The next level of a chunk (4.7)."""
+    number, low, predicted, leaning, down = model.site()
+    residual, magnitude = decode_residual(decoder, model.sets[number], low, leaning)
+    level = (predicted + (-residual if down else residual) + 2**31) % 2**32 - 2**31
+    model.commit(level, magnitude)
+    return level
+
+
+def decode_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
+    """The ``count`` levels of a chunk (4.8)."""
+    check(1 <= count <= params.chunk_levels and count <= 11400 * (len(chunk) + 8), "levels of the chunk")
+    decoder, model = Decoder(chunk), Model(params)
+    levels: list[int] = []
+    while len(levels) < count:
+        levels.append(decode_level(decoder, model))
+        if len(model.levels) == params.width:
+            model.end_row()
+    decoder.finish()
+    return levels
+
+
+# --- 5 Coded bytes ----------------------------------------------------------------------------------------------------
+
+ORDERS = (0, 1, 2, 3, 4, 6)  # bytes of context
+
+LOGISTIC = [1, 2, 4, 6, 10, 17, 27, 45, 74, 120, 194, 311, 488, 747, 1102, 1546, 2048, 2550, 2994, 3349, 3608, 3785]
+LOGISTIC += [3902, 3976, 4022, 4051, 4069, 4079, 4086, 4090, 4092, 4094, 4095]
+
+
+def squash(x: int) -> int:
+    """Log-odds in 1/256 to a probability in 2^-12 (5)."""
+    x = max(-2047, min(2047, x)) + 2048
+    index, rest = x >> 7, x & 127
+    return LOGISTIC[index] * (128 - rest) + LOGISTIC[index + 1] * rest + 64 >> 7
+
+
+STRETCH: list[int] = []  # probability in 2^-12 to the least log-odds whose squash is at least that
+for _x in range(-2047, 2048):
+    while len(STRETCH) <= squash(_x):
+        STRETCH.append(_x)
+STRETCH += [2047] * (4096 - len(STRETCH))
+
+
+class Coder(Protocol):
+    """Where :func:`code_bytes` gets its decisions from."""
+
+    def decision(self, p: int) -> int:
+        """The next decision."""
+
+    def end_step(self) -> None:
+        """Behind every decision."""
+
+
+def code_bytes(coder: Coder, count: int) -> bytes:
+    """The next ``count`` bytes (5)."""
+    table = [[0x80000000] * 2**16 for _ in ORDERS]
+    mixing = [[22000] * 6 for _ in range(256)]
+    history = 0
+    plain = bytearray()
+    for _ in range(count):
+        base = [((history & (1 << 8 * order) - 1) + 1) * 0x9E3779B97F4A7C15 % 2**64 for order in ORDERS]
+        partial = 1  # a one, then the bits of the byte so far
+        for _ in range(8):
+            slot = [((b ^ partial) * 0xD6E8FEB86659FD93 % 2**64) >> 48 for b in base]
+            inputs = [STRETCH[table[n][slot[n]] >> 20] for n in range(6)]
+            weights = mixing[partial]
+            total = sum(i * w for i, w in zip(inputs, weights, strict=True)) >> 16
+            mixed = max(2, min(4093, squash(max(-2047, min(2047, total)))))
+            one = coder.decision(mixed << 20)
+            coder.end_step()
+            error = (one << 12) - mixed
+            for n in range(6):
+                weights[n] = max(-(2**20), min(2**20, weights[n] + (inputs[n] * error + 256 >> 9)))
+                table[n][slot[n]] = adapted(table[n][slot[n]], one)
+            partial = partial << 1 | one
+        history = (history << 8 | partial & 255) % 2**64
+        plain.append(partial & 255)
+    return bytes(plain)
+
+
+def decode_bytes(coded: bytes, count: int) -> bytes:
+    """The ``count`` bytes that ``coded`` stands for (5)."""
+    check(count <= 11400 * (len(coded) + 8) // 8, "more bytes than can be coded so")
+    decoder = Decoder(coded)
+    plain = code_bytes(decoder, count)
+    decoder.finish()
+    return plain
+
+
+# --- 2, 3 The file and its index, 6 levels by themselves --------------------------------------------------------------
+
+
+@dataclass
+class Chunk:
+    """Where a chunk is: its bytes in the payload, and how many levels (or bytes, if exact) it holds."""
+
+    length: int
+    count: int
+    checksum: int
+
+
+@dataclass
+class Tensor:
+    """A tensor as the index describes it (3.3)."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    method: int
+    step: np.float32 = field(default_factory=lambda: np.float32(1))
+    params: Params | None = None
+    chunks: list[Chunk] = field(default_factory=list)
+    source: int = -1  # of a tied tensor: the number of the tensor that it is the same as
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def parse_shape(fields: Fields) -> tuple[int, ...]:
+    """Number of dimensions, and dimensions (3.3)."""
+    count = fields.byte()
+    check(count <= 32, "number of dimensions")
+    shape = tuple(fields.varint() for _ in range(count))
+    check(math.prod(max(d, 1) for d in shape) < 2**60, "dimensions")
+    return shape
+
+
+def parse_levels(fields: Fields, size: int) -> tuple[Params, list[Chunk]]:
+    """Parameters and chunks of a tensor of levels (3.3, method 1)."""
+    params = Params(fields.blob())
+    chunks = []
+    for start in range(0, size, params.chunk_levels):
+        length, checksum = fields.varint(), fields.u32()
+        chunks.append(Chunk(length, min(params.chunk_levels, size - start), checksum))
+        check(chunks[-1].count <= 11400 * (length + 8), "a chunk cannot hold its levels")
+    return params, chunks
+
+
+def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
+    """A tensor's entry in the index (3.3)."""
+    name, code = fields.text(), fields.byte()
+    check(code in DTYPES, "data type")
+    tensor = Tensor(name, DTYPES[code], parse_shape(fields), fields.byte())
+    if tensor.method == EXACT:
+        size = tensor.size * tensor.dtype.itemsize
+        for start in range(0, size, EXACT_CHUNK):
+            length = min(EXACT_CHUNK, size - start)
+            tensor.chunks.append(Chunk(length, length, fields.u32()))
+    elif tensor.method == LEVELS:
+        check(code in FLOATS, "levels of a type that is not floating-point")
+        tensor.step = np.float32(struct.unpack("<f", fields.take(4))[0])
+        check(bool(np.isfinite(tensor.step) and tensor.step > 0), "step")
+        tensor.params, tensor.chunks = parse_levels(fields, tensor.size)
+    elif tensor.method == TIED:
+        tensor.source = fields.varint()
+        check(tensor.source < len(earlier), "tied to a later tensor")
+        source = earlier[tensor.source]
+        check(source.method != TIED, "tied to a tied tensor")
+        check((source.dtype, source.shape) == (tensor.dtype, tensor.shape), "tied to another kind of tensor")
+    else:
+        raise Damaged("method")
+    return tensor
+
+
+def read_index(data: bytes) -> tuple[str, bytes, list[Tensor]]:
+    """Kind, extra and tensors of a file (2, 3.1, 3.2), with all the checks of 3.5."""
+    check(len(data) >= 32, "no header")
+    magic, version, checksum, offset, length = struct.unpack("<8sIIQQ", data[:32])
+    check(magic == MAGIC and version == 1, "magic or version")
+    check(offset >= 32 and offset + length == len(data), "size of the file")
+    check(zlib.crc32(data[offset:]) == checksum, "checksum of the index")
+    stored = Fields(data[offset:])
+    count = stored.varint()
+    check(count <= 2**28, "length of the index")
+    fields = Fields(decode_bytes(stored.rest(), count))
+    kind, extra = fields.text(), fields.blob()
+    tensors: list[Tensor] = []
+    for _ in range(fields.varint()):
+        tensors.append(parse_tensor(fields, tensors))
+    fields.end()
+    check(len({t.name for t in tensors}) == len(tensors), "two tensors of the same name")
+    check(sum(c.length for t in tensors for c in t.chunks) == offset - 32, "chunks are not the payload")
+    return kind, extra, tensors
+
+
+def checked_chunks(chunks: list[Chunk], payload: Fields) -> Iterator[tuple[Chunk, bytes]]:
+    """The chunks of a tensor and their bytes, next in the payload."""
+    for chunk in chunks:
+        coded = payload.take(chunk.length)
+        check(zlib.crc32(coded) == chunk.checksum, "checksum of a chunk")
+        yield chunk, coded
+
+
+def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], payload: Fields) -> Array:
+    """The levels of a tensor (3.3, 4)."""
+    levels: list[int] = []
+    for chunk, coded in checked_chunks(chunks, payload):
+        levels += decode_chunk(params, chunk.count, coded)
+    return np.array(levels, dtype=np.int32).reshape(shape)
+
+
+def decode_tensor(tensor: Tensor, payload: Fields) -> Array:
+    """The elements of a tensor that is not tied (3.3)."""
+    if tensor.params is not None:
+        levels = decode_levels(tensor.params, tensor.chunks, tensor.shape, payload)
+        with np.errstate(all="ignore"):
+            return np.asarray(np.asarray(levels.astype(np.float32) * tensor.step).astype(tensor.dtype))
+    raw = b"".join(coded for _, coded in checked_chunks(tensor.chunks, payload))
+    if tensor.dtype == DTYPES[BOOL]:
+        check(not raw.strip(b"\0\1"), "bool is neither 0 nor 1")
+    return np.frombuffer(raw, dtype=tensor.dtype).reshape(tensor.shape)
+
+
+def read_file(data: bytes, max_bytes: int | None = None) -> dict[str, Array]:
+    """All tensors of a .dcb file; tied ones share their array.
+
+    Raises :class:`Damaged`, or :class:`TooLarge` if the tensors take more than ``max_bytes``.
+    """
+    _, _, tensors = read_index(data)
+    if max_bytes is not None and sum(t.size * t.dtype.itemsize for t in tensors if t.method != TIED) > max_bytes:
+        raise TooLarge
+    payload = Fields(data[32:])
+    arrays: list[Array] = []
+    for tensor in tensors:
+        arrays.append(arrays[tensor.source] if tensor.method == TIED else decode_tensor(tensor, payload))
+    return {tensor.name: array for tensor, array in zip(tensors, arrays, strict=True)}
+
+
+def read_levels(data: bytes, max_bytes: int | None = None) -> npt.NDArray[np.int32]:
+    """The array that coded levels by themselves stand for (6).
+
+    Raises :class:`Damaged`, or :class:`TooLarge` if the array takes more than ``max_bytes``.
+    """
+    fields = Fields(data)
+    check(fields.take(2) == LEVELS_MAGIC, "magic")
+    shape = parse_shape(fields)
+    params, chunks = parse_levels(fields, math.prod(shape))
+    checksum = zlib.crc32(data[: fields.position])
+    check(fields.u32() == checksum, "checksum")
+    check(sum(c.length for c in chunks) == len(data) - fields.position, "chunks are not the payload")
+    if max_bytes is not None and 4 * math.prod(shape) > max_bytes:
+        raise TooLarge
+    return decode_levels(params, chunks, shape, fields)
+
+
+def write_npz(arrays: dict[str, Array], path: Path) -> None:
+    """Write an npz file; names may be any text."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in arrays.items():
+            storable = array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+            with file.open(name + ".npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, storable, allow_pickle=False)
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    if len(arguments) not in (1, 2):
+        print("usage: decode.py FILE.dcb [OUT.npz]", file=sys.stderr)
+        return 2
+    data = Path(arguments[0]).read_bytes()
+    try:
+        if len(arguments) == 2:
+            write_npz(read_file(data), Path(arguments[1]))
+            return 0
+        kind, extra, tensors = read_index(data)
+    except Damaged as damage:
+        print(f"{arguments[0]} is damaged: {damage}", file=sys.stderr)
+        return 1
+    print(f"made from {kind or 'arrays'}, extra {len(extra)} bytes, {len(tensors)} tensors")
+    for t in tensors:
+        how = ("exact", f"levels, step {t.step}", f"tied to {t.source}")[t.method]
+        print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {how}, {sum(c.length for c in t.chunks)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,329 @@
+"""Makes the golden files: ``python tests/golden/make.py`` writes them all, and ``expected.json``, beside this script.
+
+See README.md there for when to run it. The inputs are made of integers and exact divisions, so that they are the same
+on every machine and with every version of numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import struct
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+import deepcabac
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1] / "reference"))
+decode, encode = importlib.import_module("decode"), importlib.import_module("encode")
+
+Array = npt.NDArray[Any]
+
+FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+INTEGERS = (np.int64, np.int32, np.int16, np.int8, np.uint64, np.uint32, np.uint16, np.uint8)
+
+
+def bits(seed: int, count: int) -> npt.NDArray[np.uint64]:
+    """Random 64-bit numbers: splitmix64."""
+    with np.errstate(over="ignore"):
+        x = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        return x ^ x >> np.uint64(31)
+
+
+def bell(seed: int, *shape: int) -> npt.NDArray[np.int64]:
+    """Bell-shaped integers, mean 0, standard deviation 295: the sum of the bytes of a random number."""
+    words = bits(seed, int(np.prod(shape)))
+    total = sum((words >> np.uint64(8 * k)).astype(np.int64) % 256 for k in range(8)) - 1020
+    return np.asarray(total * 1414 // 1000).reshape(shape)
+
+
+def weights(seed: int, *shape: int) -> npt.NDArray[np.float32]:
+    """Weights with a standard deviation of 0.036."""
+    return (bell(seed, *shape) / 8192).astype(np.float32)
+
+
+def sha256(data: bytes) -> str:
+    """The hexadecimal SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def describe(array: Array) -> dict[str, Any]:
+    """What ``expected.json`` holds of an array: its bytes are those in C order, little-endian."""
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "sha256": sha256(np.ascontiguousarray(array).tobytes()),
+    }
+
+
+def types() -> bytes:
+    """All data types, and exact, levels, tied; a scalar, empty tensors, NaN; names."""
+    tensors: dict[str, Any] = {}
+    for k, dtype in enumerate(FLOATS):
+        name = np.dtype(dtype).name
+        tensors[f"{name}/levels"] = (bell(k, 24, 16) / 1024).astype(dtype)
+        tensors[f"{name}/exact"] = (bell(k + 10, 5) / 512).astype(dtype)
+        special = np.array([0.0, -0.0, 1.5, np.nan, -2.0, 0.015625], dtype=dtype)
+        tensors[f"{name}/nan"] = special
+    tensors["infinite"] = np.array([[np.inf, 1], [-np.inf, 2]], dtype=np.float32)
+    for dtype in INTEGERS:
+        limits = np.iinfo(dtype)
+        tensors[np.dtype(dtype).name] = np.array([limits.min, 0, 1, 100, limits.max], dtype=dtype)
+    tensors["bool"] = np.array([[True, False], [False, True], [True, True]])
+    tensors["tied"] = tensors["float32/levels"]
+    tensors["tied exact"] = tensors["int32"]
+    tensors["scalar"] = np.float32(0.1)
+    tensors["integer scalar"] = np.int64(-(2**62))
+    tensors["empty"] = np.zeros((3, 0, 2), np.float32)
+    tensors["empty integers"] = np.zeros(0, np.int8)
+    tensors["zeros"] = np.zeros((20, 30), np.float32)
+    tensors["Gewicht, größer ≥ 0.重み.🦊"] = weights(30, 8, 8)
+    tensors[""] = np.array([7], np.uint8)
+    return deepcabac.compress(tensors, sqnr=25)
+
+
+def predicted() -> bytes:
+    """Levels with row prediction, kernel prediction, both and neither; fine and sparse ones; many chunks."""
+    smooth = np.cumsum(bell(40, 60, 24), axis=0)
+    kernels = 5 * bell(41, 12, 8, 1, 1) + np.cumsum(np.cumsum(bell(42, 12, 8, 3, 3), axis=2), axis=3)
+    means = bell(43, 40, 32) + 4 * bell(44, 1, 32)
+    means4 = bell(45, 12, 8, 3, 3) + 5 * bell(46, 1, 8, 3, 3) + 3 * bell(47, 12, 8, 1, 1)
+    sparse = np.where(bits(48, 4096).reshape(64, 64) % 20 == 0, bell(49, 64, 64), 0)
+    scaled = bell(50, 48, 16) * (1 + np.arange(16)) ** 2
+    tensors: dict[str, Any] = {
+        "plain": weights(51, 48, 32),
+        "smooth rows": (smooth / 8192).astype(np.float32),
+        "column means": (means / 8192).astype(np.float32),
+        "conv.smooth": (kernels / 8192).astype(np.float32),
+        "conv.means": (means4 / 8192).astype(np.float16),
+        "sparse": (sparse / 8192).astype(np.float32),
+        "scaled columns": (scaled / 2**20).astype(np.float32),
+        "bias": weights(52, 48),
+        "long": weights(53, 1200),
+    }
+    return deepcabac.compress(tensors, overrides={"sparse": {"sqnr": 15}, "scaled columns": {"sqnr": 55}})
+
+
+def fine() -> bytes:
+    """Very fine quantisation, and float64."""
+    tensors: dict[str, Any] = {"a": weights(60, 20, 30), "b": (bell(61, 20, 30) / 3000).astype(np.float64)}
+    return deepcabac.compress(tensors, step=2.0**-21)
+
+
+def plain_rounding() -> bytes:
+    """Without rate-distortion optimisation."""
+    return deepcabac.compress({"a": weights(70, 32, 48)}, bits=3, rate_distortion=0)
+
+
+def no_tensors() -> bytes:
+    """A file without tensors."""
+    return deepcabac.compress({})
+
+
+def safetensors_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None) -> bytes:
+    """A safetensors file, by hand, of float32 and int64 tensors."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    data = b""
+    for name, array in tensors.items():
+        kind = {"float32": "F32", "int64": "I64"}[array.dtype.name]
+        offsets = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def from_checkpoint(files: Mapping[str, bytes], model: str) -> bytes:
+    """Compress a checkpoint file that lies among ``files``."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        path = Path(folder) / "out.dcb"
+        deepcabac.compress_checkpoint(Path(folder) / model, path)
+        return path.read_bytes()
+
+
+def safetensors() -> bytes:
+    """Made from a safetensors file with metadata."""
+    tensors: dict[str, Array] = {
+        "layer.weight": weights(80, 16, 24),
+        "layer.bias": weights(81, 16),
+        "steps": np.array(1234, np.int64),
+    }
+    model = safetensors_bytes(tensors, {"format": "pt", "note": "größer \u2265 0"})
+    return from_checkpoint({"model.safetensors": model}, "model.safetensors")
+
+
+def sharded() -> bytes:
+    """Made from a sharded checkpoint."""
+    first, second = {"a": weights(82, 16, 24)}, {"b": weights(83, 16, 24), "c": weights(84, 6)}
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    where = {"a": names[0], "b": names[1], "c": names[1]}
+    size = sum(array.nbytes for array in [*first.values(), *second.values()])
+    index = json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=2).encode()
+    files = {
+        names[0]: safetensors_bytes(first, {"format": "pt"}),
+        names[1]: safetensors_bytes(second, {"format": "pt"}),
+        "model.safetensors.index.json": index,
+    }
+    return from_checkpoint(files, "model.safetensors.index.json")
+
+
+def npz() -> bytes:
+    """Made from an npz file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.npz"
+        np.savez(path, weight=weights(85, 16, 24), labels=np.arange(10, dtype=np.int16))
+        return from_checkpoint({"model.npz": path.read_bytes()}, "model.npz")
+
+
+def source(name: str) -> Callable[[], bytes]:
+    """Made from a checkpoint file that is kept in ``sources``, since other programs wrote it."""
+    return lambda: from_checkpoint({name: (HERE / "sources" / name).read_bytes()}, name)
+
+
+def levels(array: npt.ArrayLike) -> Callable[[], bytes]:
+    """Levels by themselves."""
+    return lambda: deepcabac.encode(array)
+
+
+def record(
+    mean_log: int, width: int, rows: int, *, row: bytes = b"", kernel: bytes = b"", coarse: bool = False
+) -> bytes:
+    """A parameter record (FORMAT.md, 4.2); bytes of flags that are not set are left out."""
+    flags = 4 * coarse + 2 * bool(kernel) + bool(row)
+    return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel
+
+
+def exotic_levels() -> bytes:
+    """Kernel prediction alone, with parameters that no real writer takes: by the reference encoder."""
+    numbers = [int(x) for x in np.cumsum(bell(110, 500)) // 50]
+    params = record(140, 23, 7, kernel=bytes([3, 8, 60, 0x90, 20, 0xF0, 127]))
+    return bytes(encode.write_levels([5, 10, 10], params, encode.encode_chunks(decode.Params(params), numbers)))
+
+
+def exotic() -> bytes:
+    """A file that no real writer makes, by the reference encoder: levels of a scalar and of nothing, tiny and huge
+    results, many chunks, all flags.
+    """
+    payload, index = b"", encode.blob(b"") + encode.blob(b"\0extra") + encode.varint(10)
+    row, kernel = bytes([20, 40]), bytes([3, 9, 30, 30, 0xE0, 0, 0])
+    many = [int(x) for x in bell(111, 300) // 40]
+    extreme = [-(2**31), 2**31 - 1, 2**24 + 1, -(2**25) - 2, 0, 77]
+    cases: list[tuple[str, int, list[int], float, list[int], bytes]] = [
+        ("scalar", 2, [], 0.5, [-3], record(96, 1, 1)),
+        ("nothing", 1, [7, 0], 1.0, [], record(0, 65536, 16)),
+        ("extremes float64", 1, [2, 3], 1e30, extreme, record(191, 3, 2, coarse=True)),
+        ("extremes float32", 2, [6], 2.0**-149, extreme, record(0, 2, 2, row=row)),
+        ("tiny float16", 3, [300], 2.0**-25, many, record(110, 10, 3, row=row)),
+        ("tiny bfloat16", 4, [3, 100], 2.0**-130, many, record(110, 20, 5, kernel=kernel)),
+        ("float8_e4m3fn", 5, [300], 2.0**-9, many, record(90, 18, 4, row=row, kernel=kernel)),
+        ("float8_e5m2", 6, [2, 150], 2.0**-14, many, record(90, 18, 16, kernel=kernel, coarse=True)),
+        ("many chunks", 2, [300], 0.1, many, record(100, 1, 7, row=row, kernel=kernel, coarse=True)),
+    ]
+    for name, dtype, shape, step, numbers, params in cases:
+        chunks = encode.encode_chunks(decode.Params(params), numbers)
+        index += encode.blob(name.encode()) + bytes([dtype, len(shape)]) + b"".join(map(encode.varint, shape))
+        index += b"\1" + struct.pack("<f", step) + encode.levels_entry(params, chunks)
+        payload += b"".join(chunks)
+    index += encode.blob(b"tied to nothing") + bytes([1, 2, 7, 0, 2, 1])
+    return bytes(encode.write_file(index, payload))
+
+
+EXTREMES = np.array([[-(2**31), 2**31 - 1, 0], [1, -1, -(2**31)], [2**31 - 1, 2**31 - 1, 7]])
+
+GOLDEN: dict[str, Callable[[], bytes]] = {
+    "types.dcb": types,
+    "predicted.dcb": predicted,
+    "fine.dcb": fine,
+    "plain_rounding.dcb": plain_rounding,
+    "no_tensors.dcb": no_tensors,
+    "safetensors.dcb": safetensors,
+    "sharded.dcb": sharded,
+    "npz.dcb": npz,
+    "torch.dcb": source("torch.pt"),
+    "onnx.dcb": source("onnx.onnx"),
+    "plain.levels": levels(bell(90, 40, 30) // 200),
+    "zeros.levels": levels(np.zeros((200, 100), np.int8)),
+    "sparse.levels": levels(np.where(bits(91, 3000) % 50 == 0, bell(92, 3000) // 100, 0).reshape(50, 60)),
+    "rows.levels": levels(np.cumsum(bell(93, 50, 20), axis=0) // 200),
+    "kernels.levels": levels((8 * bell(94, 10, 8, 1, 1) + bell(95, 10, 8, 3, 3)) // 200),
+    "kernels5.levels": levels((8 * bell(96, 6, 5, 1, 1) + bell(97, 6, 5, 5, 5)) // 200),
+    "extremes.levels": levels(EXTREMES),
+    "chunks.levels": levels(np.where(bits(98, 400 * 512) % 1000 == 0, 1, 0).reshape(-1, 512)),
+    "large_rows.levels": levels(
+        bell(100, 1, 256) // 30 + np.where(bits(101, 250 * 256).reshape(250, 256) % 99 == 0, 3, 0)
+    ),
+    "large_kernels.levels": levels(
+        bell(102, 40, 64, 1, 1) // 100 + np.where(bits(103, 40 * 64 * 25).reshape(40, 64, 5, 5) % 199 == 0, 1, 0)
+    ),
+    "exotic.levels": exotic_levels,
+    "exotic.dcb": exotic,
+    "scalar.levels": levels(np.array(-5)),
+    "empty.levels": levels(np.zeros((4, 0), np.int32)),
+    "line.levels": levels(bell(99, 700) // 30),
+}
+
+
+def make_sources() -> None:
+    """Write the source checkpoints that are not there; needs torch and onnx."""
+    folder = HERE / "sources"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "torch.pt").exists():
+        import torch
+
+        weight = torch.tensor(weights(86, 16, 24))
+        state = {"weight": weight, "tied": weight, "bias": torch.tensor(weights(87, 16)), "epoch": 3}
+        torch.save({"model": state, "note": "größer"}, folder / "torch.pt")
+    if not (folder / "onnx.onnx").exists():
+        import onnx
+
+        x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 16])
+        y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 24])
+        node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+        graph = onnx.helper.make_graph([node], "g", [x], [y], [onnx.numpy_helper.from_array(weights(88, 16, 24), "w")])
+        opset = [onnx.helper.make_opsetid("", 17)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "onnx.onnx")
+
+
+def decoded(name: str, data: bytes) -> dict[str, Array]:
+    """What a golden file stands for."""
+    return {"": deepcabac.decode(data)} if name.endswith(".levels") else deepcabac.decompress(data)
+
+
+def main() -> None:
+    """Write all golden files, after the reference decoder has agreed on them."""
+    make_sources()
+    expected: dict[str, Any] = {}
+    for name, make in GOLDEN.items():
+        data = make()
+        arrays = decoded(name, data)
+        again = {"": decode.read_levels(data)} if name.endswith(".levels") else decode.read_file(data)
+        expected[name] = {"sha256": sha256(data), "tensors": {key: describe(value) for key, value in arrays.items()}}
+        if expected[name]["tensors"] != {key: describe(value) for key, value in again.items()}:
+            raise SystemExit(f"{name}: the reference decoder disagrees")
+        if len(data) > 10_000:
+            raise SystemExit(f"{name}: {len(data)} bytes")
+        path = HERE / name
+        old = path.read_bytes() if path.exists() else None
+        path.write_bytes(data)
+        print(f"{name} {len(data)} bytes{'' if old == data else ', new' if old is None else ', CHANGED'}")
+    (HERE / "expected.json").write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    main()

@@ -1,0 +1,471 @@
+"""The reference decoder, written from FORMAT.md alone, and the package agree: on arrays, and on what is damaged."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import deepcabac
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+sys.path.insert(0, str(ROOT / "reference"))
+decode, encode = importlib.import_module("decode"), importlib.import_module("encode")
+
+LIMIT = 100_000
+FLOATS = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+def same(one: np.ndarray, two: np.ndarray) -> bool:
+    """Same data type, shape and bits."""
+    return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
+
+
+def assert_same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:
+    assert list(one) == list(two)
+    for name in one:
+        assert same(one[name], two[name]), name
+
+
+def both(data: bytes) -> None:
+    """Both decode the file, to the same arrays."""
+    assert_same(decode.read_file(data), deepcabac.decompress(data))
+
+
+def both_levels(data: bytes, levels: np.ndarray | None = None) -> None:
+    """Both decode the levels, to the same array."""
+    array = decode.read_levels(data)
+    assert same(array, deepcabac.decode(data))
+    if levels is not None:
+        assert array.shape == levels.shape
+        assert np.array_equal(array, levels)
+
+
+def plain_index(data: bytes) -> bytes:
+    """The plain index of a file."""
+    fields = decode.Fields(data[int.from_bytes(data[16:24], "little") :])
+    count = fields.varint()
+    return bytes(decode.decode_bytes(fields.rest(), count))
+
+
+def payload_of(data: bytes) -> bytes:
+    return data[32 : int.from_bytes(data[16:24], "little")]
+
+
+# --- Agreement on arrays ---
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.dcb")), ids=lambda path: path.name)
+def test_golden_files(path: Path) -> None:
+    both(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.levels")), ids=lambda path: path.name)
+def test_golden_levels(path: Path) -> None:
+    both_levels(path.read_bytes())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("settings", [{}, {"bits": 2}, {"sqnr": 12}, {"step": 0.4}], ids=str)
+def test_random_tensors(dtype: str, settings: dict[str, Any]) -> None:
+    rng = np.random.default_rng(FLOATS.index(dtype))
+    kind = np.dtype(getattr(ml_dtypes, dtype)) if dtype not in ("float64", "float32", "float16") else np.dtype(dtype)
+    tensors = {
+        "matrix": rng.normal(size=(70, 23)),
+        "columns": rng.normal(size=(40, 30)) + 5 * rng.normal(size=30),
+        "rows": np.cumsum(rng.normal(size=(30, 12)), axis=0),
+        "conv": rng.normal(size=(9, 5, 3, 3)) + 4 * rng.normal(size=(9, 5, 1, 1)),
+        "conv1d": rng.normal(size=(9, 5, 7)),
+        "heavy": rng.standard_t(2, size=(40, 20)),
+        "sparse": np.where(rng.random((50, 40)) < 0.03, rng.normal(size=(50, 40)), 0),
+        "zero": np.zeros((5, 5)),
+    }
+    with np.errstate(over="ignore"):
+        both(deepcabac.compress({name: array.astype(kind) for name, array in tensors.items()}, **settings))
+
+
+@pytest.mark.parametrize("settings", [{"sqnr": 70}, {"step": 2.0**-24}, {"step": 2.0**-29}], ids=str)
+def test_fine_quantisation(settings: dict[str, Any]) -> None:
+    rng = np.random.default_rng(1)
+    both(
+        deepcabac.compress(
+            {"a": rng.normal(size=(60, 20)).astype(np.float32), "b": rng.normal(size=(20, 8))}, **settings
+        )
+    )
+
+
+def test_example_network() -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tensors = safetensors.load_file(ROOT / "examples" / "lenet300.safetensors")
+    both(deepcabac.compress({name: array[:60] if array.ndim == 2 else array for name, array in tensors.items()}))
+
+
+def test_random_levels() -> None:
+    rng = np.random.default_rng(2)
+    for shape in [
+        (),
+        (1,),
+        (0,),
+        (3, 0),
+        (300,),
+        (20, 30),
+        (4, 3, 3, 3),
+        (3, 4, 20),
+        (1, 2, 3, 4, 5),
+        (2000, 1),
+        (1, 2000),
+    ]:
+        for scale in 0.3, 3, 1000:
+            levels = np.asarray(rng.normal(size=shape) * scale).round().astype(np.int32)
+            both_levels(deepcabac.encode(levels), levels)
+    both_levels(deepcabac.encode(np.zeros((200, 100), np.int8)))
+
+
+def test_extreme_levels() -> None:
+    rng = np.random.default_rng(3)
+    extremes = np.array([-(2**31), 2**31 - 1, 0, 1, -1, 2**30, -(2**31) + 1], dtype=np.int64)
+    for shape in (5,), (20, 9), (6, 5, 3, 3):
+        for levels in rng.choice(extremes, shape), rng.integers(-(2**31), 2**31, shape):
+            both_levels(deepcabac.encode(levels), levels)
+
+
+def random_record(source: random.Random) -> tuple[bytes, int]:
+    """Any parameters, and the number of levels in a chunk."""
+    flags = source.randrange(8)
+    width, rows = source.choice([1, 2, 3, 5, 7, 9, 16, 25, 40, 100]), source.choice([1, 2, 3, 10, 60])
+    record = (
+        bytes([flags, source.choice([0, 30, 60, 96, 100, 120, 150, 191])]) + encode.varint(width) + encode.varint(rows)
+    )
+    if flags & 1:
+        record += source.randbytes(2)
+    if flags & 2:
+        largest = source.choice([(5, 12), (64, 128)])
+        record += bytes([source.randint(1, largest[0]), source.randint(1, largest[1])]) + source.randbytes(5)
+    return record, width * rows
+
+
+def test_any_parameters() -> None:
+    source = random.Random(4)
+    for _ in range(120):
+        record, chunk = random_record(source)
+        scale = source.choice([0, 0.5, 3, 100, 1e5, 1e9])
+        count = source.randint(1, min(300, 3 * chunk))
+        levels = [max(-(2**31), min(2**31 - 1, round(source.gauss(0, scale)))) for _ in range(count)]
+        chunks = encode.encode_chunks(decode.Params(record), levels)
+        both_levels(encode.write_levels([count], record, chunks), np.array(levels))
+
+
+def test_reference_encoder_writes_the_same_bytes() -> None:
+    for path in sorted(GOLDEN.glob("*.levels")):
+        data = path.read_bytes()
+        if deepcabac.decode(data).size > 5000:
+            continue
+        fields = decode.Fields(data)
+        fields.take(2)
+        shape = decode.parse_shape(fields)
+        record = fields.blob()
+        levels = [int(x) for x in decode.read_levels(data).ravel()]
+        assert encode.write_levels(shape, record, encode.encode_chunks(decode.Params(record), levels)) == data, (
+            path.name
+        )
+    for name in "types", "safetensors", "no_tensors":
+        data = (GOLDEN / f"{name}.dcb").read_bytes()
+        assert encode.write_file(plain_index(data), payload_of(data)) == data, name
+
+
+# --- Agreement on damage ---
+
+
+def outcome(decoder: Callable[[], Any], refusals: tuple[type[Exception], ...], limit: type[Exception]) -> Any:
+    try:
+        return decoder()
+    except limit:
+        return "limit"
+    except refusals:
+        return "refused"
+
+
+def agree(data: bytes, levels: bool = False) -> str:
+    """Both refuse, or both give the same arrays. Any other exception is an error."""
+    if levels:
+        one = outcome(lambda: {"": decode.read_levels(data, LIMIT)}, (decode.Damaged,), decode.TooLarge)
+        two = outcome(lambda: {"": deepcabac.decode(data, max_bytes=LIMIT)}, REFUSALS, deepcabac.LimitError)
+    else:
+        one = outcome(lambda: decode.read_file(data, LIMIT), (decode.Damaged,), decode.TooLarge)
+        two = outcome(lambda: deepcabac.decompress(data, max_bytes=LIMIT), REFUSALS, deepcabac.LimitError)
+    if isinstance(one, str) or isinstance(two, str):
+        # whether a limit or damage is seen first is not a matter of the format
+        assert isinstance(one, str) and isinstance(two, str), (one, two, data.hex())
+        return "refused"
+    assert_same(one, two)
+    return "decoded"
+
+
+REFUSALS = (deepcabac.DamagedFileError, deepcabac.UnsupportedError)
+
+
+def mutated(data: bytes, source: random.Random) -> bytes:
+    """Some bytes changed, put in, left out, or the end cut off."""
+    altered = bytearray(data)
+    for _ in range(source.choice([1, 1, 1, 2, 4])):
+        place = source.randrange(len(altered)) if altered else 0
+        kind = source.randrange(8)
+        if not altered or kind == 0:
+            altered.insert(place, source.randrange(256))
+        elif kind == 1:
+            del altered[place]
+        elif kind == 2:
+            altered[place] = source.choice([0, 1, 127, 128, 255])
+        elif kind == 3 and place > 0:
+            del altered[place:]
+        elif kind == 4:
+            altered[place] = (altered[place] + source.choice([1, -1])) % 256
+        else:
+            altered[place] ^= 1 << source.randrange(8)
+    return bytes(altered)
+
+
+def small_file() -> bytes:
+    """A file with little of everything, so that a mutation meets something."""
+    payload, index = b"", encode.blob(b"npz") + encode.blob(b"x") + encode.varint(5)
+    record = bytes([7, 100, 5, 3, 20, 30, 2, 4, 30, 30, 226, 0, 0])
+    levels = [2, 3, 1, 2, -4, 3, 4, 2, -90, 2, 0, 1, 1, 2, -3, 5, 5, 7, 1, 0]
+    chunks = encode.encode_chunks(decode.Params(record), levels)
+    index += encode.blob(b"a") + bytes([2, 2, 4, 5, 1]) + struct.pack("<f", 0.25) + encode.levels_entry(record, chunks)
+    exact = b"\1\0\1"
+    index += encode.blob(b"b") + bytes([15, 1, 3, 0]) + zlib.crc32(exact).to_bytes(4, "little")
+    index += encode.blob("ü".encode()) + bytes([2, 2, 4, 5, 2, 0])
+    plain = encode.encode_chunk(decode.Params(bytes([0, 96, 3, 4])), [1, 0, -1, 0, 0, 2])
+    index += encode.blob(b"c") + bytes([3, 1, 6, 1]) + struct.pack("<f", 0.5)
+    index += encode.levels_entry(bytes([0, 96, 3, 4]), [plain])
+    index += encode.blob(b"d") + bytes([8, 2, 0, 3, 0])
+    payload = b"".join(chunks) + exact + plain
+    return bytes(encode.write_file(index, payload))
+
+
+def test_damaged_files_are_refused() -> None:
+    data, source = small_file(), random.Random(5)
+    assert agree(data) == "decoded"
+    for k in range(len(data)):
+        assert agree(data[:k]) == "refused"
+        assert agree(data[:k] + bytes([data[k] ^ 1 << source.randrange(8)]) + data[k + 1 :]) == "refused"
+    assert agree(data + b"\0") == "refused"
+    for _ in range(100):
+        altered = mutated(data, source)
+        assert altered == data or agree(altered) == "refused"
+
+
+def test_damaged_index_with_right_checksums() -> None:
+    data, source = small_file(), random.Random(6)
+    index, payload = plain_index(data), payload_of(data)
+    seen = {"decoded": 0, "refused": 0}
+    for k in range(0, len(index), 4):
+        seen[agree(encode.write_file(index[:k], payload))] += 1
+    for _ in range(120):
+        seen[agree(encode.write_file(mutated(index, source), payload))] += 1
+    assert min(seen.values()) > 5, seen
+
+
+def test_damaged_coded_index_with_right_checksum() -> None:
+    data, source = small_file(), random.Random(7)
+    start = int.from_bytes(data[16:24], "little")
+    for _ in range(80):
+        index = mutated(data[start:], source)
+        header = struct.pack("<8sIIQQ", decode.MAGIC, 1, zlib.crc32(index), start, len(index))
+        agree(header + data[32:start] + index)
+
+
+def test_damaged_levels_with_right_checksums() -> None:
+    source, seen = random.Random(8), {"decoded": 0, "refused": 0}
+    for _ in range(250):
+        record, chunk = random_record(source)
+        count = source.randint(1, min(60, 2 * chunk))
+        levels = [round(source.gauss(0, source.choice([0.3, 2, 500]))) for _ in range(count)]
+        chunks = encode.encode_chunks(decode.Params(record), levels)
+        what = source.randrange(3)
+        if what == 0:
+            record = mutated(record, source)
+        elif what == 1:
+            place = source.randrange(len(chunks))
+            chunks[place] = mutated(chunks[place], source)
+        else:
+            count += source.choice([-1, 1, 5])
+        seen[agree(encode.write_levels([max(count, 0)], record, chunks), levels=True)] += 1
+    assert min(seen.values()) > 5, seen
+
+
+def test_random_chunks() -> None:
+    """Bytes that no encoder wrote, of every length that could fit."""
+    source, seen = random.Random(9), {"decoded": 0, "refused": 0}
+    for _ in range(400):
+        record, chunk = random_record(source)
+        count = source.randint(1, min(chunk, 6))
+        coded = source.choice([bytes, source.randbytes, lambda n: b"\xff" * n])(source.randint(1, 10))
+        seen[agree(encode.write_levels([count], record, [coded]), levels=True)] += 1
+    assert min(seen.values()) > 5, seen
+
+
+def test_damaged_levels_are_refused() -> None:
+    source = random.Random(10)
+    data = (GOLDEN / "extremes.levels").read_bytes()
+    for k in range(len(data)):
+        assert agree(data[:k], levels=True) == "refused"
+    for _ in range(300):
+        altered = mutated(data, source)
+        assert altered == data or agree(altered, levels=True) == "refused"
+
+
+def index_of(
+    *tensors: bytes, kind: bytes = b"", extra: bytes = b"", count: int | None = None, tail: bytes = b""
+) -> bytes:
+    count = len(tensors) if count is None else count
+    return bytes(encode.blob(kind) + encode.blob(extra) + encode.varint(count) + b"".join(tensors) + tail)
+
+
+def entry(name: bytes = b"t", dtype: int = 2, shape: tuple[int, ...] = (0,), rest: bytes = b"\0") -> bytes:
+    return bytes(encode.blob(name) + bytes([dtype, len(shape)]) + b"".join(map(encode.varint, shape)) + rest)
+
+
+def levels_of(step: float | bytes, record: bytes, *chunks: bytes) -> bytes:
+    return (
+        b"\1"
+        + (step if isinstance(step, bytes) else struct.pack("<f", step))
+        + bytes(encode.levels_entry(record, chunks))
+    )
+
+
+RECORD = bytes([0, 96, 3, 4])
+NOTHING = encode.levels_entry(RECORD, [])
+
+EDGES: dict[str, tuple[bytes, str]] = {
+    "empty": (index_of(), "decoded"),
+    "fewer": (index_of(entry(), count=2), "refused"),
+    "more": (index_of(entry(), tail=b"\0"), "refused"),
+    "name twice": (index_of(entry(), entry()), "refused"),
+    "name not UTF-8": (index_of(entry(name=b"\xff")), "refused"),
+    "name with surrogate": (index_of(entry(name=b"\xed\xa0\x80")), "refused"),
+    "name with NUL": (index_of(entry(name=b"a\0b")), "decoded"),
+    "long name": (index_of(entry(name=b"n" * 300)), "decoded"),
+    "kind not UTF-8": (index_of(kind=b"\xff"), "refused"),
+    "type 0": (index_of(entry(dtype=0)), "refused"),
+    "type 16": (index_of(entry(dtype=16)), "refused"),
+    "32 dimensions": (index_of(entry(shape=(0, *[1] * 31))), "decoded"),
+    "33 dimensions": (index_of(entry(shape=(0, *[1] * 32))), "refused"),
+    "large": (index_of(entry(shape=(0, 2**60 - 1))), "decoded"),
+    "too large": (index_of(entry(shape=(0, 2**60))), "refused"),
+    "too large product": (index_of(entry(shape=(2**30, 0, 2**30))), "refused"),
+    "overflowing product": (index_of(entry(shape=(2**32, 0, 2**32))), "refused"),
+    "largest dimension": (index_of(entry(shape=(2**63 - 1, 0))), "refused"),
+    "dimension longer than nine bytes": (index_of(b"\1t\2\1" + b"\x80" * 9 + b"\0\0"), "refused"),
+    "dimension with a zero too many": (index_of(b"\1t\2\1\x80\0\0"), "refused"),
+    "method 3": (index_of(entry(rest=b"\3")), "refused"),
+    "levels of nothing": (index_of(entry(rest=b"\1" + struct.pack("<f", 1) + NOTHING)), "decoded"),
+    "levels of integers": (index_of(entry(dtype=8, rest=b"\1" + struct.pack("<f", 1) + NOTHING)), "refused"),
+    "step 0": (index_of(entry(rest=levels_of(0, RECORD))), "refused"),
+    "step -0": (index_of(entry(rest=levels_of(-0.0, RECORD))), "refused"),
+    "step negative": (index_of(entry(rest=levels_of(-1, RECORD))), "refused"),
+    "step infinite": (index_of(entry(rest=levels_of(float("inf"), RECORD))), "refused"),
+    "step NaN": (index_of(entry(rest=levels_of(float("nan"), RECORD))), "refused"),
+    "step subnormal": (index_of(entry(rest=levels_of(b"\1\0\0\0", RECORD))), "decoded"),
+    "record empty": (index_of(entry(rest=levels_of(1, b""))), "refused"),
+    "record too long": (index_of(entry(rest=levels_of(1, RECORD + b"\0"))), "refused"),
+    "flags 8": (index_of(entry(rest=levels_of(1, bytes([8, 96, 3, 4])))), "refused"),
+    "width 0": (index_of(entry(rest=levels_of(1, bytes([0, 96, 0, 4])))), "refused"),
+    "width 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 16])))), "decoded"),
+    "width 65537": (index_of(entry(rest=levels_of(1, bytes([0, 96, 129, 128, 4, 1])))), "refused"),
+    "chunk of 2^20 + 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 17])))), "refused"),
+    "tied to itself": (index_of(entry(rest=b"\2\0")), "refused"),
+    "tied": (index_of(entry(), entry(b"u", rest=b"\2\0")), "decoded"),
+    "tied to tied": (index_of(entry(), entry(b"u", rest=b"\2\0"), entry(b"v", rest=b"\2\1")), "refused"),
+    "tied to another type": (index_of(entry(), entry(b"u", dtype=8, rest=b"\2\0")), "refused"),
+    "tied to another shape": (index_of(entry(), entry(b"u", shape=(0, 1), rest=b"\2\0")), "refused"),
+    "tied to no tensor": (index_of(entry(), entry(b"u", rest=b"\2\5")), "refused"),
+    "chunk of no bytes": (index_of(entry(shape=(3,), rest=levels_of(1, RECORD, b""))), "refused"),
+    "too many tensors": (index_of(count=2**62), "refused"),
+    "payload missing": (index_of(entry(shape=(1,), rest=b"\0\0\0\0\0")), "refused"),
+    "a trillion levels": (index_of(entry(shape=(2**40,), rest=levels_of(1, RECORD, b"\0"))), "refused"),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_of_the_index(name: str) -> None:
+    index, expected = EDGES[name]
+    assert agree(encode.write_file(index, b"")) == expected
+
+
+def test_bool_of_other_value() -> None:
+    crc = zlib.crc32(b"\2").to_bytes(4, "little")
+    assert agree(encode.write_file(index_of(entry(dtype=15, shape=(1,), rest=b"\0" + crc)), b"\2")) == "refused"
+
+
+def test_unknown_kind() -> None:
+    assert agree(encode.write_file(index_of(kind=b"zip"), b"")) == "decoded"
+
+
+@pytest.mark.parametrize("dtype", range(1, 7))
+def test_results_that_are_not_finite(dtype: int) -> None:
+    """No writer makes them, yet they have one meaning."""
+    levels = [2**31 - 1, -(2**31), 1, 0, 1000, -3]
+    chunk = encode.encode_chunk(decode.Params(RECORD), levels)
+    for step in 3e38, 1e30, 1e5, 100.0, 1.0:
+        index = index_of(entry(dtype=dtype, shape=(6,), rest=levels_of(step, RECORD, chunk)))
+        assert agree(encode.write_file(index, chunk)) == "decoded"
+
+
+# --- The text itself, the command line ---
+
+
+def test_examples_of_the_text() -> None:
+    text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
+    text = text[text.index("### 4.11") : text.index("## 5 ")]
+    examples = re.findall(r"parameters  ([0-9a-f ]+)\nlevels(.*?)chunk((?:\s+[0-9a-f ]+\n)+)", text, re.DOTALL)
+    assert len(examples) == 4
+    for parameters, numbers, coded in examples:
+        record, levels, chunk = bytes.fromhex(parameters), [int(x) for x in numbers.split()], bytes.fromhex(coded)
+        assert decode.decode_chunk(decode.Params(record), 15, chunk) == levels
+        assert encode.encode_chunk(decode.Params(record), levels) == chunk
+        both_levels(encode.write_levels([3, 5], record, [chunk]), np.array(levels).reshape(3, 5))
+    record, chunk = (bytes.fromhex(x) for x in examples[0][::2])
+    for damaged in chunk[:-1], chunk + b"\0", chunk.replace(b"\x13", b"\x93"):
+        assert agree(encode.write_levels([15], record, [damaged]), levels=True) == "refused"
+
+
+def test_blocks_of_the_text() -> None:
+    """The blocks of sections 4.2 to 4.8, put together in their order, are a complete decoder, as the text says."""
+    text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
+    text = text[text.index("### 4.2") : text.index("### 4.9")]
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), "FORMAT.md", "exec"), names)
+    levels = [1, -5, 300, 2**31 - 1, -(2**31), 0, 0, 1, 7]
+    record = bytes([7, 100, 4, 2, 20, 30, 2, 4, 30, 30, 226, 0, 0])
+    chunks = encode.encode_chunks(decode.Params(record), levels)
+    assert names["decode_chunk"](names["Params"](record), 8, chunks[0]) == levels[:8]
+    words = {c: names["initial_sets"]()[2 * c] for c in (0, 39, 79)}
+    assert words[0][0] == 0x01007100
+    assert words[39][15] == words[79][15] == 0x3E479900
+
+
+def test_command_line(tmp_path: Path) -> None:
+    script, out = ROOT / "reference" / "decode.py", tmp_path / "out.npz"
+    subprocess.run([sys.executable, script, GOLDEN / "types.dcb", out], check=True)
+    expected = deepcabac.load_file(GOLDEN / "types.dcb")
+    with np.load(out) as arrays:
+        assert list(arrays) == list(expected)
+        assert np.array_equal(arrays["bfloat16/levels"], expected["bfloat16/levels"].astype(np.float32))
+        assert same(arrays["int64"], expected["int64"])
+    listing = subprocess.run([sys.executable, script, GOLDEN / "safetensors.dcb"], check=True, capture_output=True)
+    assert b"'layer.weight' float32 [16, 24] levels" in listing.stdout
+    (tmp_path / "bad.dcb").write_bytes(b"no")
+    assert subprocess.run([sys.executable, script, tmp_path / "bad.dcb"], capture_output=True).returncode == 1
