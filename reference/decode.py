@@ -527,8 +527,9 @@ def read_index(data: bytes) -> tuple[str, bytes, list[Tensor]]:
     check(zlib.crc32(data[offset:]) == checksum, "checksum of the index")
     stored = Fields(data[offset:])
     count = stored.varint()
-    check(count <= 2**28, "length of the index")
-    fields = Fields(decode_bytes(stored.rest(), count))
+    coded = stored.rest()
+    check(count <= min(2**28, 2**20 + 64 * len(coded)), "length of the index")
+    fields = Fields(decode_bytes(coded, count))
     kind, extra = fields.text(), fields.blob()
     tensors: list[Tensor] = []
     for _ in range(fields.varint()):

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+
 from deepcabac.atomic import AtomicFile
 from deepcabac.checkpoint import KINDS, TensorSpec, create_checkpoint, kind_of_path, open_checkpoint
 from deepcabac.errors import CheckpointError, DeepCabacError, OptionError, UnsupportedError

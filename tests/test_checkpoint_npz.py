@@ -8,6 +8,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint.base import NUMPY_DTYPES
 from deepcabac.errors import CheckpointError, UnsupportedError

@@ -6,6 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
+
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint import onnx_file as onnx_module
 from deepcabac.errors import CheckpointError, DamagedFileError

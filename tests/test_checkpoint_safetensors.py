@@ -8,11 +8,12 @@ import struct
 import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import save_file
+
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint import sharded as sharded_module
 from deepcabac.checkpoint.safetensors_file import DTYPE_OF_TAG
 from deepcabac.errors import CheckpointError, DamagedFileError, UnsupportedError
-from safetensors.numpy import save_file
 
 F4 = np.dtype("<f4")
 INDEX = "model.safetensors.index.json"

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
+
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint import torch_file as torch_module
 from deepcabac.errors import CheckpointError, DamagedFileError, UnsupportedError

@@ -90,9 +90,9 @@ def compress(source: Source, file: BinaryIO, options: Options, progress: Progres
     with pool(options.threads) as executor:
         elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
         if options.bits is not None:
-            return _reach(round(options.bits * elements / 8), source, file, options, executor, progress)
+            return _reach(round(float(options.bits) * elements / 8), source, file, options, executor, progress)
         if options.size is not None:
-            return _reach(options.size, source, file, options, executor, progress)
+            return _reach(int(options.size), source, file, options, executor, progress)
         return _Pass(source, file, options, executor, progress).run()
 
 
@@ -123,6 +123,7 @@ class _Pass:
         self._offset = container.HEADER.size
         self._numbers: dict[str, int] = {}
         self._done = 0
+        self._total = sum(spec.nbytes for spec in source.specs if spec.tied_to is None)
 
     def run(self) -> Report:
         self._file.seek(0)
@@ -217,6 +218,7 @@ class _Pass:
 
     def _finish(self, work: _Work) -> None:
         result = work.result.result() if isinstance(work.result, Future) else work.result()
+        del work.result  # it refers to the work: a cycle that would keep the array until the next collection
         spec = work.spec
         if result is None:
             data = np.ascontiguousarray(work.array).reshape(-1).view(np.uint8)
@@ -250,7 +252,7 @@ class _Pass:
         self._report.raw_bytes += raw_bytes
         self._done += raw_bytes
         if self._progress is not None:
-            self._progress(self._done, sum(s.nbytes for s in self._source.specs if s.tied_to is None))
+            self._progress(self._done, self._total)
 
 
 def _asked(target: Target) -> str:

@@ -29,8 +29,13 @@ METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied"}
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
-#: Most bytes of an index once decoded.
+#: Most bytes of an index once decoded: in all, and for so many bytes as stored (decoding them is slow).
 MAX_INDEX = 1 << 28
+
+
+def _index_limit(stored: int) -> int:
+    return min(MAX_INDEX, (1 << 20) + 64 * stored)
+
 #: A decoded index of so many bytes is read whatever ``max_bytes`` is.
 SMALL_INDEX = 1 << 20
 
@@ -115,9 +120,10 @@ class Index:
         parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
         parts += [_write_entry(entry) for entry in self.entries]
         plain = b"".join(parts)
-        if len(plain) > MAX_INDEX:
-            raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than the {MAX_INDEX:,} of a .dcb file")
-        return varint(len(plain)) + _core.encode_bytes(plain)
+        coded = _core.encode_bytes(plain) if len(plain) <= MAX_INDEX else b""
+        if len(plain) > _index_limit(len(coded)):
+            raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than a .dcb file can hold")
+        return varint(len(plain)) + coded
 
     @classmethod
     def read(cls, stored: bytes, payload: range, max_bytes: int | None = None) -> Index:
@@ -128,8 +134,9 @@ class Index:
         """
         cursor = Cursor(stored, "index")
         length = cursor.varint()
-        if length > MAX_INDEX:
-            raise cursor.damaged(f"it claims {length} bytes, more than the {MAX_INDEX} allowed")
+        limit = _index_limit(cursor.left)
+        if length > limit:
+            raise cursor.damaged(f"it claims {length} bytes, more than the {limit} allowed")
         if max_bytes is not None and length > max(max_bytes, SMALL_INDEX):
             raise LimitError(f"the index takes {length} bytes, more than max_bytes = {max_bytes}")
         cursor = Cursor(_core.decode_bytes(cursor.take(cursor.left), length), "index")

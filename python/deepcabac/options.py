@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from ._parallel import thread_count
@@ -50,7 +51,9 @@ class Options:
         _check_positive("bits", self.bits, 64, "bits per element")
         _check_positive("size", self.size, 1 << 62, "bytes")
         _check_positive("step", self.step, 1e30, "")
-        if not (isinstance(self.rate_distortion, (int, float)) and 0 <= self.rate_distortion <= 100):
+        if self.size is not None and not isinstance(self.size, Integral):
+            raise OptionError(f"size must be a whole number of bytes, not {self.size!r}")
+        if not (_is_number(self.rate_distortion) and 0 <= self.rate_distortion <= 100):
             raise OptionError(f"rate_distortion must be between 0 and 100, not {self.rate_distortion!r}")
         thread_count(self.threads)
         if not isinstance(self.overrides, Mapping):
@@ -70,11 +73,13 @@ class Options:
     @property
     def rate_weight(self) -> float:
         """Lambda in squared steps per bit."""
-        return self.rate_distortion * THEORY_RATE_WEIGHT
+        return float(self.rate_distortion) * THEORY_RATE_WEIGHT
 
     def for_tensor(self, name: str) -> Target:
         """The target of the tensor called ``name``."""
-        target = Target("step", self.step) if self.step is not None else Target("sqnr", self.sqnr or DEFAULT_SQNR)
+        target = Target("sqnr", float(self.sqnr or DEFAULT_SQNR))
+        if self.step is not None:
+            target = Target("step", float(self.step))
         for pattern, settings in self.overrides.items():
             if not fnmatch.fnmatchcase(name, pattern):
                 continue
@@ -98,11 +103,16 @@ class Target:
     forced: bool = False  #: asked for by name: applies to small 1-D tensors too, and is not moved to reach a file size
 
 
+def _is_number(value: Any) -> bool:
+    """Python's and numpy's numbers, but not bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_positive(name: str, value: Any, limit: float, unit: str) -> None:
     if value is None:
         return
     # NaN fails the comparison too.
-    if not (isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= limit):
+    if not (_is_number(value) and 0 < value <= limit):
         unit = f" {unit}" if unit else ""
         raise OptionError(f"{name} must be a number above 0 and at most {limit:g}{unit}, not {value!r}")
 

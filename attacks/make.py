@@ -1,0 +1,507 @@
+"""Makes the hostile files of this folder: ``python attacks/make.py``.
+
+Each is what the real writer writes with one thing wrong, and with checksums made right again (unless the checksum is
+the thing). ``tests/test_attacks.py`` opens every one of them.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER))
+
+import forge  # noqa: E402
+from forge import Parts, entry, levels_rest, plain_index, stored, with_stored  # noqa: E402
+
+import deepcabac  # noqa: E402
+from deepcabac import _core, container  # noqa: E402
+from deepcabac.container import HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, TIED  # noqa: E402
+from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, UnsupportedError  # noqa: E402
+from deepcabac.wire import blob, varint  # noqa: E402
+
+#: What every attack is opened with.
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One hostile file."""
+
+    name: str  #: of the file
+    what: str  #: is wrong
+    error: type[DeepCabacError]  #: what opening and decoding it must raise
+    says: str  #: part of its message
+    make: Callable[[], bytes]
+
+
+ATTACKS: list[Attack] = []
+
+
+def attack(
+    name: str, what: str, says: str, error: type[DeepCabacError] = DamagedFileError
+) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
+    """Register a maker."""
+
+    def register(make: Callable[[], bytes]) -> Callable[[], bytes]:
+        ATTACKS.append(Attack(name, what, error, says, make))
+        return make
+
+    return register
+
+
+WEIGHTS = np.random.default_rng(1).normal(size=(16, 20)).astype(np.float32)
+BIAS = np.arange(20, dtype=np.float32)
+
+
+def good() -> bytes:
+    """A file with a quantised, an exact and a tied tensor."""
+    return deepcabac.compress({"w": WEIGHTS, "b": BIAS, "again": WEIGHTS}, sqnr=20)
+
+
+def parts() -> Parts:
+    """That, taken apart."""
+    return Parts.of(good())
+
+
+def w() -> tuple[bytes, bytes, float]:
+    """Parameters, code and step of its quantised tensor."""
+    file = parts()
+    first = file.index().entries[0]
+    assert first.method == LEVELS and len(first.chunks) == 1
+    return first.params, file.payload[: first.chunks[0].length], first.step
+
+
+def one_tensor(name: bytes = b"w", dtype: int = 2, shape: tuple[int, ...] = (16, 20), method: int = LEVELS) -> bytes:
+    """A file of that tensor alone, with other words about it."""
+    params, code, step = w()
+    return Parts(code, plain_index([entry(name, dtype, shape, method, levels_rest([code], params, step))])).file()
+
+
+def with_step(step: float) -> bytes:
+    """That tensor with another step."""
+    params, code, _ = w()
+    return Parts(code, plain_index([entry(b"w", 2, (16, 20), LEVELS, levels_rest([code], params, step))])).file()
+
+
+def with_params(params: bytes) -> bytes:
+    """That tensor with other coding parameters."""
+    _, code, step = w()
+    return Parts(code, plain_index([entry(b"w", 2, (16, 20), LEVELS, levels_rest([code], params, step))])).file()
+
+
+def with_code(code: bytes, length: int | None = None) -> bytes:
+    """That tensor with another chunk, of which the index may lie."""
+    params, _, step = w()
+    rest = levels_rest([code], params, step, None if length is None else [length])
+    return Parts(code, plain_index([entry(b"w", 2, (16, 20), LEVELS, rest)])).file()
+
+
+def with_rows(rows: int) -> bytes:
+    """That tensor said to have another number of rows, all in its one chunk."""
+    params, code, step = w()
+    assert params[3] == 16
+    rest = levels_rest([code], params[:3] + bytes([rows]) + params[4:], step)
+    return Parts(code, plain_index([entry(b"w", 2, (rows, 20), LEVELS, rest)])).file()
+
+
+def with_shape(shape_bytes: bytes, dimensions: int) -> bytes:
+    """That tensor with dimensions given as bytes."""
+    params, code, step = w()
+    head = blob(b"w") + bytes([2, dimensions]) + shape_bytes + bytes([LEVELS])
+    return Parts(code, plain_index([head + levels_rest([code], params, step)])).file()
+
+
+# Header ---------------------------------------------------------------------------------------------------------------
+
+attack("empty.dcb", "no bytes at all", "not a .dcb file")(lambda: b"")
+attack("text.dcb", "a text file", "not a .dcb file")(lambda: b"This is not a model, it only looks like one.\n" * 3)
+attack("bad-magic.dcb", "the first byte's top bit is lost, as on a 7-bit line", "not a .dcb file")(
+    lambda: bytes([MAGIC[0] & 127]) + good()[1:]
+)
+attack("newlines.dcb", "line ends converted, as by FTP in text mode", "not a .dcb file")(
+    lambda: good().replace(b"\r\n", b"\n")
+)
+attack("header-cut.dcb", "ends inside the header", "ends after 20 bytes")(lambda: good()[:20])
+attack("version-2.dcb", "a newer version", "version 2", UnsupportedError)(
+    lambda: good()[:8] + struct.pack("<I", 2) + good()[12:]
+)
+attack("version-max.dcb", "version 2^32 - 1", "version 4294967295", UnsupportedError)(
+    lambda: good()[:8] + b"\xff" * 4 + good()[12:]
+)
+attack("cut.dcb", "the last byte is missing", "should have")(lambda: good()[:-1])
+attack("appended.dcb", "a byte follows the index", "should have")(lambda: good() + b"\0")
+
+
+def _header(offset: int | None = None, length: int | None = None) -> bytes:
+    data = good()
+    magic, version, crc, there, long = HEADER.unpack(data[: HEADER.size])
+    head = HEADER.pack(magic, version, crc, there if offset is None else offset, long if length is None else length)
+    return head + data[HEADER.size :]
+
+
+attack("index-behind-the-end.dcb", "the index lies outside the file", "should have")(lambda: _header(offset=1 << 40))
+attack("index-in-the-header.dcb", "the index overlaps the header", "should have")(
+    lambda: _header(offset=HEADER.size - 1, length=len(good()) - HEADER.size + 1)
+)
+attack("index-offset-wraps.dcb", "offset + length is right modulo 2^64", "should have")(
+    lambda: _header(offset=(1 << 64) - 16, length=len(good()) + 16)
+)
+attack("index-length-max.dcb", "an index of 2^64 - 1 bytes", "should have")(lambda: _header(length=(1 << 64) - 1))
+attack("no-index.dcb", "an index of no bytes", "ends early")(lambda: with_stored(parts().payload, b""))
+
+# Index as a whole -----------------------------------------------------------------------------------------------------
+
+attack("index-checksum.dcb", "one bit of the index is turned", "checksum of the index")(
+    lambda: good()[:-1] + bytes([good()[-1] ^ 1])
+)
+attack("index-claims-too-much.dcb", "claims more than the largest index allowed", "allowed")(
+    lambda: with_stored(parts().payload, stored(parts().plain, claimed=MAX_INDEX + 1))
+)
+attack("index-claims-2-to-62.dcb", "claims 2^62 bytes", "allowed")(
+    lambda: with_stored(parts().payload, stored(parts().plain, claimed=1 << 62))
+)
+attack("index-beyond-expansion.dcb", "claims more than its bytes can stand for", "cannot stand for")(
+    lambda: with_stored(parts().payload, stored(b"", claimed=MAX_BYTES))
+)
+attack("index-one-longer.dcb", "claims one byte more than it has", "not what an encoder wrote")(
+    lambda: with_stored(parts().payload, stored(parts().plain, claimed=len(parts().plain) + 1))
+)
+attack("index-one-shorter.dcb", "claims one byte less than it has", "")(
+    lambda: with_stored(parts().payload, stored(parts().plain, claimed=len(parts().plain) - 1))
+)
+attack("index-trailing-byte.dcb", "a byte follows the last tensor", "bytes too many")(
+    lambda: Parts(parts().payload, parts().plain + b"\0").file()
+)
+attack("index-bomb.dcb", "2 MB of zeros as metadata, legal, in 1.5 kB", "the index takes", LimitError)(
+    lambda: Parts(b"", plain_index([], extra=bytes(1 << 21))).file()
+)
+attack("extra-too-long.dcb", "metadata longer than the index", "ends early")(
+    lambda: Parts(b"", blob(b"") + varint(1 << 40) + b"short").file()
+)
+attack("kind-not-utf8.dcb", "the kind of checkpoint is not UTF-8", "not UTF-8")(
+    lambda: Parts(b"", plain_index([], kind=b"\xc0\x80")).file()
+)
+attack("too-many-tensors.dcb", "claims 2^60 tensors", "ends early")(
+    lambda: Parts(b"", plain_index([], count=1 << 60)).file()
+)
+attack("payload-of-nobody.dcb", "payload without a tensor", "belong to no tensor")(
+    lambda: Parts(b"hidden", plain_index([])).file()
+)
+
+# Entries --------------------------------------------------------------------------------------------------------------
+
+ZERO = struct.pack("<I", 0)
+attack("same-name.dcb", "two tensors of one name", "two tensors are called")(
+    lambda: Parts(b"", plain_index([entry(shape=(0,)), entry(shape=(0,))])).file()
+)
+attack("name-not-utf8.dcb", "a name that is not UTF-8", "not UTF-8")(lambda: one_tensor(name=b"w\xff"))
+attack("name-surrogate.dcb", "a name with half a character, as UTF-8", "not UTF-8")(
+    lambda: one_tensor(name=b"\xed\xa0\x80")
+)
+attack("name-too-long.dcb", "a name longer than the index", "ends early")(
+    lambda: Parts(b"", plain_index([varint(1 << 30) + b"w" * 20])).file()
+)
+attack("dtype-0.dcb", "data type 0", "unknown data type")(lambda: one_tensor(dtype=0))
+attack("dtype-16.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=16))
+attack("method-3.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=3))
+attack("33-dimensions.dcb", "more dimensions than numpy once allowed", "33 dimensions")(
+    lambda: one_tensor(shape=(16, 20) + (1,) * 31)
+)
+attack("255-dimensions.dcb", "more dimensions than anything allows", "255 dimensions")(
+    lambda: one_tensor(shape=(1,) * 255)
+)
+attack("product-overflows.dcb", "2^31 x 2^31 elements", "a tensor of shape")(
+    lambda: one_tensor(shape=(1 << 31, 1 << 31))
+)
+attack("product-wraps-to-320.dcb", "dimensions whose product is 320 modulo 2^64", "a tensor of shape")(
+    lambda: one_tensor(shape=(1 << 32, 1 << 32, 20))
+)
+attack("zero-times-huge.dcb", "an empty tensor with impossible other dimensions", "a tensor of shape")(
+    lambda: Parts(b"", plain_index([entry(shape=(0, 1 << 40, 1 << 40))])).file()
+)
+attack("dimension-minus-one.dcb", "a dimension of 2^70 - 1, as a sloppy reader's -1", "malformed")(
+    lambda: with_shape(b"\xff" * 9 + b"\x7f" + varint(20), 2)
+)
+attack("dimension-overlong.dcb", "16 written as two bytes", "malformed")(
+    lambda: with_shape(b"\x90\x00" + varint(20), 2)
+)
+attack("dimension-endless.dcb", "a number without an end", "malformed")(lambda: with_shape(b"\x80" * 40, 2))
+attack("index-cut.dcb", "the index ends inside a tensor", "ends early")(
+    lambda: Parts(w()[1], plain_index([entry(b"w", 2, (16, 20), LEVELS, b"\0\0")])).file()
+)
+
+for label, step in {"nan": np.nan, "inf": np.inf, "zero": 0.0, "minus-zero": -0.0, "negative": -0.5}.items():
+    attack(f"step-{label}.dcb", f"a step of {step}", "has step")(lambda step=step: with_step(step))
+attack("levels-of-integers.dcb", "quantised int32", "has step")(lambda: one_tensor(dtype=8))
+attack("levels-of-bools.dcb", "quantised bool", "has step")(lambda: one_tensor(dtype=15))
+
+
+def _tied(shape: tuple[int, ...], number: int, dtype: int = 2) -> bytes:
+    file = parts()
+    index = file.index()
+    params, code, step = w()
+    first = entry(b"w", 2, (16, 20), LEVELS, levels_rest([code], params, step))
+    bias = entry(b"b", 2, (20,), RAW, struct.pack("<I", index.entries[1].chunks[0].crc))
+    again = entry(b"again", 2, (16, 20), TIED, varint(0))
+    last = entry(b"t", dtype, shape, TIED, varint(number))
+    return Parts(file.payload, plain_index([first, bias, again, last])).file()
+
+
+attack("tied-to-itself.dcb", "a tensor tied to itself", "does not come before it")(lambda: _tied((16, 20), 3))
+attack("tied-to-later.dcb", "a tensor tied to one that does not exist", "does not come before it")(
+    lambda: _tied((16, 20), 4)
+)
+attack("tied-to-2-to-62.dcb", "a tensor tied to number 2^62", "does not come before it")(
+    lambda: _tied((16, 20), 1 << 62)
+)
+attack("tied-to-tied.dcb", "a tensor tied to a tied one", "does not come before it")(lambda: _tied((16, 20), 2))
+attack("tied-to-other-shape.dcb", "a tensor tied to one of another shape", "another type or shape")(
+    lambda: _tied((20, 16), 0)
+)
+attack("tied-to-other-type.dcb", "a tensor tied to one of another type", "another type or shape")(
+    lambda: _tied((16, 20), 0, dtype=8)
+)
+
+# Chunks ---------------------------------------------------------------------------------------------------------------
+
+attack("chunk-checksum.dcb", "one bit of the payload is turned", "checksum")(
+    lambda: good()[: HEADER.size] + bytes([good()[HEADER.size] ^ 1]) + good()[HEADER.size + 1 :]
+)
+attack("chunk-too-long.dcb", "a chunk reaches into the index", "lies outside the file")(
+    lambda: with_code(w()[1], len(w()[1]) + 1)
+)
+attack("chunk-2-to-62.dcb", "a chunk of 2^62 bytes", "lies outside the file")(lambda: with_code(w()[1], 1 << 62))
+attack("chunk-too-short.dcb", "a byte of the payload belongs to no chunk", "belong to no tensor")(
+    lambda: with_code(w()[1], len(w()[1]) - 1)
+)
+attack("chunk-empty.dcb", "a chunk of no bytes", "no bytes")(lambda: with_code(b""))
+attack("chunk-bytes-missing.dcb", "a chunk without its last byte, checksum right", "does not decode")(
+    lambda: with_code(w()[1][:-1])
+)
+attack("chunk-bytes-added.dcb", "a chunk with one byte more, checksum right", "does not decode")(
+    lambda: with_code(w()[1] + b"\0")
+)
+attack("chunk-of-ones.dcb", "a chunk of 0xff, which decodes to escapes", "does not decode")(
+    lambda: with_code(b"\xff" * len(w()[1]))
+)
+attack("one-row-more.dcb", "a chunk that holds one row less than the shape says", "does not decode")(
+    lambda: with_rows(17)
+)
+attack("four-rows-less.dcb", "a chunk that holds four rows more than the shape says", "does not decode")(
+    lambda: with_rows(12)
+)
+
+
+@attack("chunk-borders-moved.dcb", "two chunks whose border is off by one, checksums right", "does not decode")
+def _() -> bytes:
+    params, code, step = w()
+    both = code + code
+    first, second = both[: len(code) + 1], both[len(code) + 1 :]
+    entries = [
+        entry(name, 2, (16, 20), LEVELS, levels_rest([piece], params, step))
+        for name, piece in ((b"v", first), (b"w", second))
+    ]
+    return Parts(both, plain_index(entries)).file()
+
+
+@attack("too-many-chunks.dcb", "2^40 chunks of one level", "ends early")
+def _() -> bytes:
+    _, code, step = w()
+    rest = levels_rest([code], bytes([0, 96, 1, 1]), step)
+    return Parts(code, plain_index([entry(b"w", 2, (1 << 20, 1 << 20), LEVELS, rest)])).file()
+
+
+@attack(
+    "300-thousand-empty-chunks.dcb",
+    "300,000 chunks without bytes, in 1 kB: fills memory with bookkeeping",
+    "the index takes",
+    LimitError,
+)
+def _() -> bytes:
+    rest = levels_rest([b""] * 300_000, bytes([0, 96, 1, 1]))
+    return Parts(b"", plain_index([entry(b"w", 2, (300_000,), LEVELS, rest)])).file()
+
+
+@attack("30-thousand-empty-chunks.dcb", "30,000 chunks without bytes", "no bytes")
+def _() -> bytes:
+    rest = levels_rest([b""] * 30_000, bytes([0, 96, 1, 1]))
+    return Parts(b"", plain_index([entry(b"w", 2, (30_000,), LEVELS, rest)])).file()
+
+
+attack("raw-longer-than-file.dcb", "an exact tensor of 2^40 bytes", "ends early")(
+    lambda: Parts(BIAS.tobytes(), plain_index([entry(b"w", 14, (1 << 40,), RAW, ZERO)])).file()
+)
+attack("raw-a-megabyte-of-nothing.dcb", "an exact tensor of 1 MiB, and 80 bytes of payload", "lies outside the file")(
+    lambda: Parts(BIAS.tobytes(), plain_index([entry(b"w", 14, (1 << 20,), RAW, ZERO)])).file()
+)
+attack("raw-checksum.dcb", "an exact tensor with a wrong checksum", "checksum")(
+    lambda: Parts(BIAS.tobytes(), plain_index([entry(b"w", 2, (20,), RAW, ZERO)])).file()
+)
+
+attack("bool-2.dcb", "a bool of 2, which numpy takes for granted that there is none", "neither 0 nor 1")(
+    lambda: Parts(b"\2", plain_index([entry(b"w", 15, (), RAW, struct.pack("<I", zlib.crc32(b"\2")))])).file()
+)
+
+WIDE = bytes([0, 96]) + varint(1 << 16) + varint(16)  # 2^20 levels a chunk
+
+
+def zeros(count: int, step: float = 1.0) -> bytes:
+    """A legal file of ``count`` chunks of 2^20 zeros: 45,600 times smaller than what it stands for."""
+    code = _core.encode(WIDE, np.zeros(1 << 20, np.int32))
+    rest = levels_rest([code] * count, WIDE, step)
+    return Parts(code * count, plain_index([entry(b"w", 2, (count, 1 << 20), LEVELS, rest)])).file()
+
+
+attack("zeros.dcb", "legal: 100 MB of zeros in 3 kB", "max_bytes", LimitError)(lambda: zeros(24))
+
+
+@attack("beyond-expansion.dcb", "2^20 levels in 80 bytes, more than bytes can hold", "cannot hold")
+def _() -> bytes:
+    rest = levels_rest([bytes(80)], WIDE)
+    return Parts(bytes(80), plain_index([entry(b"w", 2, (1 << 20,), LEVELS, rest)])).file()
+
+
+@attack("just-within-expansion.dcb", "2^18 levels in 16 bytes, which other bytes might hold", "does not decode")
+def _() -> bytes:
+    code = b"\x55" * 16
+    rest = levels_rest([code], WIDE)
+    return Parts(code, plain_index([entry(b"w", 2, (1 << 18,), LEVELS, rest)])).file()
+
+
+@attack("tera.dcb", "a tensor of 2^42 bytes over 20 bytes of payload: allocates on a liar's word", "ends early")
+def _() -> bytes:
+    rest = levels_rest([bytes(20)], WIDE)
+    return Parts(bytes(20), plain_index([entry(b"w", 2, (1 << 20, 1 << 20), LEVELS, rest)])).file()
+
+
+# Coding parameters ----------------------------------------------------------------------------------------------------
+
+BAD_PARAMS = {
+    "flags": (bytes([8, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
+    "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
+    "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
+    "no-rows": (bytes([0, 96]) + varint(20) + varint(0), "chunks of no rows"),
+    "huge-chunk": (bytes([0, 96]) + varint(1 << 10) + varint((1 << 10) + 1), "chunks of more than 2^20 levels"),
+    "overlong": (bytes([0, 96, 0x94, 0x00, 16]), "a width in more bytes than it needs"),
+    "four-bytes": (bytes([0, 96, 0x94, 0x80, 0x80, 0x01, 16]), "a width in four bytes"),
+    "kernel-width-0": (bytes([2, 96, 20, 16, 0, 9, 0, 0, 0, 0, 0]), "kernels of no columns"),
+    "kernel-width-65": (bytes([2, 96, 20, 16, 65, 9, 0, 0, 0, 0, 0]), "kernels that are too wide"),
+    "kernel-size-0": (bytes([2, 96, 20, 16, 3, 0, 0, 0, 0, 0, 0]), "kernels of no positions"),
+    "kernel-size-129": (bytes([2, 96, 20, 16, 3, 129, 0, 0, 0, 0, 0]), "kernels of too many positions"),
+    "cut": (bytes([3, 96, 20, 16, 3]), "parameters that end early"),
+    "trailing": (bytes([0, 96, 20, 16, 0]), "a byte behind the parameters"),
+    "none": (b"", "no parameters"),
+}
+for label, (params, what) in BAD_PARAMS.items():
+    attack(f"params-{label}.dcb", what, "parameters")(lambda params=params: with_params(params))
+
+# Coded levels, for deepcabac.decode -----------------------------------------------------------------------------------
+
+LEVELS_ARRAY = np.random.default_rng(2).integers(-5, 6, (16, 20))
+
+
+def good_levels() -> bytes:
+    """Coded levels."""
+    return deepcabac.encode(LEVELS_ARRAY)
+
+
+def coded() -> tuple[bytes, bytes]:
+    """Their parameters and code."""
+    params = _core.fit(LEVELS_ARRAY.shape, LEVELS_ARRAY.astype(np.int32).reshape(-1))
+    return params, _core.encode(params, LEVELS_ARRAY.astype(np.int32).reshape(-1))
+
+
+def levels(
+    shape: tuple[int, ...] = (16, 20), params: bytes | None = None, code: bytes | None = None, length: int | None = None
+) -> bytes:
+    """Coded levels with something else about them."""
+    right, good_code = coded()
+    params = right if params is None else params
+    code = good_code if code is None else code
+    table = forge.chunk_table([code], params, None if length is None else [length])
+    return forge.coded_levels(shape, table, [code])
+
+
+attack("empty.levels", "no bytes at all", "not coded levels")(lambda: b"")
+attack("text.levels", "a text file", "not coded levels")(lambda: b"levels: 1 2 3\n")
+attack("version-2.levels", "a newer version", "version 2", UnsupportedError)(
+    lambda: good_levels()[:1] + b"\x02" + good_levels()[2:]
+)
+attack("cut.levels", "the last byte is missing", "add up")(lambda: good_levels()[:-1])
+attack("appended.levels", "a byte follows", "add up")(lambda: good_levels() + b"\0")
+attack("header-checksum.levels", "a wrong checksum of the header", "checksum of the header")(
+    lambda: levels()[: -len(coded()[1]) - 1] + b"\0" + coded()[1]
+)
+attack("chunk-checksum.levels", "one bit of the payload is turned", "checksum")(
+    lambda: good_levels()[:-1] + bytes([good_levels()[-1] ^ 1])
+)
+attack("33-dimensions.levels", "33 dimensions", "33 dimensions")(lambda: levels(shape=(16, 20) + (1,) * 31))
+attack("product-overflows.levels", "2^62 levels", "a tensor of shape")(lambda: levels(shape=(1 << 31, 1 << 31)))
+attack("product-wraps-to-320.levels", "320 levels modulo 2^64", "a tensor of shape")(
+    lambda: levels(shape=(1 << 32, 1 << 32, 20))
+)
+attack("dimension-overlong.levels", "a dimension in more bytes than it needs", "malformed")(
+    lambda: b"\xdc\x01\x02\x90\x00" + good_levels()[4:]
+)
+attack("chunk-2-to-62.levels", "a chunk of 2^62 bytes", "add up")(lambda: levels(length=1 << 62))
+attack("chunk-empty.levels", "a chunk of no bytes", "no bytes")(lambda: levels(code=b""))
+attack("chunk-bytes-missing.levels", "a chunk without its last byte, checksums right", "does not decode")(
+    lambda: levels(code=coded()[1][:-1])
+)
+attack("chunk-bytes-added.levels", "a chunk with one byte more, checksums right", "does not decode")(
+    lambda: levels(code=coded()[1] + b"\0")
+)
+attack("one-row-more.levels", "a chunk that holds one row less than the shape says", "does not decode")(
+    lambda: levels(
+        shape=(17, 20), params=bytes([0, 96, 20, 17]), code=_core.encode(bytes([0, 96, 20, 17]), np.ones(320, np.int32))
+    )
+)
+attack("beyond-expansion.levels", "2^20 levels in 80 bytes", "cannot hold")(
+    lambda: levels(shape=(1 << 20,), params=WIDE, code=bytes(80))
+)
+attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
+    lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
+)
+attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
+    lambda: levels(params=bytes([8, 96, 20, 16]))
+)
+attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
+
+
+@attack("zeros.levels", "legal: 100 MB of zeros in 3 kB", "max_bytes", LimitError)
+def _() -> bytes:
+    code = _core.encode(WIDE, np.zeros(1 << 20, np.int32))
+    return forge.coded_levels((24, 1 << 20), forge.chunk_table([code] * 24, WIDE), [code] * 24)
+
+
+def main() -> None:
+    """Write every file, remove others, and list them in the README."""
+    assert container.VERSION == 1, "attacks of older versions stay: give the new ones new names"
+    names = {a.name for a in ATTACKS}
+    assert len(names) == len(ATTACKS)
+    for old in [*FOLDER.glob("*.dcb"), *FOLDER.glob("*.levels")]:
+        if old.name not in names:
+            old.unlink()
+    for a in ATTACKS:
+        data = a.make()
+        assert len(data) < 4096, f"{a.name}: {len(data)} bytes"
+        (FOLDER / a.name).write_bytes(data)
+    rows = [f"| `{a.name}` | {a.what} | `{a.error.__name__}` |" for a in ATTACKS]
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    head = readme.split("| file |")[0]
+    table = "\n".join(["| file | what is wrong | raises |", "| --- | --- | --- |", *rows])
+    (FOLDER / "README.md").write_text(f"{head}{table}\n", encoding="utf-8")
+    print(f"{len(ATTACKS)} files")
+
+
+if __name__ == "__main__":
+    main()

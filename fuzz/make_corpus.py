@@ -1,0 +1,54 @@
+"""Writes the seeds of the fuzzer: ``python fuzz/make_corpus.py FOLDER``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "attacks"))
+
+import forge
+import make
+import mutate
+import numpy as np
+
+from deepcabac import _core
+
+
+def seeds() -> dict[str, bytes]:
+    """Names and inputs of ``fuzz_decode``."""
+    found = {}
+    files = {"small": mutate.small(), "good": make.good()}
+    levels = {"some": mutate.some_levels(), "good": make.good_levels()}
+    for attack in make.ATTACKS:
+        kind = files if attack.name.endswith(".dcb") else levels
+        kind[attack.name] = (make.FOLDER / attack.name).read_bytes()
+    for name, data in files.items():
+        found[f"file-{name}"] = b"\0" + data
+        try:
+            parts = forge.Parts.of(data)
+        except Exception:  # an attack on the header
+            continue
+        if len(parts.plain) < 2000:
+            found[f"index-{name}"] = b"\2" + len(parts.plain).to_bytes(2, "little") + parts.plain + parts.payload
+    found |= {f"levels-{name}": b"\1" + data for name, data in levels.items()}
+    for number, entry in enumerate(forge.Parts.of(mutate.medium()).index().entries):
+        values = np.random.default_rng(number).integers(-3, 4, 300).astype(np.int32)
+        values[::40] *= 100_000
+        head = bytes([3, len(entry.params)]) + entry.params + (300).to_bytes(2, "little")
+        found[f"chunk-{entry.name}"] = head + _core.encode(entry.params, values)
+    return found
+
+
+def main() -> None:
+    """The command."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    found = seeds()
+    for name, data in found.items():
+        (folder / name).write_bytes(data)
+    print(f"{len(found)} seeds in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Every hostile file of attacks/ ends in the error it should, at once and in little memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deepcabac
+from deepcabac import errors
+
+ROOT = Path(__file__).parents[1]
+ATTACKS_FOLDER = ROOT / "attacks"
+sys.path.insert(0, str(ATTACKS_FOLDER))
+
+import make  # noqa: E402
+
+NAMES = [attack.name for attack in make.ATTACKS]
+attacks = pytest.mark.parametrize("attack", make.ATTACKS, ids=NAMES)
+
+
+def open_hostile(attack, data):
+    if attack.name.endswith(".dcb"):
+        return deepcabac.decompress(data, max_bytes=make.MAX_BYTES)
+    return deepcabac.decode(data, max_bytes=make.MAX_BYTES)
+
+
+def check(attack, data):
+    with pytest.raises(errors.DeepCabacError) as caught:
+        open_hostile(attack, data)
+    assert type(caught.value) is attack.error
+    assert attack.says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@attacks
+def test_a_hostile_file_is_refused_with_the_reason(attack):
+    check(attack, (ATTACKS_FOLDER / attack.name).read_bytes())
+
+
+@attacks
+def test_a_hostile_file_made_by_the_present_writer_is_refused_too(attack):
+    data = attack.make()
+    assert len(data) < 4096
+    check(attack, data)
+
+
+def test_the_folder_holds_exactly_the_files_that_are_made():
+    files = {path.name for path in ATTACKS_FOLDER.iterdir() if path.suffix in (".dcb", ".levels")}
+    assert files == set(NAMES)
+
+
+def test_what_the_attacks_start_from_is_good():
+    tensors = deepcabac.decompress(make.good())
+    assert [*tensors] == ["w", "b", "again"] and tensors["again"] is tensors["w"]
+    assert make.one_tensor() == make.forge.Parts.of(make.one_tensor()).file()
+    assert (deepcabac.decompress(make.one_tensor())["w"] == tensors["w"]).all()
+    assert (deepcabac.decode(make.good_levels()) == make.LEVELS_ARRAY).all()
+    assert make.levels() == make.good_levels()
+    assert deepcabac.decompress(make.zeros(1))["w"].shape == (1, 1 << 20)
+
+
+def test_without_max_bytes_too_nothing_hostile_opens(tmp_path):
+    for attack in make.ATTACKS:
+        if attack.error is errors.LimitError:
+            continue
+        path = tmp_path / attack.name
+        path.write_bytes((ATTACKS_FOLDER / attack.name).read_bytes())
+        with pytest.raises(attack.error):
+            deepcabac.load_file(path) if attack.name.endswith(".dcb") else deepcabac.decode(path.read_bytes())
+
+
+#: Opens every attack in a process whose memory ends 64 MiB above what it has, and prints the seconds each takes.
+CONFINED = """
+import json, resource, sys, time
+sys.path.insert(0, sys.argv[1])
+import make, deepcabac
+deepcabac.decompress(make.good(), threads=1)
+data = [(a.name, (make.FOLDER / a.name).read_bytes()) for a in make.ATTACKS]
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+seconds = {}
+for name, bytes_ in data:
+    start = time.perf_counter()
+    try:
+        decode = deepcabac.decompress if name.endswith(".dcb") else deepcabac.decode
+        decode(bytes_, max_bytes=make.MAX_BYTES, threads=1)
+        sys.exit(name + " opened")
+    except deepcabac.DeepCabacError:
+        seconds[name] = time.perf_counter() - start
+try:
+    bytearray(80 << 20)
+    sys.exit("memory was not confined")
+except MemoryError:
+    print(json.dumps(seconds))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS and /proc are Linux's")
+def test_no_hostile_file_takes_memory_or_time():
+    run = subprocess.run(
+        [sys.executable, "-c", CONFINED, str(ATTACKS_FOLDER)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    seconds = json.loads(run.stdout)
+    assert set(seconds) == set(NAMES)
+    slow = {name: taken for name, taken in seconds.items() if taken > 2}
+    assert not slow
