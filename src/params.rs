@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes; other bits are zero
-//! byte    logarithm of the mean magnitude of a residual, eighths of an octave, 0..=240 (96 is a mean of 1)
+//! byte    logarithm of the mean magnitude of a residual, eighths of an octave, 0..=191 (96 is a mean of 1)
 //! varint  width of a row, 1..=65536
 //! varint  rows in a chunk, 1..; a chunk holds at most 2^20 levels
 //! if row prediction:     i8 weight of the level above, i8 weight of the column's mean
