@@ -169,7 +169,7 @@ attack("index-claims-2-to-62.dcb", "claims 2^62 bytes", "allowed")(
     lambda: with_stored(parts().payload, stored(parts().plain, claimed=1 << 62))
 )
 attack("index-beyond-expansion.dcb", "claims more than its bytes can stand for", "cannot stand for")(
-    lambda: with_stored(parts().payload, stored(b"", claimed=MAX_BYTES))
+    lambda: with_stored(parts().payload, stored(b"", claimed=60_000))
 )
 attack("index-one-longer.dcb", "claims one byte more than it has", "not what an encoder wrote")(
     lambda: with_stored(parts().payload, stored(parts().plain, claimed=len(parts().plain) + 1))
@@ -182,9 +182,6 @@ attack("index-trailing-byte.dcb", "a byte follows the last tensor", "bytes too m
 )
 attack("index-bomb.dcb", "2 MB of zeros as metadata in 1.5 kB", "more than the")(
     lambda: Parts(b"", plain_index([], extra=bytes(1 << 21))).file()
-)
-attack("index-limit.dcb", "1.05 MB of zeros as metadata, legal, in 0.8 kB", "the index takes", LimitError)(
-    lambda: Parts(b"", plain_index([], extra=bytes((1 << 20) + 20_000))).file()
 )
 attack("extra-too-long.dcb", "metadata longer than the index", "ends early")(
     lambda: Parts(b"", blob(b"") + varint(1 << 40) + b"short").file()
@@ -332,10 +329,10 @@ def _() -> bytes:
     return Parts(b"", plain_index([entry(b"w", 2, (300_000,), LEVELS, rest)])).file()
 
 
-@attack("30-thousand-empty-chunks.dcb", "30,000 chunks without bytes", "no bytes")
+@attack("10-thousand-empty-chunks.dcb", "10,000 chunks without bytes", "no bytes")
 def _() -> bytes:
-    rest = levels_rest([b""] * 30_000, bytes([0, 96, 1, 1]))
-    return Parts(b"", plain_index([entry(b"w", 2, (30_000,), LEVELS, rest)])).file()
+    rest = levels_rest([b""] * 10_000, bytes([0, 96, 1, 1]))
+    return Parts(b"", plain_index([entry(b"w", 2, (10_000,), LEVELS, rest)])).file()
 
 
 attack("raw-longer-than-file.dcb", "an exact tensor of 2^40 bytes", "ends early")(

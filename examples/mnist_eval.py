@@ -94,7 +94,7 @@ def count_correct(tensors: Tensors, x: np.ndarray, y: np.ndarray) -> int:
 
 
 def accuracy(tensors: Tensors) -> float:
-    """Percent of the shipped images classified correctly: the metric for `deepcabac search`."""
+    """Percent of the shipped images classified correctly."""
     x, y = load_images(SHIPPED_DATA)
     return 100 * count_correct(tensors, x, y) / len(y)
 

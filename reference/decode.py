@@ -528,7 +528,7 @@ def read_index(data: bytes) -> tuple[str, bytes, list[Tensor]]:
     stored = Fields(data[offset:])
     count = stored.varint()
     coded = stored.rest()
-    check(count <= min(2**28, 2**20 + 64 * len(coded)), "length of the index")
+    check(count <= min(2**28, 2**16 + 64 * len(coded)), "length of the index")
     fields = Fields(decode_bytes(coded, count))
     kind, extra = fields.text(), fields.blob()
     tensors: list[Tensor] = []

@@ -34,10 +34,10 @@ MAX_INDEX = 1 << 28
 
 
 def _index_limit(stored: int) -> int:
-    return min(MAX_INDEX, (1 << 20) + 64 * stored)
+    return min(MAX_INDEX, (1 << 16) + 64 * stored)
 
 #: A decoded index of so many bytes is read whatever ``max_bytes`` is.
-SMALL_INDEX = 1 << 20
+SMALL_INDEX = 1 << 16
 
 DTYPES: dict[int, np.dtype[Any]] = dict(
     enumerate(
