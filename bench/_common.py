@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import math
@@ -103,9 +104,10 @@ def environment(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
     """What a reader needs to judge a number: machine, load, versions, commit and command."""
     return {
         "machine": f"{_cpu_model()}, {cores()} cores, {_memory()}, {platform.system()} {platform.release()}",
-        "load": f"{os.getloadavg()[0]:.2f} (one-minute average at the start)" if hasattr(os, "getloadavg") else "unknown",
+        "load": f"{os.getloadavg()[0]:.2f}, the one-minute average at the start",
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, ("deepcabac", *packages))]),
         "commit": _commit(),
+        "core": _core(),
         "command": shlex.join(["python", str(Path("bench") / Path(sys.argv[0]).name), *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
@@ -128,8 +130,8 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     widths = [max(3, *(len(row[column]) for row in [list(heads), *rows])) for column in range(len(heads))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        return f"| {' | '.join(cells)} |"
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        return f"| {' | '.join([row[0].ljust(len(first)), *others])} |"
 
     print(line(heads))
     print("| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |")
@@ -185,6 +187,19 @@ def _commit() -> str:
     """The commit, and whether what is measured has been changed since."""
     try:
         changed = _git("status", "--porcelain", "--", "src", "python", "Cargo.toml", "pyproject.toml")
-        return _git("rev-parse", "--short=12", "HEAD") + (" with uncommitted changes to src or python" if changed else "")
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return f"{commit} with uncommitted changes to src or python" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
+
+
+def _core() -> str:
+    """Which build of the native library runs: it may be older than the commit."""
+    spec = importlib.util.find_spec("deepcabac._native")
+    folders = spec.submodule_search_locations if spec else None
+    libraries = [path for folder in folders or () for path in Path(folder).glob("*lib_native*") if path.is_file()]
+    if not libraries:
+        return "unknown"
+    digest = hashlib.sha256(libraries[0].read_bytes()).hexdigest()[:12]
+    built = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(libraries[0].stat().st_mtime))
+    return f"{libraries[0].name}, sha256 {digest}, built {built}"

@@ -19,11 +19,11 @@ import deepcabac
 
 CAVEATS = (
     "This measures entropy coding alone: the quantiser is plain rounding, not what `deepcabac compress` does.",
-    "Order-0 entropy is the ideal length with each tensor's own histogram known for free: no coder without contexts "
-    "can reach it.",
-    "Columns marked 'quoted' were measured once, elsewhere (DeepCABAC authors' 2019 software; ideal code lengths of a "
-    "sketch); they are not run here.",
+    "Order-0 entropy: the ideal length if each tensor's own histogram came for free and no context were used.",
+    "Columns marked 'quoted' were measured once, elsewhere, and are not run here. 2019: real bytes of the software of "
+    "DeepCABAC's authors. Sketch: ideal code lengths, without any overhead, of the contexts this coder grew from.",
 )
+QUOTED = ("2019 (quoted)", "sketch (quoted)")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def main() -> None:
         return "-" if value is None else f"{value:.3f}"
 
     _common.print_table(
-        ["tensors", "step", "weights", "bytes", "bits/weight", "bar", "met", "order-0", "2019 (quoted)", "sketch (quoted)"],
+        ["tensors", "step", "weights", "bytes", "bits/weight", "bar", "met", "order-0", *QUOTED],
         [
             [
                 f"{row.model}, {row.tensors}",

@@ -188,3 +188,23 @@ def test_max_bytes_bounds_all_tensors_of_load_and_each_of_open(tmp_path):
         assert file["a"].nbytes + file["b"].nbytes == 80_000
     with deepcabac.open_file(path, max_bytes=39_999) as file, pytest.raises(deepcabac.LimitError, match="'b'"):
         file["b"]
+
+
+def test_depthwise_kernels_get_more_decibels_unless_told_otherwise():
+    rng = np.random.default_rng(5)
+    tensors = {"depthwise": rng.normal(size=(400, 1, 3, 3)), "dense": rng.normal(size=(60, 60))}
+    tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+    def reached(**settings):
+        restored = deepcabac.decompress(deepcabac.compress(tensors, **settings))
+        return [
+            10 * np.log10((tensor**2).sum() / ((tensor - restored[name]) ** 2).sum())
+            for name, tensor in tensors.items()
+        ]
+
+    assert np.allclose(reached(sqnr=20), [30, 20], rtol=0.01)
+    assert np.allclose(reached(sqnr=20, depthwise=0), [20, 20], rtol=0.01)
+    assert np.allclose(reached(sqnr=20, overrides={"depth*": {"sqnr": 25}}), [25, 20], rtol=0.01)
+    for wrong in (-1, 61, float("nan"), "a lot"):
+        with pytest.raises(deepcabac.OptionError, match="depthwise"):
+            deepcabac.compress(tensors, depthwise=wrong)

@@ -27,7 +27,7 @@ from .atomic import reason
 from .checkpoint import kind_of_path
 from .compressor import Progress
 from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
-from .options import DEFAULT_SQNR, Options
+from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, Options
 from .report import plural, printable
 
 DAMAGED, USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 2, 130, 143, 141
@@ -219,6 +219,15 @@ def program(context: click.Context) -> None:
     metavar="PATTERN=SETTING",
     callback=_overrides,
     help="For tensors whose name matches (* and ?): exact, sqnr:DB or step:S. Can be repeated; the last match counts.",
+)
+@click.option(
+    "--depthwise",
+    type=float,
+    metavar="DB",
+    default=DEFAULT_DEPTHWISE,
+    show_default=True,
+    callback=_checked,
+    help="What depthwise convolution kernels get above the common SQNR: they are small and fragile.",
 )
 @click.option(
     "--rate-distortion",

@@ -56,6 +56,7 @@ class TensorReport:
     coded_bytes: int
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
+    raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
 
     @property
     def size(self) -> int:
@@ -80,7 +81,11 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What the user should know, a line each."""
-        return [f"{tensor.name}: {tensor.note}" for tensor in self.tensors if tensor.note]
+        notes = [f"{tensor.name}: {tensor.note}" for tensor in self.tensors if tensor.note]
+        raised = [tensor.raised for tensor in self.tensors if tensor.raised]
+        if raised:
+            notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, for they are fragile")
+        return notes
 
 
 def compress(source: Source, file: BinaryIO, options: Options, progress: Progress | None = None) -> Report:
@@ -157,7 +162,7 @@ class _Pass:
 
     def _begin(self, spec: TensorSpec) -> _Work:
         array = self._source.read(spec.name)
-        target = self._options.for_tensor(spec.name)
+        target = self._options.for_tensor(spec.name, spec.shape)
         work = _Work(spec, array, target, lambda: None)
 
         def all_at_once() -> Quantized | None:
@@ -227,11 +232,11 @@ class _Pass:
         else:
             chunks = self._write(result.codes)
             entry = Entry(spec.name, spec.dtype, spec.shape, LEVELS, chunks, result.params, result.step)
-        self._add(entry, None if result is None else result.sqnr, work.note)
+        self._add(entry, result, work.target, work.note)
 
     def _tie(self, spec: TensorSpec) -> None:
         number = self._numbers[str(spec.tied_to)]
-        self._add(Entry(spec.name, spec.dtype, spec.shape, TIED, tied_to=number), None, "")
+        self._add(Entry(spec.name, spec.dtype, spec.shape, TIED, tied_to=number))
 
     def _write(self, pieces: Iterable[bytes | memoryview]) -> tuple[Chunk, ...]:
         chunks = []
@@ -241,13 +246,25 @@ class _Pass:
             self._offset += len(piece)
         return tuple(chunks)
 
-    def _add(self, entry: Entry, sqnr: float | None, note: str) -> None:
+    def _add(
+        self, entry: Entry, result: Quantized | None = None, target: Target | None = None, note: str = ""
+    ) -> None:
         self._numbers[entry.name] = len(self._index.entries)
         self._index.entries.append(entry)
         method = container.METHOD_NAMES[entry.method]
         raw_bytes = 0 if entry.method == TIED else entry.nbytes
         self._report.tensors.append(
-            TensorReport(entry.name, str(entry.dtype), entry.shape, method, raw_bytes, entry.coded_bytes, sqnr, note)
+            TensorReport(
+                entry.name,
+                str(entry.dtype),
+                entry.shape,
+                method,
+                raw_bytes,
+                entry.coded_bytes,
+                result.sqnr if result else None,
+                note,
+                target.raised if result and target else 0.0,
+            )
         )
         self._report.raw_bytes += raw_bytes
         self._done += raw_bytes

@@ -17,6 +17,10 @@ from .errors import OptionError
 THEORY_RATE_WEIGHT = math.log(2) / 6
 
 DEFAULT_SQNR = 30.0
+#: A depthwise kernel's few weights are all that its channel has, and channels differ in size by orders of magnitude, so
+#: noise at 30 dB of the tensor drowns the small ones: EfficientNet-Lite0 fell from 88.5 to 62 % on calibration images.
+#: 10 dB more cost it 1 % in size and brought 87 %.
+DEFAULT_DEPTHWISE = 10.0
 #: SQNR that can be asked for, in dB. Above it float32 has no more to give.
 MAX_SQNR = 120.0
 _TARGETS = ("sqnr", "bits", "size", "step")
@@ -35,6 +39,8 @@ class Options:
     """Size of the whole file in bytes, likewise."""
     step: float | None = None
     """Distance of two reconstruction values, in the weights' own unit, for every quantised tensor."""
+    depthwise: float = DEFAULT_DEPTHWISE
+    """What depthwise convolution kernels, [channels, 1, ...], get above the common SQNR, in dB; 0 treats them alike."""
     rate_distortion: float = 1.0
     """Lambda as a multiple of the theory's ``ln 2 / 6 * step^2`` per bit; 0 rounds to the nearest level."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -55,6 +61,8 @@ class Options:
             raise OptionError(f"size must be a whole number of bytes, not {self.size!r}")
         if not (_is_number(self.rate_distortion) and 0 <= self.rate_distortion <= 100):
             raise OptionError(f"rate_distortion must be between 0 and 100, not {self.rate_distortion!r}")
+        if not (_is_number(self.depthwise) and 0 <= self.depthwise <= 60):
+            raise OptionError(f"depthwise must be between 0 and 60 dB, not {self.depthwise!r}")
         thread_count(self.threads)
         if not isinstance(self.overrides, Mapping):
             raise OptionError(f"overrides must map name patterns to settings, not {self.overrides!r}")
@@ -75,9 +83,10 @@ class Options:
         """Lambda in squared steps per bit."""
         return float(self.rate_distortion) * THEORY_RATE_WEIGHT
 
-    def for_tensor(self, name: str) -> Target:
+    def for_tensor(self, name: str, shape: tuple[int, ...]) -> Target:
         """The target of the tensor called ``name``."""
-        target = Target("sqnr", float(self.sqnr or DEFAULT_SQNR))
+        raised = float(self.depthwise) if _is_depthwise(shape) else 0.0
+        target = Target("sqnr", min(float(self.sqnr or DEFAULT_SQNR) + raised, MAX_SQNR), raised=raised)
         if self.step is not None:
             target = Target("step", float(self.step))
         for pattern, settings in self.overrides.items():
@@ -100,7 +109,13 @@ class Target:
 
     kind: Literal["sqnr", "step", "exact"]
     value: float = 0.0
+    raised: float = 0.0  #: dB of ``value`` that are due to the tensor's shape
     forced: bool = False  #: asked for by name: applies to small 1-D tensors too, and is not moved to reach a file size
+
+
+def _is_depthwise(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape holds depthwise kernels (or those of a first layer with one input channel)."""
+    return len(shape) >= 3 and shape[0] > 1 and shape[1] == 1 and 1 < math.prod(shape[2:]) <= 128
 
 
 def _is_number(value: Any) -> bool:
