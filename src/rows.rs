@@ -87,7 +87,7 @@ pub struct Rows {
     mean: i32,
     above_weight: i32,
     column_weight: i32,
-    kernel: Kernel,
+    pub(crate) kernel: Kernel,
     /// Running magnitude of the row.
     pub(crate) row: i32,
     row_count: usize,
@@ -156,8 +156,7 @@ impl Rows {
         }
         let mut prediction = self.predictions[column];
         if KIND == KERNEL {
-            prediction += self.kernel.prediction(column);
-            self.predictions[column] = prediction;
+            prediction = self.predict_in_kernel(column);
         }
         // How far the prediction lies above the lower end of what rounds to the predicted level; half is in the middle.
         let rest = (prediction + HALF) & (2 * HALF - 1);
@@ -170,6 +169,14 @@ impl Rows {
             down: rest < HALF,
             share,
         }
+    }
+
+    /// The prediction of the level in the next column, `column`, from the rows above and the kernel.
+    #[inline(always)]
+    pub(crate) fn predict_in_kernel(&mut self, column: usize) -> i32 {
+        let prediction = self.predictions[column] + self.kernel.prediction(column);
+        self.predictions[column] = prediction;
+        prediction
     }
 
     /// The contexts of a site.
@@ -239,7 +246,7 @@ fn clamped(level: i32) -> i32 {
 }
 
 /// Prediction inside convolution kernels, from five neighbours.
-struct Kernel {
+pub(crate) struct Kernel {
     /// Positions in a kernel.
     size: usize,
     /// Position of the next level.
@@ -284,7 +291,7 @@ impl Kernel {
     }
 
     #[inline(always)]
-    fn commit(&mut self, column: usize, level: i32) {
+    pub(crate) fn commit(&mut self, column: usize, level: i32) {
         self.recent[column % 256] = clamped(level);
         self.position = if self.position + 1 < self.size { self.position + 1 } else { 0 };
     }

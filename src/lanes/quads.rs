@@ -11,7 +11,7 @@ use super::{Lane, decode_in_turn};
 use crate::coder::GROUP;
 use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, SET, SIGN, UNARY};
 use crate::levels;
-use crate::rows::{self, KERNEL, PLAIN};
+use crate::rows::{self, KERNEL, PLAIN, ROW};
 use crate::scale::{self, CLASSES};
 use crate::simd::{load_u32, load_u64, store_u32, store_u64};
 
@@ -62,7 +62,7 @@ struct Block {
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
 pub(crate) fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
-    while KIND != KERNEL && lanes.len() >= QUAD {
+    while lanes.len() >= QUAD {
         let (first, rest) = mem::take(&mut lanes).split_first_chunk_mut().expect("so many");
         if rest.len() >= QUAD {
             let (second, rest) = rest.split_first_chunk_mut().expect("so many");
@@ -88,7 +88,7 @@ fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N
 
         for (block, lanes) in blocks.iter_mut().zip(&lanes) {
             copy_in(&mut block.shares[..steps], lanes.each_ref().map(|lane| &lane.rows.shares[lane.column..]));
-            if KIND != PLAIN {
+            if KIND == ROW {
                 copy_in(
                     &mut block.predictions[..steps],
                     lanes.each_ref().map(|lane| &lane.rows.predictions[lane.column..]),
@@ -96,21 +96,31 @@ fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N
             }
         }
         for step in 0..steps {
-            for (quad, block) in quads.iter_mut().zip(&blocks) {
-                quad.locate::<KIND>(&block.shares[step], &block.predictions[step]);
+            for ((quad, lanes), block) in quads.iter_mut().zip(&mut lanes).zip(&blocks) {
+                let mut predictions = block.predictions[step];
+                if KIND == KERNEL {
+                    predictions = lanes.each_mut().map(|lane| lane.rows.predict_in_kernel(lane.column + step) as u32);
+                }
+
+                quad.locate::<KIND>(&block.shares[step], predictions);
             }
             let mut rare = _mm256_setzero_si256();
             for (quad, lanes) in quads.iter_mut().zip(&mut lanes) {
                 quad.first_group(lanes);
                 rare = _mm256_or_si256(rare, _mm256_or_si256(quad.more, greater(quad.class, all(LOW_CLASS - 1))));
             }
-            if any(rare) {
-                for (quad, lanes) in quads.iter_mut().zip(&mut lanes) {
+            for (quad, lanes) in quads.iter_mut().zip(&mut lanes) {
+                if any(_mm256_or_si256(quad.more, greater(quad.class, all(LOW_CLASS - 1)))) {
                     quad.large(lanes);
                 }
             }
             for ((quad, lanes), block) in quads.iter_mut().zip(&mut lanes).zip(&mut blocks) {
                 quad.sign::<KIND>(lanes, &mut block.levels[step]);
+                if KIND == KERNEL {
+                    for (lane, level) in lanes.iter_mut().zip(block.levels[step]) {
+                        lane.rows.kernel.commit(lane.column + step, level as i32);
+                    }
+                }
             }
         }
         for ((quad, lanes), block) in quads.iter().zip(&mut lanes).zip(&blocks) {
@@ -258,7 +268,7 @@ impl Quad {
     /// `Rows::site`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn locate<const KIND: u8>(&mut self, shares: &[u32; QUAD], predictions: &[u32; QUAD]) {
+    fn locate<const KIND: u8>(&mut self, shares: &[u32; QUAD], predictions: [u32; QUAD]) {
         self.share = _mm256_cvtepu32_epi64(load_u32(shares));
         // `scale::log`: 8 * exponent + mantissa of a float. Its offset is taken from the sum instead.
         let float = _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_or_si256(self.row, all(1))));
@@ -273,7 +283,7 @@ impl Quad {
         self.class = _mm256_and_si256(class, self.class_mask);
         let mut set = self.class;
         if KIND != PLAIN {
-            let prediction = _mm256_cvtepu32_epi64(load_u32(predictions));
+            let prediction = each(predictions.map(u64::from));
             let prediction = _mm256_add_epi32(prediction, all(i64::from(rows::HALF)));
             let rest = _mm256_and_si256(prediction, all(i64::from(2 * rows::HALF - 1)));
             self.predicted = _mm256_srai_epi32::<{ rows::FRACTION as i32 }>(prediction);
@@ -465,7 +475,6 @@ mod tests {
     use crate::context::Portable;
     use crate::lanes::{Job, Output};
     use crate::params::{KernelPrediction, Params, RowPrediction};
-    use crate::rows::ROW;
     use crate::scale::Resolution;
     use crate::simd;
 
