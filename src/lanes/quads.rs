@@ -76,6 +76,22 @@ pub(crate) fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
     decode_in_turn::<crate::simd::Avx2, KIND>(lanes, count);
 }
 
+/// A stage of one quad and of the second, if there is one, in turn. Written out, because a loop would keep their state in
+/// memory, where each step waits for it.
+macro_rules! in_turn {
+    ($n:ident of $count:ident: $stage:expr) => {{
+        {
+            let $n = 0;
+            $stage;
+        }
+        if $count == 2 {
+            let $n = 1;
+            $stage;
+        }
+    }};
+}
+
+/// [`decode`] for one or two quads.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
 fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N], count: usize) {
     let mut blocks =
@@ -85,7 +101,6 @@ fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N
     while done < count {
         let steps = BLOCK.min(count - done);
         let mut quads: [Quad; N] = std::array::from_fn(|n| Quad::load(lanes[n]));
-
         for (block, lanes) in blocks.iter_mut().zip(&lanes) {
             copy_in(&mut block.shares[..steps], lanes.each_ref().map(|lane| &lane.rows.shares[lane.column..]));
             if KIND == ROW {
@@ -96,32 +111,12 @@ fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N
             }
         }
         for step in 0..steps {
-            for ((quad, lanes), block) in quads.iter_mut().zip(&mut lanes).zip(&blocks) {
-                let mut predictions = block.predictions[step];
-                if KIND == KERNEL {
-                    predictions = lanes.each_mut().map(|lane| lane.rows.predict_in_kernel(lane.column + step) as u32);
-                }
-
-                quad.locate::<KIND>(&block.shares[step], predictions);
-            }
-            let mut rare = _mm256_setzero_si256();
-            for (quad, lanes) in quads.iter_mut().zip(&mut lanes) {
-                quad.first_group(lanes);
-                rare = _mm256_or_si256(rare, _mm256_or_si256(quad.more, greater(quad.class, all(LOW_CLASS - 1))));
-            }
-            for (quad, lanes) in quads.iter_mut().zip(&mut lanes) {
-                if any(_mm256_or_si256(quad.more, greater(quad.class, all(LOW_CLASS - 1)))) {
-                    quad.large(lanes);
-                }
-            }
-            for ((quad, lanes), block) in quads.iter_mut().zip(&mut lanes).zip(&mut blocks) {
-                quad.sign::<KIND>(lanes, &mut block.levels[step]);
-                if KIND == KERNEL {
-                    for (lane, level) in lanes.iter_mut().zip(block.levels[step]) {
-                        lane.rows.kernel.commit(lane.column + step, level as i32);
-                    }
-                }
-            }
+            in_turn!(n of N: quads[n].locate::<KIND>(lanes[n], &blocks[n], step));
+            in_turn!(n of N: quads[n].first_group(lanes[n]));
+            in_turn!(n of N: if quads[n].rare() {
+                quads[n].large(lanes[n]);
+            });
+            in_turn!(n of N: quads[n].sign::<KIND>(lanes[n], &mut blocks[n], step));
         }
         for ((quad, lanes), block) in quads.iter().zip(&mut lanes).zip(&blocks) {
             quad.store(lanes);
@@ -268,8 +263,8 @@ impl Quad {
     /// `Rows::site`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn locate<const KIND: u8>(&mut self, shares: &[u32; QUAD], predictions: [u32; QUAD]) {
-        self.share = _mm256_cvtepu32_epi64(load_u32(shares));
+    fn locate<const KIND: u8>(&mut self, lanes: &mut [Lane; QUAD], block: &Block, step: usize) {
+        self.share = _mm256_cvtepu32_epi64(load_u32(&block.shares[step]));
         // `scale::log`: 8 * exponent + mantissa of a float. Its offset is taken from the sum instead.
         let float = _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_or_si256(self.row, all(1))));
         let log = _mm256_srli_epi32::<20>(float);
@@ -283,7 +278,12 @@ impl Quad {
         self.class = _mm256_and_si256(class, self.class_mask);
         let mut set = self.class;
         if KIND != PLAIN {
-            let prediction = each(predictions.map(u64::from));
+            let prediction = if KIND == ROW {
+                _mm256_cvtepu32_epi64(load_u32(&block.predictions[step]))
+            } else {
+                let mut predict = |k: usize| lanes[k].rows.predict_in_kernel(lanes[k].column + step) as u32;
+                each(std::array::from_fn(|k| u64::from(predict(k))))
+            };
             let prediction = _mm256_add_epi32(prediction, all(i64::from(rows::HALF)));
             let rest = _mm256_and_si256(prediction, all(i64::from(2 * rows::HALF - 1)));
             self.predicted = _mm256_srai_epi32::<{ rows::FRACTION as i32 }>(prediction);
@@ -369,6 +369,13 @@ impl Quad {
         self.next = _mm256_add_epi64(self.next, _mm256_srli_epi64::<3>(shift));
     }
 
+    /// True if more than four decisions or low bits are to be read.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn rare(&self) -> bool {
+        any(_mm256_or_si256(self.more, greater(self.class, all(LOW_CLASS - 1))))
+    }
+
     /// What follows four ones, and the low bits.
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -380,7 +387,7 @@ impl Quad {
             self.upper = _mm256_add_epi64(self.upper, self.group::<false>(lanes, index));
         }
         self.value = self.upper;
-        if any(_mm256_or_si256(self.more, greater(self.class, all(LOW_CLASS - 1)))) {
+        if self.rare() {
             self.rest(lanes);
         }
     }
@@ -415,7 +422,7 @@ impl Quad {
     /// `levels::code_sign` and `Rows::commit`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn sign<const KIND: u8>(&mut self, lanes: &mut [Lane; QUAD], levels: &mut [u32; QUAD]) {
+    fn sign<const KIND: u8>(&mut self, lanes: &mut [Lane; QUAD], block: &mut Block, step: usize) {
         let zero = _mm256_cmpeq_epi64(self.value, _mm256_setzero_si256());
         let signed = _mm256_andnot_si256(zero, all(-1));
         let raw = if KIND == PLAIN { signed } else { _mm256_andnot_si256(self.leaning, signed) };
@@ -450,7 +457,12 @@ impl Quad {
         let level = _mm256_sub_epi32(_mm256_xor_si256(self.value, turn), turn);
         let level = if KIND == PLAIN { level } else { _mm256_add_epi32(level, self.predicted) };
         let packed = _mm256_permutevar8x32_epi32(level, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-        store_u32(levels, _mm256_castsi256_si128(packed));
+        store_u32(&mut block.levels[step], _mm256_castsi256_si128(packed));
+        if KIND == KERNEL {
+            for (lane, level) in lanes.iter_mut().zip(block.levels[step]) {
+                lane.rows.kernel.commit(lane.column + step, level as i32);
+            }
+        }
         // `scale::row_average`
         let magnitude = _mm256_min_epu32(self.value, all(i64::from(scale::LARGEST)));
         let magnitude = _mm256_slli_epi32::<{ scale::FRACTION as i32 }>(magnitude);
