@@ -169,12 +169,12 @@ const PADDING: usize = 8;
 
 /// Reads one chunk. On any input it returns numbers and stays inside its buffer; [`Decoder::check`] tells damage.
 pub struct Decoder {
-    code: u64,
-    range: u64,
+    pub(crate) code: u64,
+    pub(crate) range: u64,
     /// Next byte of the arithmetic code, as an index into the buffer.
-    next: u32,
+    pub(crate) next: u32,
     /// Raw bits read.
-    raw_bits: u32,
+    pub(crate) raw_bits: u32,
     /// The chunk between zero bytes.
     buffer: Vec<u8>,
 }
@@ -243,10 +243,16 @@ impl Decoder {
         let range = to - from;
         let shift = normalisation(range);
         self.range = range << shift;
-        let word = word_at(&self.buffer, self.next);
+        let word = self.word_at(self.next);
         // `word >> 64 - shift`, also for shift 0.
         self.code = ((self.code.wrapping_sub(from)) << shift) | ((word >> 1) >> (63 - shift));
         self.next += shift / 8;
+    }
+
+    /// The eight bytes of arithmetic code at `next`, big end first; zero behind the chunk (on damaged input).
+    #[inline(always)]
+    pub(crate) fn word_at(&self, next: u32) -> u64 {
+        word_at(&self.buffer, next)
     }
 
     /// Reads `count <= 32` raw bits.
@@ -267,7 +273,7 @@ impl Decoder {
 
     /// At least 57 raw bits, the next one lowest; behind the front of the chunk they are zeros.
     #[inline(always)]
-    fn raw_word(&self) -> u64 {
+    pub(crate) fn raw_word(&self) -> u64 {
         // The last eight bytes of the chunk lie at its length, because as many bytes of padding precede it.
         let index = (self.length() as u32).saturating_sub(self.raw_bits / 8);
         word_at(&self.buffer, index) >> (self.raw_bits % 8)

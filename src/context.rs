@@ -8,6 +8,7 @@
 //! the present shift minus one, and each visit adds `128 >> (upper three bits)`, so a shift `s` lasts `2^(s-1)` visits.
 //! The last shift, 8, is an average over about 256 visits, and stays.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 
 use crate::coder::GROUP;
@@ -15,10 +16,19 @@ use crate::scale;
 
 /// Decisions "the magnitude is larger than k" with a context of their own, k = 0..15.
 pub const UNARY: usize = 16;
-/// First context of the sign, by magnitude.
-pub const SIGN: usize = UNARY;
+/// Context of the sign of magnitude 0, behind the first half of those decisions; 15 magnitudes have one.
+pub const SIGN: usize = 8;
 /// The highest low bit below a magnitude whose upper part is zero.
-pub const LOW_BIT: usize = 31;
+pub const LOW_BIT: usize = SIGN + 15;
+
+/// First context of a group of decisions. What most levels use lies together, in the first half of a set: one line of
+/// the cache.
+#[inline(always)]
+#[must_use]
+pub const fn group_start(index: usize) -> usize {
+    GROUP * index + if index < 2 { 0 } else { LOW_BIT + 1 - SIGN }
+}
+
 /// Contexts in a set.
 pub const SET: usize = 32;
 
@@ -28,8 +38,36 @@ pub type ContextSet = [u32; SET];
 /// Room for two sets a class; a power of two, so that an index can be masked instead of checked.
 pub const SETS: usize = 256;
 const _: () = assert!(2 * scale::CLASSES <= SETS);
-/// The sets of a chunk: 2 * class + (1 if the prediction leans to one side).
-pub type Contexts = [ContextSet; SETS];
+/// The sets of a chunk, by [`set`].
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub struct Contexts([ContextSet; SETS]);
+
+impl Deref for Contexts {
+    type Target = [ContextSet; SETS];
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Contexts {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+/// Sets of predictions that lean to one side follow on all others: where none leans, those in use are neighbours.
+pub const LEANING_SETS: usize = scale::CLASSES;
+
+/// Index of a scale class's set.
+#[inline(always)]
+#[must_use]
+pub fn set(class: usize, leaning: bool) -> usize {
+    class + if leaning { LEANING_SETS } else { 0 }
+}
 
 /// Initial counter: shift 3, the weight of about six visits.
 const START: u32 = 2 << 7;
@@ -39,7 +77,7 @@ const MOST: u32 = (1 << 22) - (1 << 11);
 
 /// What a context moves towards, in units of 2^-30, with ones in the bits that a probability does not have: the distance
 /// to a context is then rounded down as if the counter in the context were not there.
-const fn target(one: bool) -> i32 {
+pub(crate) const fn target(one: bool) -> i32 {
     ((if one { MOST } else { LEAST }) << 8 | 255) as i32
 }
 
@@ -56,7 +94,7 @@ fn half_step(context: u32, target: i32) -> u32 {
 #[inline(always)]
 pub fn adapt_if(used: bool, context: &mut u32, one: bool) {
     let half = half_step(*context, target(one)) & u32::from(used).wrapping_neg();
-    *context = context.wrapping_add(2 * half);
+    *context = context.wrapping_add(half << 1);
 }
 
 /// What the contexts of a group learn from a run of ones and the zero behind it.
@@ -103,7 +141,7 @@ impl Machine for Portable {
         let lesson = lesson(ones);
         for ((context, target), used) in contexts.iter_mut().zip(lesson.target).zip(lesson.used) {
             let half = half_step(*context, target) & used;
-            *context = context.wrapping_add(2 * half);
+            *context = context.wrapping_add(half << 1);
         }
     }
 }
@@ -117,7 +155,7 @@ impl Machine for Portable {
 pub fn initial() -> &'static Contexts {
     static INITIAL: OnceLock<Box<Contexts>> = OnceLock::new();
     INITIAL.get_or_init(|| {
-        let mut contexts = Box::new([[0x8000_0000 | START; SET]; SETS]);
+        let mut contexts = Box::new(Contexts([[0x8000_0000 | START; SET]; SETS]));
         for class in 0..scale::CLASSES {
             // mean in units of 2^-12
             let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::LOW_BITS[class]);
@@ -125,8 +163,10 @@ pub fn initial() -> &'static Contexts {
             for k in 0..UNARY {
                 let p = (mean << 22) / (mean + offset + 2867 * k as u64);
                 let p = p.clamp(u64::from(LEAST), u64::from(MOST)) as u32;
-                contexts[2 * class][k] = p << 10 | START;
-                contexts[2 * class + 1][k] = contexts[2 * class][k];
+                let index = group_start(k / GROUP) + k % GROUP;
+                for leaning in [false, true] {
+                    contexts[set(class, leaning)][index] = p << 10 | START;
+                }
             }
         }
         contexts

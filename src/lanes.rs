@@ -12,6 +12,9 @@ use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod quads;
+
 /// Chunks decoded in turn on one core.
 pub const LANES: usize = 8;
 
@@ -56,7 +59,7 @@ pub struct Job<'a> {
     pub good: bool,
 }
 
-struct Lane<'j, 'a> {
+pub(crate) struct Lane<'j, 'a> {
     job: &'j mut Job<'a>,
     decoder: Decoder,
     rows: Rows,
@@ -86,7 +89,7 @@ impl<'j, 'a> Lane<'j, 'a> {
 
     /// Second stage: its residual's magnitude.
     #[inline(always)]
-    fn read_magnitude<M: Machine>(&mut self) {
+    fn read_magnitude<M: Machine + ?Sized>(&mut self) {
         let set = self.rows.contexts(self.site);
         self.magnitude = levels::code_magnitude::<_, M>(&mut self.decoder, set, self.site.low, 0);
     }
@@ -117,6 +120,33 @@ impl<'j, 'a> Lane<'j, 'a> {
     }
 }
 
+/// How the machine decodes levels of several lanes. One implementation is plain Rust, the other SIMD; all do the same.
+pub(crate) trait Lanes: Machine {
+    /// Decodes the next `count` levels of each lane; so many are left in its row.
+    #[inline(always)]
+    fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
+        decode_in_turn::<Self, KIND>(lanes, count);
+    }
+}
+
+impl Lanes for Portable {}
+
+/// [`Lanes::decode`] as it is defined.
+#[inline(always)]
+pub(crate) fn decode_in_turn<M: Machine + ?Sized, const KIND: u8>(lanes: &mut [Lane], count: usize) {
+    for _ in 0..count {
+        for lane in &mut *lanes {
+            lane.locate::<KIND>();
+        }
+        for lane in &mut *lanes {
+            lane.read_magnitude::<M>();
+        }
+        for lane in &mut *lanes {
+            lane.read_sign::<KIND>();
+        }
+    }
+}
+
 /// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
 pub fn decode(jobs: &mut [Job]) {
     #[cfg(target_arch = "x86_64")]
@@ -127,7 +157,7 @@ pub fn decode(jobs: &mut [Job]) {
 }
 
 #[inline(always)]
-pub(crate) fn decode_on<M: Machine>(jobs: &mut [Job]) {
+pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
     let mut kinds = [const { Vec::new() }; 3];
     for job in jobs {
         job.good = false;
@@ -144,7 +174,7 @@ pub(crate) fn decode_on<M: Machine>(jobs: &mut [Job]) {
 }
 
 #[inline(always)]
-fn decode_kind<M: Machine, const KIND: u8>(jobs: Vec<&mut Job>) {
+fn decode_kind<M: Lanes, const KIND: u8>(jobs: Vec<&mut Job>) {
     // Longest first, so that the lanes finish together.
     let mut jobs = jobs;
     jobs.sort_by_key(|job| job.output.len());
@@ -152,17 +182,7 @@ fn decode_kind<M: Machine, const KIND: u8>(jobs: Vec<&mut Job>) {
     let mut lanes: Vec<Lane> = (0..LANES).map_while(|_| next()).collect();
     while !lanes.is_empty() {
         let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
-        for _ in 0..steps {
-            for lane in &mut lanes {
-                lane.locate::<KIND>();
-            }
-            for lane in &mut lanes {
-                lane.read_magnitude::<M>();
-            }
-            for lane in &mut lanes {
-                lane.read_sign::<KIND>();
-            }
-        }
+        M::decode::<KIND>(&mut lanes, steps);
         let mut index = 0;
         while index < lanes.len() {
             let lane = &mut lanes[index];

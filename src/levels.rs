@@ -124,7 +124,7 @@ pub struct Magnitude {
 
 /// Codes `residual` in a class of `low` low bits; `leaning`: the sign has a context, which it never has in [`PLAIN`] tensors.
 #[inline(always)]
-pub fn code<C: Coder, M: Machine, const KIND: u8>(
+pub fn code<C: Coder, M: Machine + ?Sized, const KIND: u8>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -137,7 +137,7 @@ pub fn code<C: Coder, M: Machine, const KIND: u8>(
 
 /// Codes the first half of a residual: points 1 to 3. A decoder ignores `magnitude` and returns its own.
 #[inline(always)]
-pub fn code_magnitude<C: Coder, M: Machine>(
+pub fn code_magnitude<C: Coder, M: Machine + ?Sized>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -174,14 +174,20 @@ pub fn code_sign<C: Coder, const KIND: u8>(
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
 #[inline(always)]
-fn code_group<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
-    let contexts: &mut [u32; GROUP] =
-        (&mut set[GROUP * index..GROUP * (index + 1)]).try_into().expect("a set has four groups");
+fn code_group<C: Coder, M: Machine + ?Sized>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
+    let contexts = group_of(set, index);
     let ones = coder.group(contexts, (upper.wrapping_sub((GROUP * index) as u32) as usize).min(GROUP));
     if C::ADAPTS {
         M::adapt_group(contexts, ones);
     }
     ones as u32
+}
+
+/// The contexts of a group.
+#[inline(always)]
+pub(crate) fn group_of(set: &mut ContextSet, index: usize) -> &mut [u32; GROUP] {
+    let start = context::group_start(index);
+    (&mut set[start..start + GROUP]).try_into().expect("a set has four groups")
 }
 
 /// Codes one decision if `coded`.
@@ -196,13 +202,19 @@ fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) 
 
 /// The decisions behind the fourth, and the escape. Returns the upper part.
 #[inline(always)]
-fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
+fn code_large<C: Coder, M: Machine + ?Sized>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
     for index in 1..UNARY / GROUP {
         let ones = code_group::<C, M>(coder, set, index, upper);
         if ones < GROUP as u32 {
             return (GROUP * index) as u32 + ones;
         }
     }
+    code_escape(coder, upper)
+}
+
+/// What follows sixteen ones. Returns the upper part.
+#[inline(always)]
+pub(crate) fn code_escape<C: Coder>(coder: &mut C, upper: u32) -> u32 {
     let x = upper.wrapping_sub(UNARY as u32 - 1).max(1);
     let bits = coder.raw(x.ilog2(), 5);
     let rest = coder.raw(x & ((1 << bits) - 1), bits);
@@ -211,7 +223,13 @@ fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: 
 
 /// The low bits. Returns the magnitude.
 #[inline(always)]
-fn code_low_bits<C: Coder>(coder: &mut C, set: &mut ContextSet, low: u32, upper: u32, magnitude: u32) -> u32 {
+pub(crate) fn code_low_bits<C: Coder>(
+    coder: &mut C,
+    set: &mut ContextSet,
+    low: u32,
+    upper: u32,
+    magnitude: u32,
+) -> u32 {
     let with_context = upper == 0;
     let highest = magnitude >> (low - 1) & 1;
     let coded = code_bit(coder, &mut set[LOW_BIT], with_context, highest != 0);

@@ -19,11 +19,13 @@ pub const ROW: u8 = 1;
 pub const KERNEL: u8 = 2;
 
 /// Fractional bits of a prediction.
-const FRACTION: u32 = 8;
+pub(crate) const FRACTION: u32 = 8;
 /// Half a level in a prediction.
-const HALF: i32 = 1 << (FRACTION - 1);
+pub(crate) const HALF: i32 = 1 << (FRACTION - 1);
 /// A prediction at least this far from the nearest level leans to one side: 0.17 in units of 2^-8.
 const LEANING: i32 = 44;
+/// A prediction does not lean if it lies so far above the lower end of what rounds to the predicted level.
+pub(crate) const LEVEL: std::ops::Range<i32> = HALF - LEANING + 1..HALF + LEANING;
 /// Levels enter a prediction clamped to 16 bits, so that sums of weighted levels fit 32 bits.
 const CLAMP: i32 = 1 << 15;
 
@@ -80,27 +82,27 @@ fn turned(value: i32, turn: bool) -> i32 {
 
 /// The model's memory of a chunk.
 pub struct Rows {
-    contexts: Box<Contexts>,
-    class_mask: usize,
+    pub(crate) contexts: Box<Contexts>,
+    pub(crate) class_mask: usize,
     mean: i32,
     above_weight: i32,
     column_weight: i32,
-    kernel: Kernel,
+    pub(crate) kernel: Kernel,
     /// Running magnitude of the row.
-    row: i32,
+    pub(crate) row: i32,
     row_count: usize,
     /// Running magnitude of each column, in units of 2^-12.
     columns: Vec<i32>,
     /// The constant parts of the columns' shares.
     bases: Vec<i32>,
     /// The columns' shares of the class.
-    shares: Vec<i32>,
+    pub(crate) shares: Vec<i32>,
     /// Running mean of each column's levels, in units of 2^-8.
     means: Vec<i32>,
     /// Predictions in units of 2^-8: from the rows above; behind the present column from the kernel too.
-    predictions: Vec<i32>,
+    pub(crate) predictions: Vec<i32>,
     /// The row's levels.
-    levels: Vec<i32>,
+    pub(crate) levels: Vec<i32>,
 }
 
 impl Rows {
@@ -132,7 +134,7 @@ impl Rows {
 
     /// Forgets everything: a new chunk begins.
     pub fn start(&mut self) {
-        self.contexts.copy_from_slice(context::initial());
+        *self.contexts = *context::initial();
         self.row = self.mean;
         self.row_count = 0;
         self.columns.fill(self.mean);
@@ -150,24 +152,31 @@ impl Rows {
         let class = scale::class(self.row, share) & self.class_mask;
         let low = u32::from(scale::LOW_BITS[class]);
         if KIND == PLAIN {
-            return Site { set: 2 * class, low, predicted: 0, leaning: false, down: false, share };
+            return Site { set: context::set(class, false), low, predicted: 0, leaning: false, down: false, share };
         }
         let mut prediction = self.predictions[column];
         if KIND == KERNEL {
-            prediction += self.kernel.prediction(column);
-            self.predictions[column] = prediction;
+            prediction = self.predict_in_kernel(column);
         }
         // How far the prediction lies above the lower end of what rounds to the predicted level; half is in the middle.
         let rest = (prediction + HALF) & (2 * HALF - 1);
-        let leaning = !(HALF - LEANING + 1..HALF + LEANING).contains(&rest);
+        let leaning = !LEVEL.contains(&rest);
         Site {
-            set: 2 * class + usize::from(leaning),
+            set: context::set(class, leaning),
             low,
             predicted: rounded(prediction),
             leaning,
             down: rest < HALF,
             share,
         }
+    }
+
+    /// The prediction of the level in the next column, `column`, from the rows above and the kernel.
+    #[inline(always)]
+    pub(crate) fn predict_in_kernel(&mut self, column: usize) -> i32 {
+        let prediction = self.predictions[column] + self.kernel.prediction(column);
+        self.predictions[column] = prediction;
+        prediction
     }
 
     /// The contexts of a site.
@@ -237,7 +246,7 @@ fn clamped(level: i32) -> i32 {
 }
 
 /// Prediction inside convolution kernels, from five neighbours.
-struct Kernel {
+pub(crate) struct Kernel {
     /// Positions in a kernel.
     size: usize,
     /// Position of the next level.
@@ -282,7 +291,7 @@ impl Kernel {
     }
 
     #[inline(always)]
-    fn commit(&mut self, column: usize, level: i32) {
+    pub(crate) fn commit(&mut self, column: usize, level: i32) {
         self.recent[column % 256] = clamped(level);
         self.position = if self.position + 1 < self.size { self.position + 1 } else { 0 };
     }

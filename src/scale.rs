@@ -5,9 +5,9 @@
 //! average damped to the power 7/8 because it is an estimate.
 
 /// Fractional bits of an average.
-const FRACTION: u32 = 12;
+pub(crate) const FRACTION: u32 = 12;
 /// Largest magnitude that enters an average: averages stay below 2^24, where [`log`] is exact.
-const LARGEST: u32 = (1 << 12) - 1;
+pub(crate) const LARGEST: u32 = (1 << 12) - 1;
 /// Logarithm at which the classes start: a mean of 2^-8.
 const FIRST_LOG: i32 = 32;
 /// Largest logarithm of an average.
@@ -87,7 +87,7 @@ pub fn from_log(log: u8) -> u32 {
 }
 
 /// Bits below a column's share that hold the row's adaptation shift.
-const SHIFT_BITS: u32 = 3;
+pub(crate) const SHIFT_BITS: u32 = 3;
 
 /// The part of a column's share that never changes: the weight of the tensor's mean, and in its three lowest bits the
 /// shift by which the row's average adapts behind this column: the average of all, then of about 32.
@@ -106,12 +106,17 @@ pub fn column_share(column: i32, base: i32) -> i32 {
     (7 << SHIFT_BITS) * log(column) + base
 }
 
+/// Weight of a row's average in the class, in the units of a share.
+pub(crate) const ROW_WEIGHT: i32 = 7 << SHIFT_BITS;
+/// Bits of the sum of weighted logarithms below the class.
+pub(crate) const SUM_BITS: u32 = SHIFT_BITS + 3 + CLASS_SHIFT;
+
 /// The class from a row's average and a column's share, before masking.
 #[inline(always)]
 #[must_use]
 pub fn class(row: i32, column_share: i32) -> usize {
     // The shift in the lowest bits never reaches the result.
-    let z = ((7 << SHIFT_BITS) * log_of_one(row) + column_share) >> (SHIFT_BITS + 3 + CLASS_SHIFT);
+    let z = (ROW_WEIGHT * log_of_one(row) + column_share) >> SUM_BITS;
     z.clamp(0, CLASSES as i32 - 1) as usize
 }
 

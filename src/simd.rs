@@ -6,18 +6,18 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_slli_epi32, _mm_srav_epi32,
-    _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
+    __m128i, __m256i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_slli_epi32, _mm_srav_epi32,
+    _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32, _mm256_loadu_si256, _mm256_storeu_si256,
 };
 
 use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine};
-use crate::lanes::{self, Job};
+use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::params::Params;
 
 /// AVX2. Only constructed behind [`available`], only named by the three functions below.
-struct Avx2;
+pub(crate) struct Avx2;
 
 impl Machine for Avx2 {
     #[inline(always)]
@@ -26,6 +26,46 @@ impl Machine for Avx2 {
         // a check for, the features that adapt_group needs.
         unsafe { adapt_group(contexts, context::lesson(ones)) }
     }
+}
+
+impl Lanes for Avx2 {
+    #[inline(always)]
+    fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
+        // SAFETY: as above.
+        unsafe { quads::decode::<KIND>(lanes, count) }
+    }
+}
+
+/// Four numbers as a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn load_u64(from: &[u64; 4]) -> __m256i {
+    // SAFETY: the reference is to 32 readable bytes, and loadu needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+/// A vector as four numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn store_u64(to: &mut [u64; 4], vector: __m256i) {
+    // SAFETY: the reference is to 32 writable bytes, and storeu needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), vector) }
+}
+
+/// Four numbers as a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn load_u32(from: &[u32; 4]) -> __m128i {
+    // SAFETY: the reference is to 16 readable bytes, and loadu needs no alignment.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+/// A vector as four numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn store_u32(to: &mut [u32; 4], vector: __m128i) {
+    // SAFETY: the reference is to 16 writable bytes, and storeu needs no alignment.
+    unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), vector) }
 }
 
 /// True if this processor has what the functions below need.
@@ -88,6 +128,13 @@ with_features!(
     quantize, quantize_avx2, chunk::quantize_on::<Avx2>,
     (params: &Params, weights: &[f32], quantizer: Quantizer, chosen: Option<&mut [i32]>, out: &mut Vec<u8>) -> Sums
 );
+
+/// [`Lanes::decode`] on this machine.
+#[cfg(test)]
+pub(crate) fn decode_lanes<const KIND: u8>(lanes: &mut [Lane], count: usize) {
+    assert!(available(), "called on a processor without AVX2");
+    Avx2::decode::<KIND>(lanes, count);
+}
 
 #[cfg(test)]
 mod tests {
