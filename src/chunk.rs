@@ -171,7 +171,7 @@ fn code<M: Machine>(params: &Params, count: usize, out: &mut Vec<u8>, source: &m
 #[inline(always)]
 fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     let mut encoder = Encoder::new();
-    let mut rows = Rows::new(params);
+    let mut rows = Rows::new(params, count);
     let mut start = 0;
     while start < count {
         let width = params.width.min(count - start);

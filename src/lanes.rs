@@ -75,7 +75,7 @@ pub(crate) struct Lane<'j, 'a> {
 impl<'j, 'a> Lane<'j, 'a> {
     fn new(job: &'j mut Job<'a>) -> Self {
         let decoder = Decoder::new(job.bytes);
-        let rows = Rows::new(&job.params);
+        let rows = Rows::new(&job.params, job.output.len());
         let width = job.params.width.min(job.output.len());
         let (site, magnitude) = Default::default();
         Self { job, decoder, rows, done: 0, column: 0, width, site, magnitude }

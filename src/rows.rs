@@ -106,42 +106,31 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Memory for chunks coded with `params`; call [`Rows::start`] before each.
+    /// The memory at the start of a chunk of `count` levels coded with `params`.
     #[must_use]
-    pub fn new(params: &Params) -> Self {
-        let width = params.width;
+    pub fn new(params: &Params, count: usize) -> Self {
+        let width = params.width.min(count);
         let mean_log = i32::from(params.mean_log);
+        let mean = scale::from_log(params.mean_log) as i32;
         let row = params.row.unwrap_or_default();
         let mut rows = Self {
             contexts: Box::new(*context::initial()),
             class_mask: params.resolution.mask(),
-            mean: scale::from_log(params.mean_log) as i32,
+            mean,
             above_weight: i32::from(row.above),
             column_weight: i32::from(row.column),
             kernel: Kernel::new(params),
-            row: 0,
+            row: mean,
             row_count: 0,
-            columns: vec![0; width],
+            columns: vec![mean; width],
             bases: (0..width).map(|column| scale::column_base(column, mean_log)).collect(),
             shares: vec![0; width],
             means: vec![0; width],
             predictions: vec![0; width],
             levels: vec![0; width],
         };
-        rows.start();
+        rows.share_columns();
         rows
-    }
-
-    /// Forgets everything: a new chunk begins.
-    pub fn start(&mut self) {
-        *self.contexts = *context::initial();
-        self.row = self.mean;
-        self.row_count = 0;
-        self.columns.fill(self.mean);
-        self.share_columns();
-        self.means.fill(0);
-        self.predictions.fill(0);
-        self.levels.fill(0);
     }
 
     /// What is known about the level in the next column, `column`.
