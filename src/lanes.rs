@@ -3,6 +3,8 @@
 //! Arithmetic decoding is a chain of dependent steps and leaves most of a core idle. Chunks are independent, so a core
 //! works on [`LANES`] of them in turn, one stage of one level each: their chains overlap, and neighbouring instructions
 //! are independent, so that a core need not look far ahead. The result does not depend on how chunks are put together.
+//!
+//! With AVX2 the same is done four lanes at once, in `quads.rs`; this file stays the definition.
 
 use crate::coder::{self, Decoder};
 use crate::context::{Machine, Portable};

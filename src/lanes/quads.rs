@@ -2,14 +2,15 @@
 //!
 //! The same steps as in plain Rust, in the same order for each lane, so the same state behind each. A number of 32 bits
 //! lies in the lower half of its lane's 64; what the upper half then holds does not matter unless a comment says so.
-//! Conditions are masks of 64 bits. What is rare, low bits and escapes, goes lane by lane through plain Rust.
+//! Conditions are masks of 64 bits. Decisions behind the fourth of a level are read for all lanes of a quad if one needs
+//! them; what is rarer, low bits and escapes, goes lane by lane through plain Rust.
 
 use std::arch::x86_64::*;
 use std::mem;
 
 use super::{Lane, decode_in_turn};
 use crate::coder::GROUP;
-use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, SET, SIGN, UNARY};
+use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, Machine, SET, SIGN, UNARY};
 use crate::levels;
 use crate::rows::{self, KERNEL, PLAIN, ROW};
 use crate::scale::{self, CLASSES};
@@ -58,9 +59,9 @@ struct Block {
     levels: [[u32; QUAD]; BLOCK],      // [column][lane]
 }
 
-/// `Lanes::decode` on this machine.
+/// [`super::Lanes::decode`]. Up to three lanes that fill no quad are decoded as `M` does it.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
-pub(crate) fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
+pub(crate) fn decode<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
     while lanes.len() >= QUAD {
         let (first, rest) = mem::take(&mut lanes).split_first_chunk_mut().expect("so many");
@@ -73,7 +74,7 @@ pub(crate) fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
             lanes = rest;
         }
     }
-    decode_in_turn::<crate::simd::Avx2, KIND>(lanes, count);
+    decode_in_turn::<M, KIND>(lanes, count);
 }
 
 /// A stage of one quad and of the second, if there is one, in turn. Written out, because a loop would keep their state in
