@@ -91,7 +91,7 @@ impl<'j, 'a> Lane<'j, 'a> {
 
     /// Second stage: its residual's magnitude.
     #[inline(always)]
-    fn read_magnitude<M: Machine + ?Sized>(&mut self) {
+    fn read_magnitude<M: Machine>(&mut self) {
         let set = self.rows.contexts(self.site);
         self.magnitude = levels::code_magnitude::<_, M>(&mut self.decoder, set, self.site.low, 0);
     }
@@ -123,7 +123,7 @@ impl<'j, 'a> Lane<'j, 'a> {
 }
 
 /// How the machine decodes levels of several lanes. One implementation is plain Rust, the other SIMD; all do the same.
-pub(crate) trait Lanes: Machine {
+pub(crate) trait Lanes: Machine + Sized {
     /// Decodes the next `count` levels of each lane; so many are left in its row.
     #[inline(always)]
     fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
@@ -135,7 +135,7 @@ impl Lanes for Portable {}
 
 /// [`Lanes::decode`] as it is defined.
 #[inline(always)]
-pub(crate) fn decode_in_turn<M: Machine + ?Sized, const KIND: u8>(lanes: &mut [Lane], count: usize) {
+pub(crate) fn decode_in_turn<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     for _ in 0..count {
         for lane in &mut *lanes {
             lane.locate::<KIND>();
