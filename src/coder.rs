@@ -274,9 +274,15 @@ impl Decoder {
     /// At least 57 raw bits, the next one lowest; behind the front of the chunk they are zeros.
     #[inline(always)]
     pub(crate) fn raw_word(&self) -> u64 {
+        self.raw_word_at(self.raw_bits)
+    }
+
+    /// The same behind so many raw bits.
+    #[inline(always)]
+    pub(crate) fn raw_word_at(&self, raw_bits: u32) -> u64 {
         // The last eight bytes of the chunk lie at its length, because as many bytes of padding precede it.
-        let index = (self.length() as u32).saturating_sub(self.raw_bits / 8);
-        word_at(&self.buffer, index) >> (self.raw_bits % 8)
+        let index = (self.length() as u32).saturating_sub(raw_bits / 8);
+        word_at(&self.buffer, index) >> (raw_bits % 8)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Arithmetic decoding is a chain of dependent steps and leaves most of a core idle. Chunks are independent, so a core
 //! works on [`LANES`] of them in turn, one stage of one level each: their chains overlap, and neighbouring instructions
 //! are independent, so that a core need not look far ahead. The result does not depend on how chunks are put together.
+//!
+//! With AVX2 the same is done four lanes at once, in `quads.rs`; this file stays the definition.
 
 use crate::coder::{self, Decoder};
 use crate::context::{Machine, Portable};
@@ -89,7 +91,7 @@ impl<'j, 'a> Lane<'j, 'a> {
 
     /// Second stage: its residual's magnitude.
     #[inline(always)]
-    fn read_magnitude<M: Machine + ?Sized>(&mut self) {
+    fn read_magnitude<M: Machine>(&mut self) {
         let set = self.rows.contexts(self.site);
         self.magnitude = levels::code_magnitude::<_, M>(&mut self.decoder, set, self.site.low, 0);
     }
@@ -121,7 +123,7 @@ impl<'j, 'a> Lane<'j, 'a> {
 }
 
 /// How the machine decodes levels of several lanes. One implementation is plain Rust, the other SIMD; all do the same.
-pub(crate) trait Lanes: Machine {
+pub(crate) trait Lanes: Machine + Sized {
     /// Decodes the next `count` levels of each lane; so many are left in its row.
     #[inline(always)]
     fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
@@ -133,7 +135,7 @@ impl Lanes for Portable {}
 
 /// [`Lanes::decode`] as it is defined.
 #[inline(always)]
-pub(crate) fn decode_in_turn<M: Machine + ?Sized, const KIND: u8>(lanes: &mut [Lane], count: usize) {
+pub(crate) fn decode_in_turn<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     for _ in 0..count {
         for lane in &mut *lanes {
             lane.locate::<KIND>();

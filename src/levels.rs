@@ -124,7 +124,7 @@ pub struct Magnitude {
 
 /// Codes `residual` in a class of `low` low bits; `leaning`: the sign has a context, which it never has in [`PLAIN`] tensors.
 #[inline(always)]
-pub fn code<C: Coder, M: Machine + ?Sized, const KIND: u8>(
+pub fn code<C: Coder, M: Machine, const KIND: u8>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -137,7 +137,7 @@ pub fn code<C: Coder, M: Machine + ?Sized, const KIND: u8>(
 
 /// Codes the first half of a residual: points 1 to 3. A decoder ignores `magnitude` and returns its own.
 #[inline(always)]
-pub fn code_magnitude<C: Coder, M: Machine + ?Sized>(
+pub fn code_magnitude<C: Coder, M: Machine>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -174,7 +174,7 @@ pub fn code_sign<C: Coder, const KIND: u8>(
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
 #[inline(always)]
-fn code_group<C: Coder, M: Machine + ?Sized>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
+fn code_group<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
     let contexts = group_of(set, index);
     let ones = coder.group(contexts, (upper.wrapping_sub((GROUP * index) as u32) as usize).min(GROUP));
     if C::ADAPTS {
@@ -202,7 +202,7 @@ fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) 
 
 /// The decisions behind the fourth, and the escape. Returns the upper part.
 #[inline(always)]
-fn code_large<C: Coder, M: Machine + ?Sized>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
+fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
     for index in 1..UNARY / GROUP {
         let ones = code_group::<C, M>(coder, set, index, upper);
         if ones < GROUP as u32 {

@@ -1,7 +1,8 @@
 //! The same bits with x86 SIMD: the one place, besides the C boundary, with `unsafe`.
 //!
 //! The loops are the ones of `lanes.rs` and `chunk.rs`, compiled again with the instructions of x86-64-v3 (AVX2, BMI2,
-//! LZCNT, MOVBE: every x86 core since 2015), and with the adaptation of four contexts as one vector.
+//! LZCNT, MOVBE: every x86 core since 2015), and with the adaptation of four contexts as one vector. Decoding takes four
+//! lanes to a vector besides (`lanes/quads.rs`, which is safe: it gets at memory by the loads and stores here).
 
 #![allow(unsafe_code)]
 
@@ -16,8 +17,8 @@ use crate::context::{self, Lesson, Machine};
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::params::Params;
 
-/// AVX2. Only constructed behind [`available`], only named by the three functions below.
-pub(crate) struct Avx2;
+/// AVX2. Only constructed behind [`available`], only named by the functions below.
+struct Avx2;
 
 impl Machine for Avx2 {
     #[inline(always)]
@@ -32,7 +33,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
         // SAFETY: as above.
-        unsafe { quads::decode::<KIND>(lanes, count) }
+        unsafe { quads::decode::<Self, KIND>(lanes, count) }
     }
 }
 

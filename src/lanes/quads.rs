@@ -2,14 +2,15 @@
 //!
 //! The same steps as in plain Rust, in the same order for each lane, so the same state behind each. A number of 32 bits
 //! lies in the lower half of its lane's 64; what the upper half then holds does not matter unless a comment says so.
-//! Conditions are masks of 64 bits. What is rare, low bits and escapes, goes lane by lane through plain Rust.
+//! Conditions are masks of 64 bits. Decisions behind the fourth of a level are read for all lanes of a quad if one needs
+//! them; what is rarer, low bits and escapes, goes lane by lane through plain Rust.
 
 use std::arch::x86_64::*;
 use std::mem;
 
 use super::{Lane, decode_in_turn};
 use crate::coder::GROUP;
-use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, SET, SIGN, UNARY};
+use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, Machine, SET, SIGN, UNARY};
 use crate::levels;
 use crate::rows::{self, KERNEL, PLAIN, ROW};
 use crate::scale::{self, CLASSES};
@@ -27,6 +28,19 @@ const LOW_CLASS: i64 = {
         class += 1;
     }
     class as i64
+};
+
+/// A class has `(class + LOW_ADDED >> LOW_SHIFT) - LOW_TAKEN` low bits, if that is not negative.
+const LOW_ADDED: i64 = 16;
+const LOW_SHIFT: u32 = 2;
+const LOW_TAKEN: i64 = 13;
+const _: () = {
+    let mut class = 0;
+    while class < CLASSES {
+        let low = ((class as i64 + LOW_ADDED) >> LOW_SHIFT) - LOW_TAKEN;
+        assert!(scale::LOW_BITS[class] as i64 == if low > 0 { low } else { 0 });
+        class += 1;
+    }
 };
 
 /// State of four lanes.
@@ -58,9 +72,9 @@ struct Block {
     levels: [[u32; QUAD]; BLOCK],      // [column][lane]
 }
 
-/// `Lanes::decode` on this machine.
+/// [`super::Lanes::decode`]. Up to three lanes that fill no quad are decoded as `M` does it.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
-pub(crate) fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
+pub(crate) fn decode<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
     while lanes.len() >= QUAD {
         let (first, rest) = mem::take(&mut lanes).split_first_chunk_mut().expect("so many");
@@ -73,7 +87,7 @@ pub(crate) fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
             lanes = rest;
         }
     }
-    decode_in_turn::<crate::simd::Avx2, KIND>(lanes, count);
+    decode_in_turn::<M, KIND>(lanes, count);
 }
 
 /// A stage of one quad and of the second, if there is one, in turn. Written out, because a loop would keep their state in
@@ -386,37 +400,74 @@ impl Quad {
             }
             self.upper = _mm256_add_epi64(self.upper, self.group::<false>(lanes, index));
         }
+        if any(self.more) {
+            self.escape(lanes);
+        }
         self.value = self.upper;
-        if self.rare() {
-            self.rest(lanes);
+        if any(greater(self.class, all(LOW_CLASS - 1))) {
+            self.low_bits(lanes);
         }
     }
 
-    /// Escapes and low bits.
+    /// `levels::code_escape` where the mask `more` is set, lane by lane.
+    #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx2")]
-    fn rest(&mut self, lanes: &mut [Lane; QUAD]) {
+    fn escape(&mut self, lanes: &mut [Lane; QUAD]) {
         self.store_decoders(lanes);
-        let (class, more, mut upper) = (numbers(self.class), numbers(self.more), numbers(self.upper));
-        let mut value = upper;
+        let (more, mut upper) = (numbers(self.more), numbers(self.upper));
         for (k, lane) in lanes.iter_mut().enumerate() {
             if more[k] != 0 {
                 upper[k] = u64::from(levels::code_escape(&mut lane.decoder, 0));
-                value[k] = upper[k];
-            }
-            let low = u32::from(scale::LOW_BITS[class[k] as usize]);
-            if low != 0 {
-                let set = &mut lane.rows.contexts[usize::from(self.set[k] as u8)];
-                value[k] = u64::from(levels::code_low_bits(&mut lane.decoder, set, low, upper[k] as u32, 0));
             }
         }
         let lane = lanes.each_ref();
-        self.code = load_u64(&lane.map(|lane| lane.decoder.code));
-        self.range = load_u64(&lane.map(|lane| lane.decoder.range));
-        self.next = load_u64(&lane.map(|lane| u64::from(lane.decoder.next)));
         self.raw = load_u64(&lane.map(|lane| lane.decoder.raw_word()));
         self.raw_bits = load_u64(&lane.map(|lane| u64::from(lane.decoder.raw_bits)));
-        (self.upper, self.value) = (load_u64(&upper), load_u64(&value));
+        self.upper = load_u64(&upper);
+    }
+
+    /// `levels::code_low_bits` where there are any.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn low_bits(&mut self, lanes: &mut [Lane; QUAD]) {
+        let low = _mm256_srli_epi64::<{ LOW_SHIFT as i32 }>(_mm256_add_epi64(self.class, all(LOW_ADDED)));
+        let low = _mm256_max_epi32(_mm256_sub_epi32(low, all(LOW_TAKEN)), _mm256_setzero_si256()); // u64 [lane]
+        let smallest = _mm256_cmpeq_epi64(self.upper, _mm256_setzero_si256());
+        let with_context = _mm256_and_si256(smallest, greater(low, _mm256_setzero_si256()));
+        let one = self.bit(lanes, [LOW_BIT; QUAD], with_context);
+        let highest = _mm256_sllv_epi64(_mm256_and_si256(one, all(1)), _mm256_sub_epi64(low, all(1)));
+        let count = _mm256_add_epi64(low, with_context);
+        let mask = _mm256_sub_epi64(_mm256_sllv_epi64(all(1), count), all(1));
+        let rest = _mm256_and_si256(self.raw, mask);
+        self.raw_bits = _mm256_add_epi64(self.raw_bits, count);
+        let raw_bits = numbers(self.raw_bits);
+        self.raw = each(std::array::from_fn(|k| lanes[k].decoder.raw_word_at(raw_bits[k] as u32)));
+        let upper = _mm256_and_si256(_mm256_sllv_epi64(self.upper, low), all(i64::from(u32::MAX)));
+        self.value = _mm256_or_si256(upper, _mm256_or_si256(highest, rest));
+    }
+
+    /// `Decoder::bit_if` and `context::adapt_if` with the context of this index in the lane's set; a mask.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bit(&mut self, lanes: &mut [Lane; QUAD], index: [usize; QUAD], coded: __m256i) -> __m256i {
+        let mut old = [0; QUAD];
+        for k in 0..QUAD {
+            let set = &lanes[k].rows.contexts[usize::from(self.set[k] as u8)];
+            old[k] = u64::from(set[index[k] % SET]);
+        }
+        let old = each(old);
+        let bound = scale(self.range, _mm256_and_si256(old, coded));
+        let one = less(self.code, bound);
+        let from = _mm256_andnot_si256(one, bound);
+        let to = select(one, bound, self.range);
+        self.take(lanes, from, to);
+        let new = numbers(adapt(old, one, coded));
+        for k in 0..QUAD {
+            let set = &mut lanes[k].rows.contexts[usize::from(self.set[k] as u8)];
+            set[index[k] % SET] = new[k] as u32;
+        }
+        one
     }
 
     /// `levels::code_sign` and `Rows::commit`.
@@ -433,23 +484,7 @@ impl Quad {
         if KIND != PLAIN {
             let coded = _mm256_and_si256(self.leaning, signed);
             let index = _mm256_min_epu32(self.upper, all((LOW_BIT - SIGN - 1) as i64));
-            let index = numbers(index);
-            let mut old = [0; QUAD];
-            for k in 0..QUAD {
-                let set = &lanes[k].rows.contexts[usize::from(self.set[k] as u8)];
-                old[k] = u64::from(set[(SIGN + index[k] as usize) % SET]);
-            }
-            let old = each(old);
-            let bound = scale(self.range, _mm256_and_si256(old, coded));
-            let one = less(self.code, bound);
-            let from = _mm256_andnot_si256(one, bound);
-            let to = select(one, bound, self.range);
-            self.take(lanes, from, to);
-            let new = numbers(adapt(old, one, coded));
-            for k in 0..QUAD {
-                let set = &mut lanes[k].rows.contexts[usize::from(self.set[k] as u8)];
-                set[(SIGN + index[k] as usize) % SET] = new[k] as u32;
-            }
+            let one = self.bit(lanes, numbers(index).map(|index| SIGN + index as usize), coded);
             turn = _mm256_or_si256(turn, one);
             // Turned once more where the prediction leans down.
             turn = _mm256_xor_si256(turn, self.down);
