@@ -328,7 +328,7 @@ mod tests {
             let steps: Vec<([u32; 4], usize, bool, u32)> = (0..seed * 3)
                 .map(|_| {
                     let p = [(); 4].map(|()| probability(&mut random));
-                    (p, (random.next() % 5) as usize, random.next() % 2 == 0, (random.next() % 33) as u32)
+                    (p, (random.next() % 5) as usize, random.next().is_multiple_of(2), (random.next() % 33) as u32)
                 })
                 .collect();
             let mut encoder = Encoder::new();
