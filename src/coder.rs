@@ -300,17 +300,7 @@ fn word_at(buffer: &[u8], index: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A small deterministic generator (xorshift), so that the core needs no crates for its tests either.
-    struct Random(u64);
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-    }
+    use crate::testing::Random;
 
     fn probability(random: &mut Random) -> u32 {
         let p = match random.next() % 4 {

@@ -18,3 +18,5 @@ pub mod rows;
 pub mod scale;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+#[cfg(test)]
+mod testing;

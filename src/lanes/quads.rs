@@ -524,21 +524,9 @@ mod tests {
     use crate::params::{KernelPrediction, Params, RowPrediction};
     use crate::scale::Resolution;
     use crate::simd;
+    use crate::testing::Random;
 
-    /// A small deterministic generator (xorshift).
-    struct Random(u64);
     impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-
-        fn below(&mut self, end: u64) -> usize {
-            (self.next() >> 8) as usize % end as usize
-        }
-
         /// Levels of all magnitudes: small ones, some with low bits, now and then an escape.
         fn levels(&mut self, count: usize) -> Vec<i32> {
             let bits = self.below(10) as u32;

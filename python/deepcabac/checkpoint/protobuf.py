@@ -12,6 +12,8 @@ from typing import BinaryIO, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from ..wire import varint
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4, groups, were abandoned before ONNX began
 
 _WINDOW = 1 << 16  # bytes
@@ -106,16 +108,6 @@ def read_varint(data: Buffer, start: int, end: int) -> tuple[int, int]:
             return value & 0xFFFF_FFFF_FFFF_FFFF, start
         shift += 7
     raise WireError("a number goes beyond its message")
-
-
-def varint(value: int) -> bytes:
-    """``value`` >= 0 in seven-bit groups, the lowest first."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def prefix(number: int, length: int) -> bytes:
