@@ -34,12 +34,11 @@ DAMAGED, USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 2, 130, 143, 141
 
 
 class _Failure(Exception):
-    """The end of a command: one line, an exit code, and sometimes a second line that says what to do instead."""
+    """The end of a command: one line and an exit code."""
 
     def __init__(self, message: str, exit_code: int = USAGE, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(f"{message}; {hint}" if hint else message)
         self.exit_code = exit_code
-        self.hint = hint
 
 
 class _Program(click.Group):
@@ -59,8 +58,6 @@ class _Program(click.Group):
         except _Failure as error:
             failure = error
         _say(f"error: {printable(failure)}")
-        if failure.hint:
-            _say(f"hint: {failure.hint}")
         sys.exit(failure.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -406,7 +403,7 @@ def _decoding(path: Path, output: Path | None = None) -> Iterator[None]:
     except DamagedFileError as error:
         if "not a .dcb file" not in str(error) or kind_of_path(path) is None:
             raise
-        hint = f"'deepcabac compress {printable(path)}' makes a .dcb file of a checkpoint"
+        hint = f"'deepcabac compress {path}' makes a .dcb file of a checkpoint"
         raise _Failure(str(error), DAMAGED, hint) from error
 
 
