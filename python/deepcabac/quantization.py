@@ -22,9 +22,9 @@ FLOAT_DTYPES = (np.dtype("<f8"), np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, FLO
 #: A 1-D tensor below this many elements is stored exactly: biases and norms are sensitive, and next to nothing in size.
 EXACT_BELOW = 1 << 14
 #: Elements of the sample on which a step is tried out.
-_TRIED = 1 << 15
+_TRIED = 1 << 14
 #: Relative error of the noise that a step found on the sample may have on the sample.
-_SAMPLE_TOLERANCE = 0.004
+_SAMPLE_TOLERANCE = 0.01
 #: Difference to the SQNR asked for that is put right by quantising again: in dB, and relative, for at a low SQNR 0.1 dB
 #: are 2 % of the size. And how often.
 TOLERANCE_DB, TOLERANCE, ATTEMPTS = 0.1, 0.005, 9
@@ -118,7 +118,7 @@ def choose_step(tensor: Measured, target: Target, rate_weight: float) -> float |
     runs = _core.sample_runs(tensor.shape, tensor.sample.size, _TRIED)
     sample = np.concatenate([tensor.sample[run] for run in runs])
     # The error of a weight follows the square of the step closely, so a few corrections suffice.
-    for _ in range(8):
+    for _ in range(4):
         params = _core.fit(tensor.shape, sample, step)
         _, sums = _core.quantize(params, sample, step, rate_weight)
         got = sums.error / sample.size
