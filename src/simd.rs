@@ -7,8 +7,9 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_slli_epi32, _mm_srav_epi32,
-    _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32, _mm256_loadu_si256, _mm256_storeu_si256,
+    __m128i, __m256i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_setr_epi32, _mm_slli_epi32,
+    _mm_srav_epi32, _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32, _mm256_loadu_si256,
+    _mm256_storeu_si256,
 };
 
 use crate::chunk::{self, Quantizer, Sums};
@@ -83,22 +84,14 @@ pub fn available() -> bool {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn adapt_group(contexts: &mut [u32; GROUP], lesson: &Lesson) {
-    // SAFETY: each reference is to 16 readable bytes, and loadu needs no alignment.
-    let (old, target, used) = unsafe {
-        (
-            _mm_loadu_si128(contexts.as_ptr().cast::<__m128i>()),
-            _mm_loadu_si128(lesson.target.as_ptr().cast::<__m128i>()),
-            _mm_loadu_si128(lesson.used.as_ptr().cast::<__m128i>()),
-        )
-    };
+    let [a, b, c, d] = lesson.target;
+    let (old, target, used) = (load_u32(contexts), _mm_setr_epi32(a, b, c, d), load_u32(&lesson.used));
     let stage = _mm_srli_epi32::<29>(_mm_slli_epi32::<22>(old));
     let distance = _mm_sub_epi32(target, _mm_srli_epi32::<2>(old));
     let step = _mm_and_si128(_mm_srav_epi32(distance, stage), _mm_set1_epi32(!511));
     let half = _mm_add_epi32(step, _mm_srlv_epi32(_mm_set1_epi32(64), stage));
     let half = _mm_and_si128(half, used);
-    let new = _mm_add_epi32(_mm_add_epi32(old, half), half);
-    // SAFETY: the reference is to 16 writable bytes, and storeu needs no alignment.
-    unsafe { _mm_storeu_si128(contexts.as_mut_ptr().cast::<__m128i>(), new) }
+    store_u32(contexts, _mm_add_epi32(_mm_add_epi32(old, half), half));
 }
 
 macro_rules! with_features {

@@ -22,6 +22,8 @@ _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 if lib.dc_interface() != _INTERFACE:
     raise ImportError("deepcabac's native library and its Python code are of different versions: reinstall deepcabac")
 
+#: Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty.
+LANES = 8
 #: Largest magnitude of a level that the quantiser may choose: it stays exact in float32 arithmetic up to 2^24.
 MAX_LEVEL = 1 << 24
 

@@ -81,11 +81,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
         code = cursor.take(chunk.length)
         chunk.check(code, "levels")
         jobs.append(_core.Job(params, code, out[number * each : (number + 1) * each]))
-    batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
+    batches = [jobs[start : start + _core.LANES] for start in range(0, len(jobs), _core.LANES)]
     if not all(all(good) for good in run_all([partial(_core.decode, batch) for batch in batches], threads)):
         raise DamagedFileError("damaged coded levels: a chunk does not decode to its number of levels")
     return out.reshape(shape)
-
-
-#: Chunks decoded by one call: enough to fill the core's lanes.
-_BATCH = 8

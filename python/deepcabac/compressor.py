@@ -28,7 +28,7 @@ _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
-_SIZE_TOLERANCE, _PASSES = 0.005, 6
+_SIZE_TOLERANCE, _PASSES = 0.005, 12
 
 Progress = Callable[[int, int], None]
 
@@ -127,7 +127,6 @@ class _Pass:
         self._report = Report()
         self._offset = container.HEADER.size
         self._numbers: dict[str, int] = {}
-        self._done = 0
         self._total = sum(spec.nbytes for spec in source.specs if spec.tied_to is None)
 
     def run(self) -> Report:
@@ -177,7 +176,7 @@ class _Pass:
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
         target, rate_weight = work.target, self._options.rate_weight
-        tensor = quantization.measure(work.spec.name, work.array, target)
+        tensor = quantization.measure(work.array, target)
         if tensor is None:
             return None
         step = quantization.choose_step(tensor, target, rate_weight)
@@ -206,6 +205,7 @@ class _Pass:
         decisions matter and it jumps about that line, so the rest halves the bracket.
         """
         best = result = first
+        enough = None  # the last result that was at least as good as wanted
         finer = coarser = 0.0  # largest step known to be good enough, smallest known not to be
         for attempt in range(quantization.ATTEMPTS):
             off = result.sqnr - wanted
@@ -213,13 +213,14 @@ class _Pass:
                 best = result
             if abs(off) < min(quantization.TOLERANCE_DB, quantization.TOLERANCE * wanted) or result.error == 0:
                 break
-            finer, coarser = (step, coarser) if off > 0 else (finer, step)
+            if off > 0:
+                finer, enough = step, result
+            else:
+                coarser = step
             halve = finer and coarser and attempt > 1
             step = math.sqrt(finer * coarser) if halve else step * 10 ** (off / 20)
             result = quantization.quantize(tensor, step, self._options.rate_weight, run)
-        if best.sqnr < 0.99 * wanted and finer:
-            return quantization.quantize(tensor, finer, self._options.rate_weight, run)
-        return best
+        return enough if enough and best.sqnr < 0.99 * wanted else best
 
     def _finish(self, work: _Work) -> None:
         result = work.result.result() if isinstance(work.result, Future) else work.result()
@@ -267,9 +268,8 @@ class _Pass:
             )
         )
         self._report.raw_bytes += raw_bytes
-        self._done += raw_bytes
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(self._report.raw_bytes, self._total)
 
 
 def _asked(target: Target) -> str:
@@ -289,7 +289,7 @@ def _reach(
     low: tuple[float, int | None] = (0.5, None)
     high: tuple[float, int | None] = (MAX_SQNR, None)
     sqnr = DEFAULT_SQNR
-    for _ in range(_PASSES * 2):
+    for _ in range(_PASSES):
         report = attempt(sqnr)
         if abs(report.file_bytes - wanted) <= _SIZE_TOLERANCE * wanted:
             return report

@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,8 @@ METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied"}
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
-#: Most bytes of an index once decoded: in all, and for so many bytes as stored (decoding them is slow).
+#: Most bytes of an index once decoded.
 MAX_INDEX = 1 << 28
-
-
-def _index_limit(stored: int) -> int:
-    return min(MAX_INDEX, (1 << 16) + 64 * stored)
-
 #: A decoded index of so many bytes is read whatever ``max_bytes`` is.
 SMALL_INDEX = 1 << 16
 
@@ -96,7 +92,7 @@ class Entry:
         """Bytes of its payload."""
         return sum(chunk.length for chunk in self.chunks)
 
-    @property
+    @cached_property
     def chunk_size(self) -> int:
         """Elements (LEVELS) or bytes (RAW) in every chunk but the last."""
         return _core.chunk_levels(self.params) if self.method == LEVELS else RAW_CHUNK
@@ -156,6 +152,11 @@ class Index:
         if offset != payload.stop:
             raise cursor.damaged(f"{payload.stop - offset} bytes of payload belong to no tensor")
         return index
+
+
+def _index_limit(stored: int) -> int:
+    """Most bytes that ``stored`` coded bytes of an index may stand for: decoding them is slow."""
+    return min(MAX_INDEX, (1 << 16) + 64 * stored)
 
 
 def header(index: bytes, offset: int) -> bytes:
@@ -230,8 +231,7 @@ def read_chunks(cursor: Cursor, size: int, offset: int) -> tuple[bytes, tuple[Ch
     """What :func:`write_chunks` wrote for a tensor of ``size`` levels whose first chunk lies at ``offset``."""
     params = cursor.blob()
     each = _core.chunk_levels(params)
-    number = -(-size // each)
-    if number * 5 > cursor.left:
+    if -(-size // each) * 5 > cursor.left:
         raise cursor.damaged("it ends early")
     chunks = []
     for start in range(0, size, each):

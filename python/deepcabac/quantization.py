@@ -63,7 +63,6 @@ def sqnr(energy: float, error: float) -> float:
 class Measured:
     """A tensor that can be quantised, flat, and its sums."""
 
-    name: str
     shape: tuple[int, ...]
     flat: Array  #: [size], one of FLOAT_DTYPES
     energy: float
@@ -74,7 +73,7 @@ class Measured:
         return self.flat[start:stop].astype(np.float32, copy=False)
 
 
-def measure(name: str, array: Array, target: Target) -> Measured | None:
+def measure(array: Array, target: Target) -> Measured | None:
     """The tensor ready to be quantised, or None if it must be stored exactly.
 
     Exactly: on request, other dtypes than floats, scalars, empty tensors, 1-D tensors of fewer than EXACT_BELOW
@@ -96,7 +95,7 @@ def measure(name: str, array: Array, target: Target) -> Measured | None:
         energy += part
     runs = _core.sample_runs(array.shape, flat.size)
     sample = np.concatenate([flat[run].astype(np.float32, copy=False) for run in runs])
-    return Measured(name, array.shape, flat, energy, sample)
+    return Measured(array.shape, flat, energy, sample)
 
 
 def _beyond_float32(piece: Array) -> bool:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-#: Chunks that the core decodes in turn; a call gets a multiple of them, so that no lane stays empty.
-_LANES = 8
 #: Levels decoded by one call, at least: worth a call, and short enough to stop at once.
 _BATCH = 3 << 18
 #: Bytes of tensors that are decoded ahead, unless a single one is larger.
@@ -140,12 +138,10 @@ class OpenFile:
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
         entries = self._index.entries
-        if self._max_bytes is not None:
-            total = sum(entry.nbytes for entry in entries if entry.method != TIED)
-            if total > self._max_bytes:
-                text = f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}"
-                raise LimitError(f"{self._name}: {text}" if self._name else text)
+        total = sum(entry.nbytes for entry in entries if entry.method != TIED)
         with naming(self._name), pool(self._threads) as executor:
+            if self._max_bytes is not None and total > self._max_bytes:
+                raise LimitError(f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}")
             decoded = self._decode([entry for entry in entries if entry.method != TIED], executor)
             for number, entry in enumerate(entries):
                 if entry.method == TIED:
@@ -216,7 +212,7 @@ class OpenFile:
             for number in range(len(entry.chunks)):
                 batch.append(_Part(owner, number))
                 gathered += _size_of(entry.chunk_range(number))
-                if gathered >= _BATCH and len(batch) % _LANES == 0:
+                if gathered >= _BATCH and len(batch) % _core.LANES == 0:
                     submit()
         submit()
         while waiting:
@@ -236,14 +232,13 @@ class OpenFile:
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
                 flat.view(np.uint8)[where] = raw
                 continue
-            direct = flat.dtype == np.float32
-            out = flat[where] if direct else np.empty(_size_of(where), np.float32)
+            out = flat[where] if flat.dtype == np.float32 else np.empty(_size_of(where), np.float32)
             jobs.append((part, _core.Job(entry.params, data, out, entry.step), where))
         good = _core.decode([job for _, job, _ in jobs])
         for (part, job, where), fine in zip(jobs, good, strict=True):
             if not fine:
                 raise DamagedFileError(f"tensor {part.owner.entry.name!r} is damaged: a chunk does not decode")
-            if job.out.base is not part.owner.flat and part.owner.flat.dtype != np.float32:
+            if part.owner.flat.dtype != np.float32:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
 
