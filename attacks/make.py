@@ -384,7 +384,7 @@ def _() -> bytes:
 # Coding parameters ----------------------------------------------------------------------------------------------------
 
 BAD_PARAMS = {
-    "flags": (bytes([8, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "flags": (bytes([16, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
     "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
     "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
     "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
@@ -396,6 +396,9 @@ BAD_PARAMS = {
     "kernel-width-65": (bytes([2, 96, 20, 16, 65, 9, 0, 0, 0, 0, 0]), "kernels that are too wide"),
     "kernel-size-0": (bytes([2, 96, 20, 16, 3, 0, 0, 0, 0, 0, 0]), "kernels of no positions"),
     "kernel-size-129": (bytes([2, 96, 20, 16, 3, 129, 0, 0, 0, 0, 0]), "kernels of too many positions"),
+    "states-4": (bytes([8, 96, 20, 16, 2]), "a trellis of too few states"),
+    "states-128": (bytes([8, 96, 20, 16, 7]), "a trellis of too many states"),
+    "states-none": (bytes([8, 96, 20, 16]), "a trellis without a number of states"),
     "cut": (bytes([3, 96, 20, 16, 3]), "parameters that end early"),
     "trailing": (bytes([0, 96, 20, 16, 0]), "a byte behind the parameters"),
     "none": (b"", "no parameters"),
@@ -471,7 +474,7 @@ attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
     lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
 )
 attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
-    lambda: levels(params=bytes([8, 96, 20, 16]))
+    lambda: levels(params=bytes([16, 96, 20, 16]))
 )
 attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
 

@@ -33,10 +33,11 @@ def seeds() -> dict[str, bytes]:
             found[f"index-{name}"] = b"\2" + len(parts.plain).to_bytes(2, "little") + parts.plain + parts.payload
     found |= {f"levels-{name}": b"\1" + data for name, data in levels.items()}
     for number, entry in enumerate(forge.Parts.of(mutate.medium()).index().entries):
-        values = np.random.default_rng(number).integers(-3, 4, 300).astype(np.int32)
+        values = np.random.default_rng(number).normal(size=300, scale=2).astype(np.float32)
         values[::40] *= 100_000
+        code, _ = _core.quantize(entry.params, values, 1.0, 0.0)
         head = bytes([3, len(entry.params)]) + entry.params + (300).to_bytes(2, "little")
-        found[f"chunk-{entry.name}"] = head + _core.encode(entry.params, values)
+        found[f"chunk-{entry.name}"] = head + code
     return found
 
 

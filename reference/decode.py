@@ -123,6 +123,9 @@ class Fields:
 # --- 4 Coded levels ---------------------------------------------------------------------------------------------------
 
 
+TAPS = {3: (0b110, 0b011), 4: (0b1100, 0b0010), 5: (0b10100, 0b01101), 6: (0b101011, 0b010010)}
+
+
 class Params:
     """Coding parameters of a tensor (4.2)."""
 
@@ -130,7 +133,7 @@ class Params:
         fields = Fields(record)
         flags, self.mean_log = fields.byte(), fields.byte()
         self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
-        check(flags <= 7 and self.mean_log <= 191, "flags or mean")
+        check(flags <= 15 and self.mean_log <= 191, "flags or mean")
         check(1 <= self.width <= 65536 and self.chunk_rows >= 1, "width or rows")
         check(self.width * self.chunk_rows <= 1 << 20, "levels in a chunk")
         self.flags = flags
@@ -144,6 +147,12 @@ class Params:
             self.kernel_width, self.kernel_size = fields.byte(), fields.byte()
             check(1 <= self.kernel_width <= 64 and 1 <= self.kernel_size <= 128, "kernel")
             self.kernel = [fields.signed() for _ in range(5)]
+        self.dependent = flags & 8 != 0
+        self.taps = (0, 0)
+        if self.dependent:
+            bits = fields.byte()
+            check(bits in TAPS, "number of states")
+            self.taps = TAPS[bits]
         fields.end()
 
     @property
@@ -241,8 +250,8 @@ def adapted(context: int, one: int) -> int:
 
 
 def initial_sets() -> list[list[int]]:
-    """The contexts at the start of a chunk: 160 sets of 32 (4.6)."""
-    sets = []
+    """The contexts at the start of a chunk: 320 sets of 32 (4.6)."""
+    wide, narrow = [], []
     for c in range(80):
         m = from_log(32 + 2 * c) >> low_bits(c)
         a = 1229 + (2867 << 12) // (4096 + 2 * m)
@@ -252,8 +261,44 @@ def initial_sets() -> list[list[int]]:
             probability = min(max(probability, 2**11), 2**22 - 2**11)
             words.append(probability << 10 | 256)
         words += [2**31 | 256] * 16
-        sets += [list(words), list(words)]
-    return sets
+        wide += [list(words), list(words)]
+        probability = min((m << 22) // (m + 80), 2**22 - 2**11)
+        words[0] = probability << 10 | 256
+        narrow += [list(words), list(words)]
+    return wide + narrow
+
+
+def signed32(value: int) -> int:
+    """A number modulo 2^32, as a signed one."""
+    return (value + 2**31) % 2**32 - 2**31
+
+
+def sign(value: int) -> int:
+    """-1, 0 or 1."""
+    return (value > 0) - (value < 0)
+
+
+def level_of(index: int, odd: int) -> int:
+    """The level of an index in the first quantiser (``odd`` = 0) or the second (4.5)."""
+    return signed32(2 * index - sign(index) * odd)
+
+
+def index_of(level: int, odd: int) -> int:
+    """The index of a level in the quantiser that has it (4.5)."""
+    return (level + sign(level) * odd) // 2
+
+
+def next_state(params: Params, state: int, index: int) -> int:
+    """The state behind an index (4.5)."""
+    behind_odd_quantizer, behind_odd_index = params.taps
+    return state >> 1 ^ behind_odd_quantizer * (state & 1) ^ behind_odd_index * (index & 1)
+
+
+def predicted_index(value: int, odd: int) -> int:
+    """The index of the level nearest to a prediction in units of 2^-8 (4.5)."""
+    if odd and abs(value) < 128:
+        return 0
+    return sign(value) * (abs(value) + 256 + 256 * odd >> 9)
 
 
 class Model:
@@ -266,6 +311,7 @@ class Model:
         self.column_means = [0] * params.width
         self.row_predictions = [0] * params.width
         self.row_number = 0
+        self.state = 0
         self.sets = initial_sets()
         self.start_row()
 
@@ -275,10 +321,13 @@ class Model:
         self.levels: list[int] = []  # of the present row
         self.magnitudes: list[int] = []  # of its residuals, in units of 2^-12
 
-    def commit(self, level: int, magnitude: int) -> None:
-        """Take in a level and the magnitude of its residual."""
+    def commit(self, level: int, index: int, magnitude: int) -> None:
+        """Take in a level, its index and the magnitude of the residual."""
         column = len(self.levels)
         fixed = min(magnitude, 4095) << 12
+        if self.params.dependent:
+            fixed = min(abs(signed32(level - self.expected)), 8191) << 11
+            self.state = next_state(self.params, self.state, index)
         self.levels.append(level)
         self.magnitudes.append(fixed)
         shift = 3 if column < 8 else 4 if column < 24 else 5
@@ -310,12 +359,18 @@ class Model:
     def site(self) -> tuple[int, int, int, bool, bool]:
         """What is known about the next level: context set, low bits, prediction, leaning, down."""
         value = self.prediction()
-        predicted = (value + 128) >> 8
-        rest = value - (predicted << 8)
-        leaning = abs(rest) >= 44
+        self.expected = predicted = (value + 128) >> 8
+        rest, least = value - (predicted << 8), 44
+        narrow = False
+        if self.params.dependent:
+            odd = self.state & 1
+            predicted = predicted_index(value, odd)
+            rest, least = value - (level_of(predicted, odd) << 8), 88
+            narrow = odd == 1 and predicted == 0
+        leaning = abs(rest) >= least
         down = rest < 0
         c = scale_class(self.params, self.row_average, self.column_averages[len(self.levels)])
-        return 2 * c + leaning, low_bits(c), predicted, leaning, down
+        return 2 * c + leaning + 160 * narrow, low_bits(c), predicted, leaning, down
 
 
 def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bool) -> tuple[int, int]:
@@ -355,8 +410,9 @@ def decode_level(decoder: Decoder, model: Model) -> int:
     """The next level of a chunk (4.7)."""
     number, low, predicted, leaning, down = model.site()
     residual, magnitude = decode_residual(decoder, model.sets[number], low, leaning)
-    level = (predicted + (-residual if down else residual) + 2**31) % 2**32 - 2**31
-    model.commit(level, magnitude)
+    index = signed32(predicted + (-residual if down else residual))
+    level = level_of(index, model.state & 1) if model.params.dependent else index
+    model.commit(level, index, magnitude)
     return level
 
 

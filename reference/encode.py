@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from decode import LEVELS_MAGIC, MAGIC, Model, Params, adapted, code_bytes
+from decode import LEVELS_MAGIC, MAGIC, Model, Params, adapted, code_bytes, index_of, level_of, next_state, signed32
 
 
 class Encoder:
@@ -86,13 +86,24 @@ def encode_chunk(params: Params, levels: Sequence[int]) -> bytes:
     encoder, model = Encoder(), Model(params)
     for level in levels:
         number, low, predicted, leaning, down = model.site()
-        residual = predicted - level if down else level - predicted
-        residual = (residual + 2**31) % 2**32 - 2**31
+        index = index_of(level, model.state & 1) if params.dependent else level
+        residual = signed32(predicted - index if down else index - predicted)
         encode_residual(encoder, model.sets[number], low, leaning, residual)
-        model.commit(level, abs(residual))
+        model.commit(level, index, abs(residual))
         if len(model.levels) == params.width:
             model.end_row()
     return encoder.finish()
+
+
+def levels_of(params: Params, indices: Sequence[int]) -> list[int]:
+    """The levels that a tensor's indices stand for where two quantisers take turns (4.5)."""
+    levels = []
+    for k, index in enumerate(indices):
+        if k % params.chunk_levels == 0:
+            state = 0
+        levels.append(level_of(index, state & 1))
+        state = next_state(params, state, index)
+    return levels
 
 
 def encode_chunks(params: Params, levels: Sequence[int]) -> list[bytes]:

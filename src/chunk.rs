@@ -2,11 +2,13 @@
 
 use crate::coder::Encoder;
 use crate::context::{COST_BITS, Machine, Portable};
+use crate::dependent::States;
 use crate::levels::{self, Cost};
 use crate::params::Params;
-use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
+use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
+use crate::trellis::{BLOCK, Search, Weights};
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -59,7 +61,11 @@ pub(crate) fn quantize_on<M: Machine>(
     chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
 ) -> Sums {
-    let mut quantized = Quantized { weights, quantizer, chosen, sums: Sums::default() };
+    let choice = match params.states {
+        Some(states) => Choice::Path(quantizer.search(weights, states, params.width)),
+        None => Choice::Greedy(quantizer),
+    };
+    let mut quantized = Quantized { weights, step: f64::from(quantizer.step), choice, chosen, sums: Sums::default() };
     code::<M>(params, weights.len(), out, &mut quantized);
     quantized.sums
 }
@@ -67,33 +73,58 @@ pub(crate) fn quantize_on<M: Machine>(
 /// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
 /// compiled without the machine's features.
 trait Source {
+    /// Called before the first level of a row, the `index`-th, and then every [`BLOCK`] columns.
+    #[inline(always)]
+    fn look_ahead<const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _column: usize) {}
+
     /// The `index`-th level of the chunk, at this site.
-    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32;
+    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32;
 }
 
 struct Given<'a>(&'a [i32]);
 
 impl Source for Given<'_> {
     #[inline(always)]
-    fn level<const KIND: u8>(&mut self, _rows: &mut Rows, _site: Site, index: usize) -> i32 {
+    fn level<const KIND: u8>(&mut self, _rows: &mut Rows, _site: Site, index: usize, _column: usize) -> i32 {
         self.0[index]
     }
 }
 
 struct Quantized<'a> {
     weights: &'a [f32],
-    quantizer: Quantizer,
+    step: f64,
+    choice: Choice<'a>,
     chosen: Option<&'a mut [i32]>,
     sums: Sums,
 }
 
+/// How levels are chosen.
+enum Choice<'a> {
+    /// One by one.
+    Greedy(Quantizer),
+    /// As a path through the trellis of two quantisers.
+    Path(Search<Weights<'a>>),
+}
+
 impl Source for Quantized<'_> {
     #[inline(always)]
-    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize) -> i32 {
+    fn look_ahead<const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
+        if rows::dependent(KIND)
+            && let Choice::Path(search) = &mut self.choice
+        {
+            search.decide::<KIND>(rows, index, column);
+        }
+    }
+
+    #[inline(always)]
+    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32 {
         let weight = f64::from(self.weights[index]);
-        let level = self.quantizer.choose::<KIND>(rows, site, weight);
+        let level = match &self.choice {
+            Choice::Greedy(quantizer) => quantizer.choose::<KIND>(rows, site, weight),
+            Choice::Path(search) => search.level(column),
+        };
         let value = f64::from(level);
-        let error = weight - value * f64::from(self.quantizer.step);
+        let error = weight - value * self.step;
         self.sums.energy += weight * weight;
         self.sums.error += error * error;
         self.sums.correlation += weight * value;
@@ -121,6 +152,13 @@ pub struct Quantizer {
 }
 
 impl Quantizer {
+    fn search(self, weights: &[f32], states: States, width: usize) -> Search<Weights<'_>> {
+        // Levels of either quantiser and parity lie so near to every target.
+        let limit = f64::from((self.limit - 3).max(0));
+        let targets = Weights { weights, scale: 1.0 / f64::from(self.step), limit };
+        Search::new(targets, states, width, self.lambda, self.limit)
+    }
+
     #[inline(always)]
     fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
@@ -154,18 +192,20 @@ impl Quantizer {
     #[inline(always)]
     fn cost<const KIND: u8>(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
         let mut cost = Cost::default();
-        levels::code::<_, Portable, KIND>(&mut cost, rows.contexts(site), site.low, site.leaning, site.residual(level));
+        levels::code::<_, Portable, KIND>(
+            &mut cost,
+            rows.contexts(site),
+            site.low,
+            site.leaning,
+            site.residual::<KIND>(level),
+        );
         cost.0
     }
 }
 
 #[inline(always)]
 fn code<M: Machine>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
-    match rows::kind(params) {
-        PLAIN => code_kind::<M, PLAIN>(params, count, out, source),
-        ROW => code_kind::<M, ROW>(params, count, out, source),
-        _ => code_kind::<M, KERNEL>(params, count, out, source),
-    }
+    for_kind!(params, code_kind::<M, KIND>(params, count, out, source));
 }
 
 #[inline(always)]
@@ -176,9 +216,12 @@ fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mu
     while start < count {
         let width = params.width.min(count - start);
         for column in 0..width {
+            if column % BLOCK == 0 {
+                source.look_ahead::<KIND>(&rows, start + column, column);
+            }
             let site = rows.site::<KIND>(column);
-            let level = source.level::<KIND>(&mut rows, site, start + column);
-            let residual = site.residual(level);
+            let level = source.level::<KIND>(&mut rows, site, start + column, column);
+            let residual = site.residual::<KIND>(level);
             levels::code::<_, M, KIND>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
             rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
         }

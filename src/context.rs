@@ -35,9 +35,9 @@ pub const SET: usize = 32;
 /// All contexts of one scale class and one kind of prediction.
 pub type ContextSet = [u32; SET];
 
-/// Room for two sets a class; a power of two, so that an index can be masked instead of checked.
-pub const SETS: usize = 256;
-const _: () = assert!(2 * scale::CLASSES <= SETS);
+/// Room for four sets a class; a power of two, so that an index can be masked instead of checked.
+pub const SETS: usize = 512;
+const _: () = assert!(4 * scale::CLASSES <= SETS);
 /// The sets of a chunk, by [`set`].
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -62,17 +62,22 @@ impl DerefMut for Contexts {
 /// Sets of predictions that lean to one side follow on all others: where none leans, those in use are neighbours.
 pub const LEANING_SETS: usize = scale::CLASSES;
 
+/// Sets of levels about zero in the second of two quantisers follow on those.
+pub const NARROW_SETS: usize = 2 * scale::CLASSES;
+
 /// Index of a scale class's set.
 #[inline(always)]
 #[must_use]
-pub fn set(class: usize, leaning: bool) -> usize {
-    class + if leaning { LEANING_SETS } else { 0 }
+pub fn set(class: usize, leaning: bool, narrow: bool) -> usize {
+    class + if leaning { LEANING_SETS } else { 0 } + if narrow { NARROW_SETS } else { 0 }
 }
 
 /// Initial counter: shift 3, the weight of about six visits.
 const START: u32 = 2 << 7;
 /// Bounds of the probability in units of 2^-22: 2^-11 and 1 - 2^-11.
 const LEAST: u32 = 1 << 11;
+/// What stands for `a` in the chance of more than zero in the second of two quantisers, where zero is narrow.
+const NARROW_OFFSET: u64 = 80;
 const MOST: u32 = (1 << 22) - (1 << 11);
 
 /// What a context moves towards, in units of 2^-30, with ones in the bits that a probability does not have: the distance
@@ -161,11 +166,14 @@ pub fn initial() -> &'static Contexts {
             let mean = u64::from(scale::from_log(scale::lower_log(class)) >> scale::LOW_BITS[class]);
             let offset = 1229 + (2867 << 12) / (4096 + 2 * mean);
             for k in 0..UNARY {
-                let p = (mean << 22) / (mean + offset + 2867 * k as u64);
-                let p = p.clamp(u64::from(LEAST), u64::from(MOST)) as u32;
                 let index = group_start(k / GROUP) + k % GROUP;
-                for leaning in [false, true] {
-                    contexts[set(class, leaning)][index] = p << 10 | START;
+                for narrow in [false, true] {
+                    let offset = if narrow && k == 0 { NARROW_OFFSET } else { offset + 2867 * k as u64 };
+                    let p = (mean << 22) / (mean + offset);
+                    let p = p.clamp(u64::from(LEAST), u64::from(MOST)) as u32;
+                    for leaning in [false, true] {
+                        contexts[set(class, leaning, narrow)][index] = p << 10 | START;
+                    }
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 
 use crate::chunk::{self, Quantizer, Sums};
+use crate::dependent::States;
 use crate::fit::{self, Layout};
 use crate::lanes::{self, Job, Output};
 use crate::measure::{self, Measure};
@@ -98,11 +99,12 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    1
+    2
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
-/// `levels` and `weights` (to be quantised with `step`) is given, `sampled` of them.
+/// `levels` and `weights` (to be quantised with `step`) is given, `sampled` of them. `state_bits` is 0 for one quantiser,
+/// else log2 of the number of states of two.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -115,6 +117,7 @@ pub unsafe extern "C" fn dc_fit(
     weights: *const f32,
     sampled: usize,
     step: f32,
+    state_bits: u8,
     out: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -123,15 +126,16 @@ pub unsafe extern "C" fn dc_fit(
         // SAFETY: valid by this function's contract.
         let (shape, out, length) = unsafe { (input(shape, dimensions)?, output(out, capacity)?, output(length, 1)?) };
         let layout = Layout::of_shape(shape);
+        let states = if state_bits == 0 { None } else { Some(States::of_bits(state_bits)?) };
         let params = if levels.is_null() {
             // SAFETY: as above.
             let weights = unsafe { input(weights, sampled)? };
             let scale = 1.0 / f64::from(step);
-            fit::fit(layout, count, sampled, |i| f64::from(weights[i]) * scale)
+            fit::fit(layout, count, sampled, states, |i| f64::from(weights[i]) * scale)
         } else {
             // SAFETY: as above.
             let levels = unsafe { input(levels, sampled)? };
-            fit::fit(layout, count, sampled, |i| f64::from(levels[i]))
+            fit::fit(layout, count, sampled, states, |i| f64::from(levels[i]))
         };
         let mut stored = Vec::new();
         params.write(&mut stored);
@@ -165,7 +169,7 @@ pub unsafe extern "C" fn dc_measure(weights: *const f32, count: usize, out: *mut
     })
 }
 
-/// Encodes one chunk of levels.
+/// Encodes one chunk of levels. With two quantisers, not every sequence of levels exists; others are refused.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -184,8 +188,10 @@ pub unsafe extern "C" fn dc_encode(
         let (params, levels) = unsafe { (input(params, params_length)?, input(levels, count)?) };
         // SAFETY: as above.
         let (out, length) = unsafe { (output(out, capacity)?, output(length, 1)?) };
+        let params =
+            Params::read(params).filter(|params| params.states.is_none_or(|states| states.has_path(levels)))?;
         let mut coded = Vec::new();
-        chunk::encode(&Params::read(params)?, levels, &mut coded);
+        chunk::encode(&params, levels, &mut coded);
         deliver(&coded, out, length)
     })
 }

@@ -3,6 +3,7 @@
 //! Nothing here is normative: a decoder reads the result from the file.
 
 use crate::context::{COST_BITS, log2};
+use crate::dependent::States;
 use crate::params::{
     KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_WIDTH, Params, RowPrediction,
 };
@@ -59,7 +60,13 @@ impl Layout {
 /// Parameters for `count` levels laid out as `layout`, from a sample of `sampled` of them: whole rows, as far as there are
 /// any, `level(i)` being (about) the i-th level of the sample.
 #[must_use]
-pub fn fit(layout: Layout, count: usize, sampled: usize, level: impl Fn(usize) -> f64) -> Params {
+pub fn fit(
+    layout: Layout,
+    count: usize,
+    sampled: usize,
+    states: Option<States>,
+    level: impl Fn(usize) -> f64,
+) -> Params {
     let width = layout.width.min(count.max(1));
     let rows = count.div_ceil(width).max(1);
     let chunks = count.div_ceil(CHUNK_TARGET).max(1);
@@ -79,9 +86,11 @@ pub fn fit(layout: Layout, count: usize, sampled: usize, level: impl Fn(usize) -
     let used = weights.unwrap_or_default();
     let kernel = layout.kernel.filter(|_| used[ROW_FEATURES..].iter().any(|w| *w != 0));
     let mean = moments.magnitude * (moments.error(&used) / moments.energy.max(f64::MIN_POSITIVE)).sqrt();
+    // With two quantisers, magnitudes are those of indices, half as large.
+    let unit = if states.is_some() { 2048.0 } else { 4096.0 };
     Params {
         resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
-        mean_log: scale::log((mean * 4096.0).clamp(16.0, 16_777_215.0) as i32) as u8,
+        mean_log: scale::log((mean * unit).clamp(16.0, 16_777_215.0) as i32) as u8,
         width,
         chunk_rows,
         row: (used[0] != 0 || used[1] != 0).then_some(RowPrediction { above: used[0], column: used[1] }),
@@ -90,6 +99,7 @@ pub fn fit(layout: Layout, count: usize, sampled: usize, level: impl Fn(usize) -
             size,
             weights: std::array::from_fn(|k| used[ROW_FEATURES + k]),
         }),
+        states,
     }
 }
 
@@ -228,16 +238,16 @@ mod tests {
     #[test]
     fn a_smooth_kernel_is_predicted_and_noise_is_not() {
         let layout = Layout { width: 90, kernel: Some((3, 9)) };
-        let smooth = fit(layout, 9000, 9000, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
+        let smooth = fit(layout, 9000, 9000, None, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
         assert!(smooth.kernel.is_some());
-        let noise = fit(layout, 9000, 9000, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
+        let noise = fit(layout, 9000, 9000, None, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
         assert_eq!((noise.kernel, noise.row), (None, None));
     }
 
     #[test]
     fn chunks_are_even_and_within_their_limit() {
         for (width, count) in [(384, 384 * 384), (1, 1 << 24), (65_536, 1 << 24), (1000, 999), (7, 0)] {
-            let params = fit(Layout { width, kernel: None }, count, 0, |_| 1.0);
+            let params = fit(Layout { width, kernel: None }, count, 0, None, |_| 1.0);
             assert!(params.chunk_levels() <= MAX_CHUNK);
             let mut bytes = Vec::new();
             params.write(&mut bytes);

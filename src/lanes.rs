@@ -10,7 +10,7 @@ use crate::coder::{self, Decoder};
 use crate::context::{Machine, Portable};
 use crate::levels::{self, Magnitude};
 use crate::params::Params;
-use crate::rows::{self, KERNEL, PLAIN, ROW, Rows, Site};
+use crate::rows::{self, DEPENDENT, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 
@@ -102,7 +102,7 @@ impl<'j, 'a> Lane<'j, 'a> {
         let (site, magnitude) = (self.site, self.magnitude);
         let set = self.rows.contexts(site);
         let residual = levels::code_sign::<_, KIND>(&mut self.decoder, set, site.leaning, magnitude, false);
-        self.rows.commit::<KIND>(self.column, site, site.level(residual), magnitude.value);
+        self.rows.commit::<KIND>(self.column, site, site.level::<KIND>(residual), magnitude.value);
         self.column += 1;
     }
 
@@ -160,7 +160,7 @@ pub fn decode(jobs: &mut [Job]) {
 
 #[inline(always)]
 pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
-    let mut kinds = [const { Vec::new() }; 3];
+    let mut kinds = [const { Vec::new() }; (DEPENDENT + KERNEL) as usize + 1];
     for job in jobs {
         job.good = false;
         if job.output.len() == 0 {
@@ -169,10 +169,13 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
             kinds[usize::from(rows::kind(&job.params))].push(job);
         }
     }
-    let [plain, row, kernel] = kinds;
+    let [plain, row, kernel, _, dependent_plain, dependent_row, dependent_kernel] = kinds;
     decode_kind::<M, PLAIN>(plain);
     decode_kind::<M, ROW>(row);
     decode_kind::<M, KERNEL>(kernel);
+    decode_kind::<M, { DEPENDENT + PLAIN }>(dependent_plain);
+    decode_kind::<M, { DEPENDENT + ROW }>(dependent_row);
+    decode_kind::<M, { DEPENDENT + KERNEL }>(dependent_kernel);
 }
 
 #[inline(always)]

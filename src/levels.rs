@@ -9,7 +9,7 @@
 
 use crate::coder::{Decoder, Encoder, GROUP};
 use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, Machine, SIGN, UNARY};
-use crate::rows::PLAIN;
+use crate::rows;
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
 pub trait Coder {
@@ -122,7 +122,7 @@ pub struct Magnitude {
     upper: u32,
 }
 
-/// Codes `residual` in a class of `low` low bits; `leaning`: the sign has a context, which it never has in [`PLAIN`] tensors.
+/// Codes `residual` in a class of `low` low bits; `leaning`: the sign has a context, which it never has in tensors without predictions.
 #[inline(always)]
 pub fn code<C: Coder, M: Machine, const KIND: u8>(
     coder: &mut C,
@@ -162,9 +162,9 @@ pub fn code_sign<C: Coder, const KIND: u8>(
 ) -> i32 {
     // Without a magnitude there is no sign to code, but then what it is does not matter.
     let signed = magnitude.value != 0;
-    let leaning = KIND != PLAIN && leaning;
+    let leaning = rows::predicts(KIND) && leaning;
     let mut turn = coder.raw_bit(signed && !leaning, negative) && !leaning;
-    if KIND != PLAIN {
+    if rows::predicts(KIND) {
         let context = &mut set[SIGN + (magnitude.upper as usize).min(LOW_BIT - SIGN - 1)];
         turn |= code_bit(coder, context, signed && leaning, negative);
     }

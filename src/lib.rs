@@ -8,6 +8,7 @@ pub mod bytes;
 pub mod chunk;
 pub mod coder;
 pub mod context;
+pub mod dependent;
 pub mod ffi;
 pub mod fit;
 pub mod lanes;
@@ -20,3 +21,4 @@ pub mod scale;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod trellis;

@@ -1,16 +1,18 @@
 //! The coding parameters of a tensor: how its levels are laid out, predicted and classed. Stored once a tensor.
 //!
 //! ```text
-//! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes; other bits are zero
+//! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes, 8 = dependent quantisation
 //! byte    logarithm of the mean magnitude of a residual, eighths of an octave, 0..=191 (96 is a mean of 1)
 //! varint  width of a row, 1..=65536
 //! varint  rows in a chunk, 1..; a chunk holds at most 2^20 levels
 //! if row prediction:     i8 weight of the level above, i8 weight of the column's mean
 //! if kernel prediction:  byte kernel width 1..=64, byte kernel size 1..=128,
 //!                        5 x i8 weights of: left, up, up-left, two left, two up
+//! if dependent:          byte log2 of the number of states, 3..=6
 //! ```
 //! Weights are in units of 1/64.
 
+use crate::dependent::States;
 use crate::scale::{LAST_LOG, Resolution};
 
 /// Most columns of a row.
@@ -59,6 +61,8 @@ pub struct Params {
     pub row: Option<RowPrediction>,
     /// Prediction inside kernels.
     pub kernel: Option<KernelPrediction>,
+    /// Two quantisers take turns, chosen by a machine of so many states.
+    pub states: Option<States>,
 }
 
 impl Params {
@@ -72,7 +76,8 @@ impl Params {
     pub fn write(&self, out: &mut Vec<u8>) {
         let flags = u8::from(self.row.is_some())
             | u8::from(self.kernel.is_some()) << 1
-            | u8::from(self.resolution == Resolution::Coarse) << 2;
+            | u8::from(self.resolution == Resolution::Coarse) << 2
+            | u8::from(self.states.is_some()) << 3;
         out.extend([flags, self.mean_log]);
         write_varint(out, self.width);
         write_varint(out, self.chunk_rows);
@@ -83,6 +88,7 @@ impl Params {
             out.extend([kernel.width as u8, kernel.size as u8]);
             out.extend(kernel.weights.map(|w| w as u8));
         }
+        out.extend(self.states.map(States::bits));
     }
 
     /// Reads the stored form; `None` if it is not exactly one, with every value in its range.
@@ -93,7 +99,7 @@ impl Params {
         let mean_log = reader.byte()?;
         let width = reader.varint()?;
         let chunk_rows = reader.varint()?;
-        if flags > 7 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
+        if flags > 15 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
             return None;
         }
         if width.checked_mul(chunk_rows)? > MAX_CHUNK {
@@ -118,7 +124,8 @@ impl Params {
             None
         };
         let resolution = if flags & 4 != 0 { Resolution::Coarse } else { Resolution::Fine };
-        reader.0.is_empty().then_some(Self { resolution, mean_log, width, chunk_rows, row, kernel })
+        let states = if flags & 8 != 0 { Some(States::of_bits(reader.byte()?)?) } else { None };
+        reader.0.is_empty().then_some(Self { resolution, mean_log, width, chunk_rows, row, kernel, states })
     }
 }
 
@@ -166,6 +173,7 @@ mod tests {
             chunk_rows: 200,
             row: Some(RowPrediction { above: -3, column: 64 }),
             kernel: Some(KernelPrediction { width: 3, size: 9, weights: [1, -2, 3, -128, 127] }),
+            states: States::of_bits(5),
         }
     }
 
@@ -174,8 +182,16 @@ mod tests {
         let variants = [
             example(),
             Params { row: None, ..example() },
+            Params { states: None, ..example() },
             Params { kernel: None, resolution: Resolution::Fine, width: MAX_WIDTH, chunk_rows: 16, ..example() },
-            Params { row: None, kernel: None, width: 1, chunk_rows: MAX_CHUNK, ..example() },
+            Params {
+                row: None,
+                kernel: None,
+                width: 1,
+                chunk_rows: MAX_CHUNK,
+                states: States::of_bits(3),
+                ..example()
+            },
         ];
         for params in variants {
             let mut bytes = Vec::new();
@@ -192,7 +208,7 @@ mod tests {
             assert_eq!(Params::read(&bytes[..length]), None);
         }
         assert_eq!(Params::read(&[&bytes[..], &[0]].concat()), None);
-        for (position, value) in [(0, 8), (0, 255), (1, 241)] {
+        for (position, value) in [(0, 16), (0, 255), (1, 241)] {
             let mut bad = bytes.clone();
             bad[position] = value;
             assert_eq!(Params::read(&bad), None);
@@ -207,6 +223,9 @@ mod tests {
             &[2, 0, 1, 1, 0, 9, 0, 0, 0, 0, 0],   // kernel width 0
             &[2, 0, 1, 1, 65, 9, 0, 0, 0, 0, 0],  // kernel width 65
             &[2, 0, 1, 1, 3, 129, 0, 0, 0, 0, 0], // kernel size 129
+            &[8, 0, 1, 1],                        // no number of states
+            &[8, 0, 1, 1, 2],                     // 4 states
+            &[8, 0, 1, 1, 7],                     // 128 states
         ] {
             assert_eq!(Params::read(bad), None, "{bad:?}");
         }

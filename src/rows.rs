@@ -6,8 +6,11 @@
 //!
 //! Three kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`]):
 //! no prediction; prediction from the rows above, known before the row begins; prediction inside convolution kernels too.
+//! Each with one quantiser or two ([`DEPENDENT`], see `dependent.rs`). With two, memory and predictions are of levels, and
+//! what is coded are indices: the prediction is turned into one of the quantiser in force.
 
 use crate::context::{self, ContextSet, Contexts, SETS};
+use crate::dependent::{self, States, Taps};
 use crate::params::{KERNEL_WEIGHTS, MAX_KERNEL, MAX_KERNEL_WIDTH, Params};
 use crate::scale;
 
@@ -17,6 +20,38 @@ pub const PLAIN: u8 = 0;
 pub const ROW: u8 = 1;
 /// Prediction from the rows above and inside the kernel.
 pub const KERNEL: u8 = 2;
+/// Added to the others: two quantisers.
+pub const DEPENDENT: u8 = 4;
+
+/// Whether tensors of this kind have predictions.
+pub(crate) const fn predicts(kind: u8) -> bool {
+    kind % DEPENDENT != PLAIN
+}
+
+/// Whether tensors of this kind have predictions inside kernels.
+pub(crate) const fn in_kernels(kind: u8) -> bool {
+    kind % DEPENDENT == KERNEL
+}
+
+/// Whether tensors of this kind have two quantisers.
+pub(crate) const fn dependent(kind: u8) -> bool {
+    kind >= DEPENDENT
+}
+
+/// Calls a function that is generic over the kind of tensor, with the kind of `params`.
+macro_rules! for_kind {
+    ($params:expr, $function:ident::<$($machine:ident,)? KIND>($($argument:expr),*)) => {
+        match $crate::rows::kind($params) {
+            0 => $function::<$($machine,)? 0>($($argument),*),
+            1 => $function::<$($machine,)? 1>($($argument),*),
+            2 => $function::<$($machine,)? 2>($($argument),*),
+            4 => $function::<$($machine,)? 4>($($argument),*),
+            5 => $function::<$($machine,)? 5>($($argument),*),
+            _ => $function::<$($machine,)? 6>($($argument),*),
+        }
+    };
+}
+pub(crate) use for_kind;
 
 /// Fractional bits of a prediction.
 pub(crate) const FRACTION: u32 = 8;
@@ -32,13 +67,12 @@ const CLAMP: i32 = 1 << 15;
 /// Which kind of tensor `params` describes.
 #[must_use]
 pub fn kind(params: &Params) -> u8 {
-    if params.kernel.is_some() {
-        KERNEL
-    } else if params.row.is_some() {
-        ROW
-    } else {
-        PLAIN
-    }
+    let prediction = match (params.kernel, params.row) {
+        (Some(_), _) => KERNEL,
+        (None, Some(_)) => ROW,
+        (None, None) => PLAIN,
+    };
+    prediction + if params.states.is_some() { DEPENDENT } else { 0 }
 }
 
 /// What is known about the next level.
@@ -48,8 +82,12 @@ pub struct Site {
     pub set: usize,
     /// Low bits of the magnitude that are coded apart.
     pub low: u32,
-    /// The predicted level.
+    /// The predicted level, or with two quantisers the predicted index.
     pub predicted: i32,
+    /// The level nearest to the prediction, from which magnitudes are taken.
+    pub(crate) expected: i32,
+    /// With two quantisers, 1 if the second is in force.
+    pub(crate) odd: i32,
     /// The prediction leans to one side: the sign of the residual has a context.
     pub leaning: bool,
     /// It leans down: the residual is coded with its sign turned.
@@ -59,18 +97,46 @@ pub struct Site {
 }
 
 impl Site {
+    /// The site with what follows from its class and the prediction.
+    #[inline(always)]
+    pub(crate) fn predicted<const KIND: u8>(self, class: usize, prediction: i32) -> Self {
+        if !predicts(KIND) {
+            return Self { set: context::set(class, false, dependent(KIND) && self.odd != 0), ..self };
+        }
+        let expected = rounded(prediction);
+        if !dependent(KIND) {
+            // How far the prediction lies above the lower end of what rounds to the predicted level; half is in the
+            // middle.
+            let rest = (prediction + HALF) & (2 * HALF - 1);
+            let leaning = !LEVEL.contains(&rest);
+            let set = context::set(class, leaning, false);
+            return Self { set, predicted: expected, expected, leaning, down: rest < HALF, ..self };
+        }
+        // The nearest level of the quantiser in force: of the second, zero has half a step to either side.
+        let offset = self.odd << FRACTION;
+        let magnitude = (prediction.abs() + 2 * HALF + offset) >> (FRACTION + 1);
+        let magnitude = if prediction.abs() < offset / 2 { 0 } else { magnitude };
+        let predicted = if prediction < 0 { -magnitude } else { magnitude };
+        let rest = prediction - (dependent::level(predicted, self.odd) << FRACTION);
+        let leaning = rest.abs() >= 2 * LEANING;
+        let set = context::set(class, leaning, self.odd != 0 && predicted == 0);
+        Self { set, predicted, expected, leaning, down: rest < 0, ..self }
+    }
+
     /// The residual of `level`, as it is coded.
     #[inline(always)]
     #[must_use]
-    pub fn residual(self, level: i32) -> i32 {
-        turned(level.wrapping_sub(self.predicted), self.down)
+    pub fn residual<const KIND: u8>(self, level: i32) -> i32 {
+        let coded = if dependent(KIND) { dependent::index(level, self.odd) } else { level };
+        turned(coded.wrapping_sub(self.predicted), self.down)
     }
 
     /// The level that has this residual.
     #[inline(always)]
     #[must_use]
-    pub fn level(self, residual: i32) -> i32 {
-        turned(residual, self.down).wrapping_add(self.predicted)
+    pub fn level<const KIND: u8>(self, residual: i32) -> i32 {
+        let coded = turned(residual, self.down).wrapping_add(self.predicted);
+        if dependent(KIND) { dependent::level(coded, self.odd) } else { coded }
     }
 }
 
@@ -84,9 +150,12 @@ fn turned(value: i32, turn: bool) -> i32 {
 pub struct Rows {
     pub(crate) contexts: Box<Contexts>,
     pub(crate) class_mask: usize,
-    mean: i32,
+    pub(crate) mean: i32,
     above_weight: i32,
     column_weight: i32,
+    pub(crate) taps: Taps,
+    /// State of the machine that chooses between two quantisers.
+    pub(crate) state: u32,
     pub(crate) kernel: Kernel,
     /// Running magnitude of the row.
     pub(crate) row: i32,
@@ -119,6 +188,8 @@ impl Rows {
             mean,
             above_weight: i32::from(row.above),
             column_weight: i32::from(row.column),
+            taps: params.states.map(States::taps).unwrap_or_default(),
+            state: 0,
             kernel: Kernel::new(params),
             row: mean,
             row_count: 0,
@@ -137,27 +208,23 @@ impl Rows {
     #[inline(always)]
     #[must_use]
     pub fn site<const KIND: u8>(&mut self, column: usize) -> Site {
-        let share = self.shares[column];
-        let class = scale::class(self.row, share) & self.class_mask;
-        let low = u32::from(scale::LOW_BITS[class]);
-        if KIND == PLAIN {
-            return Site { set: context::set(class, false), low, predicted: 0, leaning: false, down: false, share };
+        let mut prediction = 0;
+        if predicts(KIND) {
+            prediction = self.predictions[column];
         }
-        let mut prediction = self.predictions[column];
-        if KIND == KERNEL {
+        if in_kernels(KIND) {
             prediction = self.predict_in_kernel(column);
         }
-        // How far the prediction lies above the lower end of what rounds to the predicted level; half is in the middle.
-        let rest = (prediction + HALF) & (2 * HALF - 1);
-        let leaning = !LEVEL.contains(&rest);
-        Site {
-            set: context::set(class, leaning),
-            low,
-            predicted: rounded(prediction),
-            leaning,
-            down: rest < HALF,
-            share,
-        }
+        self.site_with::<KIND>(self.shares[column], self.row, (self.state & 1) as i32, prediction)
+    }
+
+    /// What would be known about a level in a column of this share, with this average of the row, this quantiser in
+    /// force and this prediction.
+    #[inline(always)]
+    pub(crate) fn site_with<const KIND: u8>(&self, share: i32, row: i32, odd: i32, prediction: i32) -> Site {
+        let class = scale::class(row, share) & self.class_mask;
+        let site = Site { low: u32::from(scale::LOW_BITS[class]), share, odd, ..Site::default() };
+        site.predicted::<KIND>(class, prediction)
     }
 
     /// The prediction of the level in the next column, `column`, from the rows above and the kernel.
@@ -178,8 +245,14 @@ impl Rows {
     #[inline(always)]
     pub fn commit<const KIND: u8>(&mut self, column: usize, site: Site, level: i32, magnitude: u32) {
         self.levels[column] = level;
-        self.row = scale::row_average(self.row, scale::fixed(magnitude), site.share);
-        if KIND == KERNEL {
+        let mut fixed = scale::fixed(magnitude);
+        if dependent(KIND) {
+            // The index is odd if one of residual and predicted index is.
+            self.state = self.taps.next(self.state, magnitude ^ site.predicted as u32);
+            fixed = scale::fixed_half(level.wrapping_sub(site.expected).unsigned_abs());
+        }
+        self.row = scale::row_average(self.row, fixed, site.share);
+        if in_kernels(KIND) {
             self.kernel.commit(column, level);
         }
     }
@@ -198,11 +271,13 @@ impl Rows {
         self.row_count += 1;
         self.row = self.mean;
         for ((column, level), prediction) in self.columns.iter_mut().zip(&self.levels).zip(&self.predictions) {
-            let residual = if KIND == PLAIN { *level } else { level.wrapping_sub(rounded(*prediction)) };
-            *column += (scale::fixed(residual.unsigned_abs()) - *column) >> shift;
+            let residual = if !predicts(KIND) { *level } else { level.wrapping_sub(rounded(*prediction)) };
+            let magnitude = residual.unsigned_abs();
+            let fixed = if dependent(KIND) { scale::fixed_half(magnitude) } else { scale::fixed(magnitude) };
+            *column += (fixed - *column) >> shift;
         }
         self.share_columns();
-        if KIND != PLAIN {
+        if predicts(KIND) {
             let (above_weight, column_weight) = (4 * self.above_weight, self.column_weight);
             for ((mean, prediction), level) in self.means.iter_mut().zip(&mut self.predictions).zip(&self.levels) {
                 let level = clamped(*level);
@@ -210,7 +285,7 @@ impl Rows {
                 *prediction = above_weight * level + ((column_weight * *mean) >> 6);
             }
         }
-        if KIND == KERNEL {
+        if in_kernels(KIND) {
             self.kernel.position = 0;
         }
     }
@@ -230,14 +305,14 @@ fn rounded(prediction: i32) -> i32 {
 }
 
 #[inline(always)]
-fn clamped(level: i32) -> i32 {
+pub(crate) fn clamped(level: i32) -> i32 {
     level.clamp(-CLAMP, CLAMP - 1)
 }
 
 /// Prediction inside convolution kernels, from five neighbours.
 pub(crate) struct Kernel {
     /// Positions in a kernel.
-    size: usize,
+    pub(crate) size: usize,
     /// Position of the next level.
     position: usize,
     /// How far back in the row the neighbours lie.
@@ -274,9 +349,25 @@ impl Kernel {
 
     #[inline(always)]
     fn prediction(&self, column: usize) -> i32 {
-        let weights = &self.weights[self.position % MAX_KERNEL];
-        let neighbours = self.offsets.map(|offset| self.recent[usize::from((column as u8).wrapping_sub(offset))]);
-        weights.iter().zip(neighbours).map(|(weight, level)| weight * level).sum()
+        self.prediction_of(self.position, |offset| self.recent(column, offset))
+    }
+
+    /// The prediction at this position of the kernel, from the level that lies so far back in the row.
+    #[inline(always)]
+    pub(crate) fn prediction_of(&self, position: usize, level: impl Fn(u8) -> i32) -> i32 {
+        let weights = &self.weights[position % MAX_KERNEL];
+        weights.iter().zip(self.offsets).map(|(weight, offset)| weight * level(offset)).sum()
+    }
+
+    /// The level so many columns before `column`, clamped.
+    #[inline(always)]
+    pub(crate) fn recent(&self, column: usize, offset: u8) -> i32 {
+        self.recent[usize::from((column as u8).wrapping_sub(offset))]
+    }
+
+    /// How far back the farthest neighbour lies.
+    pub(crate) fn farthest(&self) -> usize {
+        self.offsets.into_iter().max().map_or(0, usize::from)
     }
 
     #[inline(always)]

@@ -62,6 +62,13 @@ pub fn fixed(magnitude: u32) -> i32 {
     (magnitude.min(LARGEST) << FRACTION) as i32
 }
 
+/// Half a magnitude as it enters an average: with two quantisers, whose indices are half as large as their levels.
+#[inline(always)]
+#[must_use]
+pub fn fixed_half(magnitude: u32) -> i32 {
+    (magnitude.min(2 * LARGEST + 1) << (FRACTION - 1)) as i32
+}
+
 /// `8 log2(x)` rounded down to the eighths of a linear mantissa, for `0 <= x < 2^24` with its lowest bit taken as one.
 ///
 /// That is exponent and three bits of mantissa of x as a float: the conversion is exact below 2^24, and vectorises.

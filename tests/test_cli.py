@@ -91,7 +91,7 @@ def test_a_decompressed_checkpoint_is_what_the_library_restores(folder):
 def test_inspect_shows_where_the_bytes_go(folder):
     out = run("inspect", "good.dcb").stdout
     assert "2 tensors, quantized" in out and "2 tensors, exact" in out and "header and index" in out
-    assert re.search(r"a\.weight +64x48 +float32 +\d\.\d\d +0\.\d+ +\d,\d{3}\n", out)
+    assert re.search(r"a\.weight +64x48 +float32 +\d\.\d\d +0\.\d+ +trellis 32 +\d,\d{3}\n", out)
     assert re.search(r"count +scalar +int64 +64\.00 +exact +8\n", out)
 
 
@@ -199,6 +199,8 @@ def test_sizes_may_have_a_suffix(text, number):
         (["--sqnr", "25"], {"sqnr": 25}),
         (["--step", "0.1", "--rate-distortion", "0"], {"step": 0.1, "rate_distortion": 0}),
         (["--bits", "4", "--threads", "1"], {"bits": 4}),
+        (["--quantizer", "scalar"], {"quantizer": "scalar"}),
+        (["--states", "8"], {"states": 8}),
         (["--size", "16kB"], {"size": 16_000}),
         (["--tensor", "a.*=exact", "--tensor", "*.weight=step:.25"]
             , {"overrides": {"a.*": {"exact": True}, "*.weight": {"step": 0.25}}}),

@@ -31,6 +31,7 @@ BAD = [
     {"step": 0}, {"step": -0.1}, {"step": math.inf}, {"step": math.nan},
     {"rate_distortion": -1}, {"rate_distortion": 101}, {"rate_distortion": math.nan}, {"rate_distortion": "1"},
     {"threads": 0}, {"threads": -2}, {"threads": True},
+    {"quantizer": "vector"}, {"quantizer": None}, {"states": 4}, {"states": 12}, {"states": "8"}, {"states": True},
     {"sqnr": 20, "bits": 3}, {"size": 100, "step": 1}, {"sqnr": 1, "bits": 1, "size": 1, "step": 1},
     {"overrides": 5}, {"overrides": [("*", {"exact": True})]}, {"overrides": {3: {"exact": True}}},
     {"overrides": {"*": True}}, {"overrides": {"*": {}}}, {"overrides": {"*": {"exact": 1}}},
@@ -93,7 +94,7 @@ def test_patterns_respect_case_and_need_not_match():
 
 
 def test_a_step_can_be_given_for_one_tensor():
-    with_step = deepcabac.compress(W, overrides={"head.weight": {"step": 0.25}}, rate_distortion=0)
+    with_step = deepcabac.compress(W, overrides={"head.weight": {"step": 0.25}}, rate_distortion=0, quantizer="scalar")
     restored = deepcabac.decompress(with_step)["head.weight"]
     assert np.abs(restored - W["head.weight"]).max() <= 0.125 * 1.001
     assert np.abs(restored / 0.25 - np.rint(restored / 0.25)).max() < 1e-3

@@ -143,7 +143,7 @@ def test_extreme_levels() -> None:
 
 def random_record(source: random.Random) -> tuple[bytes, int]:
     """Any parameters, and the number of levels in a chunk."""
-    flags = source.randrange(8)
+    flags = source.randrange(16)
     width, rows = source.choice([1, 2, 3, 5, 7, 9, 16, 25, 40, 100]), source.choice([1, 2, 3, 10, 60])
     record = (
         bytes([flags, source.choice([0, 30, 60, 96, 100, 120, 150, 191])]) + encode.varint(width) + encode.varint(rows)
@@ -153,7 +153,17 @@ def random_record(source: random.Random) -> tuple[bytes, int]:
     if flags & 2:
         largest = source.choice([(5, 12), (64, 128)])
         record += bytes([source.randint(1, largest[0]), source.randint(1, largest[1])]) + source.randbytes(5)
+    if flags & 8:
+        record += bytes([source.randint(3, 6)])
     return record, width * rows
+
+
+def possible(record: bytes, numbers: list[int]) -> list[int]:
+    """Levels that tensors of these parameters can have: the numbers, or with two quantisers those of these indices."""
+    params = decode.Params(record)
+    most = 2**30 - 1 if params.dependent else 2**31 - 1
+    numbers = [max(-most, min(most, number)) for number in numbers]
+    return encode.levels_of(params, numbers) if params.dependent else numbers
 
 
 def test_any_parameters() -> None:
@@ -162,7 +172,7 @@ def test_any_parameters() -> None:
         record, chunk = random_record(source)
         scale = source.choice([0, 0.5, 3, 100, 1e5, 1e9])
         count = source.randint(1, min(300, 3 * chunk))
-        levels = [max(-(2**31), min(2**31 - 1, round(source.gauss(0, scale)))) for _ in range(count)]
+        levels = possible(record, [round(source.gauss(0, scale)) for _ in range(count)])
         chunks = encode.encode_chunks(decode.Params(record), levels)
         both_levels(encode.write_levels([count], record, chunks), np.array(levels))
 
@@ -292,7 +302,7 @@ def test_damaged_levels_with_right_checksums() -> None:
     for _ in range(250):
         record, chunk = random_record(source)
         count = source.randint(1, min(60, 2 * chunk))
-        levels = [round(source.gauss(0, source.choice([0.3, 2, 500]))) for _ in range(count)]
+        levels = possible(record, [round(source.gauss(0, source.choice([0.3, 2, 500]))) for _ in range(count)])
         chunks = encode.encode_chunks(decode.Params(record), levels)
         what = source.randrange(3)
         if what == 0:
@@ -381,7 +391,7 @@ EDGES: dict[str, tuple[bytes, str]] = {
     "step subnormal": (index_of(entry(rest=levels_of(b"\1\0\0\0", RECORD))), "decoded"),
     "record empty": (index_of(entry(rest=levels_of(1, b""))), "refused"),
     "record too long": (index_of(entry(rest=levels_of(1, RECORD + b"\0"))), "refused"),
-    "flags 8": (index_of(entry(rest=levels_of(1, bytes([8, 96, 3, 4])))), "refused"),
+    "flags 16": (index_of(entry(rest=levels_of(1, bytes([16, 96, 3, 4])))), "refused"),
     "width 0": (index_of(entry(rest=levels_of(1, bytes([0, 96, 0, 4])))), "refused"),
     "width 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 16])))), "decoded"),
     "width 65537": (index_of(entry(rest=levels_of(1, bytes([0, 96, 129, 128, 4, 1])))), "refused"),
@@ -431,7 +441,7 @@ def test_examples_of_the_text() -> None:
     text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
     text = text[text.index("### 4.11") : text.index("## 5 ")]
     examples = re.findall(r"parameters  ([0-9a-f ]+)\nlevels(.*?)chunk((?:\s+[0-9a-f ]+\n)+)", text, re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for parameters, numbers, coded in examples:
         record, levels, chunk = bytes.fromhex(parameters), [int(x) for x in numbers.split()], bytes.fromhex(coded)
         assert decode.decode_chunk(decode.Params(record), 15, chunk) == levels
@@ -452,7 +462,13 @@ def test_blocks_of_the_text() -> None:
     record = bytes([7, 100, 4, 2, 20, 30, 2, 4, 30, 30, 226, 0, 0])
     chunks = encode.encode_chunks(decode.Params(record), levels)
     assert names["decode_chunk"](names["Params"](record), 8, chunks[0]) == levels[:8]
-    words = {c: names["initial_sets"]()[2 * c] for c in (0, 39, 79)}
+    record = bytes([15, 100, 4, 2, 20, 30, 2, 4, 30, 30, 226, 0, 0, 4])
+    levels = encode.levels_of(decode.Params(record), [1, -5, 300, 2**30, -(2**30), 0, 0, 1])
+    (chunk,) = encode.encode_chunks(decode.Params(record), levels)
+    assert names["decode_chunk"](names["Params"](record), 8, chunk) == levels
+    sets = names["initial_sets"]()
+    assert [f"{sets[160 + 2 * c][0]:08x}" for c in (0, 24, 79)] == re.findall(r"`(\w{8})` in class", text)
+    words = {c: sets[2 * c] for c in (0, 39, 79)}
     assert words[0][0] == 0x01007100
     assert words[39][15] == words[79][15] == 0x3E479900
 

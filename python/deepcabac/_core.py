@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 1
+_INTERFACE = 2
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
@@ -84,10 +84,16 @@ def sample_runs(shape: Sequence[int], size: int, sample: int = SAMPLE) -> list[s
     return [slice(start, start + length) for start in starts]
 
 
-def fit(shape: Sequence[int], sample: npt.NDArray[np.int32] | npt.NDArray[np.float32], step: float = 1.0) -> bytes:
+def fit(
+    shape: Sequence[int],
+    sample: npt.NDArray[np.int32] | npt.NDArray[np.float32],
+    step: float = 1.0,
+    state_bits: int = 0,
+) -> bytes:
     """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
 
-    They are levels (int32), or weights (float32) to be quantised with ``step``.
+    They are levels (int32), or weights (float32) to be quantised with ``step``. There are two quantisers and
+    ``2**state_bits`` states of a trellis, or one quantiser if that is 0.
     """
     dimensions = np.array(shape, np.uint64)
     levels = sample.dtype == np.int32
@@ -100,6 +106,7 @@ def fit(shape: Sequence[int], sample: npt.NDArray[np.int32] | npt.NDArray[np.flo
             ffi.NULL if levels else _pointer(sample, "float *"),
             sample.size,
             step,
+            state_bits,
             out,
             capacity,
             length,

@@ -27,7 +27,7 @@ from .atomic import reason
 from .checkpoint import kind_of_path
 from .compressor import Progress
 from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
-from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, Options
+from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, Options
 from .report import plural, printable
 
 DAMAGED, USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 2, 130, 143, 141
@@ -207,7 +207,11 @@ def program(context: click.Context) -> None:
     "--size", type=_bytes, metavar="BYTES", callback=_checked, help="Size of the file, such as 500kB or 2MiB."
 )
 @click.option(
-    "--step", type=float, metavar="S", callback=_checked, help="Distance of two restored values, in the weights' unit."
+    "--step",
+    type=float,
+    metavar="S",
+    callback=_checked,
+    help="Distance of two values of a quantiser, in the weights' unit.",
 )
 @click.option(
     "--tensor",
@@ -234,6 +238,22 @@ def program(context: click.Context) -> None:
     show_default=True,
     callback=_checked,
     help="How much a saved bit is worth, 0 to 100; 0 rounds to the nearest value.",
+)
+@click.option(
+    "--quantizer",
+    type=click.Choice(["trellis", "scalar"]),
+    default="trellis",
+    show_default=True,
+    help="trellis: levels are searched together. scalar: one by one: faster, 3 to 6 % larger.",
+)
+@click.option(
+    "--states",
+    type=int,
+    metavar="N",
+    default=DEFAULT_STATES,
+    show_default=True,
+    callback=_checked,
+    help="Of the trellis: 8, 16, 32 or 64. More are smaller and slower to compress, but not to decompress.",
 )
 @click.option("--lossless", is_flag=True, hidden=True)
 @_THREADS
@@ -325,7 +345,8 @@ def inspect(file: Path, as_json: bool) -> None:
     """Show the tensors of the .dcb file FILE and where its bytes go.
 
     Only the index is read. 'bits' is bits an element; 'step' is the distance of
-    two restored values, or how else a tensor is stored. In the JSON sizes are in
+    two restored values, or how else a tensor is stored; 'quantizer' says how the
+    values were chosen, with the states of the trellis. In the JSON sizes are in
     bytes, and 'step' is null for tensors that are not quantised.
     """
     with _decoding(file), files.open_file(file) as opened:

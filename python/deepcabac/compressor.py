@@ -20,7 +20,7 @@ from ._parallel import pool
 from .checkpoint.base import TensorSpec
 from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
 from .errors import OptionError
-from .options import DEFAULT_SQNR, MAX_SQNR, Options, Target
+from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
 
 #: Bytes of tensors that are held at once, unless a single one is larger.
@@ -175,17 +175,18 @@ class _Pass:
 
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
-        target, rate_weight = work.target, self._options.rate_weight
+        target = work.target
         tensor = quantization.measure(work.array, target)
         if tensor is None:
             return None
-        step = quantization.choose_step(tensor, target, rate_weight)
-        if step is None:
+        chosen = quantization.choose(tensor, target, self._options.quantizations)
+        if chosen is None:
             work.note = f"stored exactly: {_asked(target)} is beyond float32 arithmetic"
             return None
-        result = quantization.quantize(tensor, step, rate_weight, run)
+        how, step = chosen
+        result = quantization.quantize(tensor, step, how, run)
         if target.kind == "sqnr" and tensor.energy > 0:
-            result = self._closest(tensor, target.value, step, result, run)
+            result = self._closest(tensor, target.value, how, step, result, run)
             if result.sqnr < 0.99 * target.value:
                 work.note = f"stored exactly: {work.spec.dtype} cannot reach {_asked(target)}"
                 return None
@@ -197,7 +198,13 @@ class _Pass:
         return result
 
     def _closest(
-        self, tensor: Measured, wanted: float, step: float, first: Quantized, run: Callable[[list[Any]], list[Any]]
+        self,
+        tensor: Measured,
+        wanted: float,
+        how: Quantization,
+        step: float,
+        first: Quantized,
+        run: Callable[[list[Any]], list[Any]],
     ) -> Quantized:
         """``first``, quantised with ``step``, or the result of another step whose SQNR is closer to the one wanted.
 
@@ -219,7 +226,7 @@ class _Pass:
                 coarser = step
             halve = finer and coarser and attempt > 1
             step = math.sqrt(finer * coarser) if halve else step * 10 ** (off / 20)
-            result = quantization.quantize(tensor, step, self._options.rate_weight, run)
+            result = quantization.quantize(tensor, step, how, run)
         return enough if enough and best.sqnr < 0.99 * wanted else best
 
     def _finish(self, work: _Work) -> None:
@@ -247,9 +254,7 @@ class _Pass:
             self._offset += len(piece)
         return tuple(chunks)
 
-    def _add(
-        self, entry: Entry, result: Quantized | None = None, target: Target | None = None, note: str = ""
-    ) -> None:
+    def _add(self, entry: Entry, result: Quantized | None = None, target: Target | None = None, note: str = "") -> None:
         self._numbers[entry.name] = len(self._index.entries)
         self._index.entries.append(entry)
         method = container.METHOD_NAMES[entry.method]

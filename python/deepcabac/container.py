@@ -27,6 +27,8 @@ HEADER = struct.Struct("<8sIIQQ")
 
 RAW, LEVELS, TIED = 0, 1, 2
 METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied"}
+#: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
+_TWO_QUANTIZERS = 8
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -86,6 +88,11 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes of the decoded tensor."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def states(self) -> int:
+        """States of the trellis that it was quantised with; 1 without one (LEVELS)."""
+        return 1 << self.params[-1] if self.params[0] & _TWO_QUANTIZERS else 1
 
     @property
     def coded_bytes(self) -> int:

@@ -87,8 +87,8 @@ def save_file(
 
     ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
     float8_e5m2, bool or any integer. ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the
-    default), ``bits=``, ``size=`` or ``step=``; ``rate_distortion=``, ``overrides=``, ``threads=``. Integers, scalars,
-    small 1-D tensors and tensors with NaN or infinity are stored exactly.
+    default), ``bits=``, ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``,
+    ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored exactly.
 
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """

@@ -12,9 +12,13 @@ from typing import Any, Literal
 from ._parallel import thread_count
 from .errors import OptionError
 
-#: The theory's trade-off: at high rate the error D of a uniform quantiser is step^2 / 12 and falls by a factor of 4 a
-#: bit, so a bit is worth -dD/dR = 2 ln 2 D = (ln 2 / 6) step^2 (high-resolution theory, e.g. Gersho & Gray 1992).
-THEORY_RATE_WEIGHT = math.log(2) / 6
+#: Squared error a weight, in squared steps. Of one uniform quantiser it is 1/12. Of two in turn, whose values together
+#: are a step apart, it would be four times that if they did not help each other; the trellis takes 1.1 to 1.3 dB off.
+SCALAR_NOISE, TRELLIS_NOISE = 1 / 12, 0.26
+#: States of the trellis that the format knows.
+STATES = (8, 16, 32, 64)
+DEFAULT_STATES = 32
+_QUANTIZERS = ("trellis", "scalar")
 
 DEFAULT_SQNR = 30.0
 #: A depthwise kernel's few weights are all that its channel has, and channels differ in size by orders of magnitude, so
@@ -38,11 +42,18 @@ class Options:
     size: int | None = None
     """Size of the whole file in bytes, likewise."""
     step: float | None = None
-    """Distance of two reconstruction values, in the weights' own unit, for every quantised tensor."""
+    """Distance of two reconstruction values of a quantiser, in the weights' own unit, for every quantised tensor. The
+    trellis has two quantisers, half a step apart, and 0.9 dB less noise than one of this step."""
     depthwise: float = DEFAULT_DEPTHWISE
     """What depthwise convolution kernels, [channels, 1, ...], get above the common SQNR, in dB; 0 treats them alike."""
     rate_distortion: float = 1.0
-    """Lambda as a multiple of the theory's ``ln 2 / 6 * step^2`` per bit; 0 rounds to the nearest level."""
+    """Lambda as a multiple of the theory's (:attr:`quantizations`); 0 takes the nearest levels, whatever they cost."""
+    quantizer: Literal["trellis", "scalar"] = "trellis"
+    """``"trellis"``: two quantisers take turns, and the sequence of levels is searched as a whole (trellis coded
+    quantisation): 3 to 6 % smaller with the same noise. ``"scalar"``: one quantiser, levels chosen one by one: several
+    times faster to compress. With the trellis, too, tensors get it whose sample is then smaller: pruned ones."""
+    states: int = DEFAULT_STATES
+    """States of the trellis, 8, 16, 32 or 64: more are smaller and slower to compress, but not to decompress."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit
     for bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target. ``{"exact": False}`` quantises a small 1-D tensor."""
@@ -63,6 +74,10 @@ class Options:
             raise OptionError(f"rate_distortion must be between 0 and 100, not {self.rate_distortion!r}")
         if not (_is_number(self.depthwise) and 0 <= self.depthwise <= 60):
             raise OptionError(f"depthwise must be between 0 and 60 dB, not {self.depthwise!r}")
+        if self.quantizer not in _QUANTIZERS:
+            raise OptionError(f"quantizer must be one of {', '.join(_QUANTIZERS)}, not {self.quantizer!r}")
+        if isinstance(self.states, bool) or self.states not in STATES:
+            raise OptionError(f"states must be one of {', '.join(map(str, STATES))}, not {self.states!r}")
         thread_count(self.threads)
         if not isinstance(self.overrides, Mapping):
             raise OptionError(f"overrides must map name patterns to settings, not {self.overrides!r}")
@@ -79,9 +94,20 @@ class Options:
         return cls(**given) if options is None else replace(options, **given)
 
     @property
-    def rate_weight(self) -> float:
-        """Lambda in squared steps per bit."""
-        return float(self.rate_distortion) * THEORY_RATE_WEIGHT
+    def quantizations(self) -> list[Quantization]:
+        """How weights may become levels, the way that was asked for first.
+
+        The trellis is of no use to tensors that are mostly zeros, or have few values: there one quantiser is an
+        alternative.
+
+        Lambda by theory: at high rate the error D falls by a factor of 4 a bit, so a bit is worth -dD/dR = 2 ln 2 D,
+        which is (ln 2 / 6) step^2 with one quantiser (high-resolution theory, e.g. Gersho & Gray 1992).
+        """
+        per_noise = float(self.rate_distortion) * 2 * math.log(2)
+        scalar = Quantization(0, per_noise * SCALAR_NOISE, SCALAR_NOISE)
+        if self.quantizer == "scalar":
+            return [scalar]
+        return [Quantization(int(self.states).bit_length() - 1, per_noise * TRELLIS_NOISE, TRELLIS_NOISE), scalar]
 
     def for_tensor(self, name: str, shape: tuple[int, ...]) -> Target:
         """The target of the tensor called ``name``."""
@@ -101,6 +127,20 @@ class Options:
             else:
                 target = replace(target, forced=True)
         return target
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How weights become levels."""
+
+    state_bits: int  #: log2 of the states of a trellis of two quantisers; 0 for one quantiser
+    rate_weight: float  #: lambda, in squared steps per bit
+    noise: float  #: about the squared error a weight, in squared steps
+
+    @property
+    def steps(self) -> int:
+        """Steps between two values of one quantiser."""
+        return 2 if self.state_bits else 1
 
 
 @dataclass(frozen=True)

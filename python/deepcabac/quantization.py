@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import _core
 from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
-from .options import Target
+from .options import Quantization, Target
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -104,31 +104,46 @@ def _beyond_float32(piece: Array) -> bool:
     return bool(magnitude.size and not (magnitude.min() > 1e-37 and magnitude.max() < 1e38))
 
 
-def choose_step(tensor: Measured, target: Target, rate_weight: float) -> float | None:
-    """The step that reaches the target on a sample of the tensor; None if it is out of range."""
+def choose(tensor: Measured, target: Target, hows: Sequence[Quantization]) -> tuple[Quantization, float] | None:
+    """How to quantise, and the step that reaches the target on a sample of the tensor; None if it is out of range.
+
+    Of several ways to an SQNR, the one that makes the sample smallest.
+    """
     if tensor.energy == 0:
-        return 1.0
+        return hows[0], 1.0
     if target.kind == "step":
-        return _in_range(target.value)
+        step = _in_range(target.value / hows[0].steps)
+        return (hows[0], step) if step else None
     wanted = tensor.energy / tensor.flat.size * 10 ** (-target.value / 10)  # squared error a weight
-    step = _in_range(math.sqrt(12 * wanted))
-    if step is None:
-        return None
     runs = _core.sample_runs(tensor.shape, tensor.sample.size, _TRIED)
     sample = np.concatenate([tensor.sample[run] for run in runs])
+    found = [(how, _search(tensor.shape, sample, wanted, how)) for how in hows]
+    tried = [(how, result) for how, result in found if result is not None]
+    if not tried:
+        return None
+    how, (step, _) = min(tried, key=lambda one: one[1][1])
+    return how, step
+
+
+def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantization) -> tuple[float, float] | None:
+    """The step that makes the squared error a weight that is wanted, and the bits of the sample with it."""
+    step = _in_range(math.sqrt(wanted / how.noise))
+    bits = math.inf
     # The error of a weight follows the square of the step closely, so a few corrections suffice.
     for _ in range(4):
-        params = _core.fit(tensor.shape, sample, step)
-        _, sums = _core.quantize(params, sample, step, rate_weight)
-        got = sums.error / sample.size
-        if got <= 0:
-            return step
-        if abs(got / wanted - 1) < _SAMPLE_TOLERANCE:
-            return step
-        step = _in_range(step * min(max(math.sqrt(wanted / got), 0.25), 4.0))
         if step is None:
             return None
-    return step
+        params = _core.fit(shape, sample, step, how.state_bits)
+        code, sums = _core.quantize(params, sample, step, how.rate_weight)
+        got = sums.error / sample.size
+        if got <= 0:
+            return step, bits
+        # What is still missing would cost half a bit a weight for each factor of two.
+        bits = 8 * len(code) + sample.size * 0.5 * math.log2(got / wanted)
+        if abs(got / wanted - 1) < _SAMPLE_TOLERANCE:
+            return step, bits
+        step = _in_range(step * min(max(math.sqrt(wanted / got), 0.25), 4.0))
+    return (step, bits) if step else None
 
 
 def _in_range(step: float) -> float | None:
@@ -139,7 +154,7 @@ def _in_range(step: float) -> float | None:
     return math.ldexp(round(mantissa * 4096), exponent - 12)
 
 
-def quantize(tensor: Measured, step: float, rate_weight: float, run: Callable[[list[Any]], list[Any]]) -> Quantized:
+def quantize(tensor: Measured, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]) -> Quantized:
     """Quantise and code the whole tensor with this step. ``run`` maps calls to results in order.
 
     The step that is stored is then fitted to the levels: ``sum(w q) / sum(q^2)`` minimises the error (Lloyd's condition
@@ -147,16 +162,16 @@ def quantize(tensor: Measured, step: float, rate_weight: float, run: Callable[[l
     """
     size, dtype = tensor.flat.size, tensor.flat.dtype
     step = min(step, _largest(dtype))  # else the level 1 is already infinite
-    params = _core.fit(tensor.shape, tensor.sample, step)
+    params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits)
     each = _core.chunk_levels(params)
     limit = _level_limit(dtype, step)
 
     def chunk(start: int) -> tuple[bytes, _core.Sums]:
         weights = tensor.float32(start, min(start + each, size))
         if dtype.itemsize >= 4:
-            return _core.quantize(params, weights, step, rate_weight, limit=limit)
+            return _core.quantize(params, weights, step, how.rate_weight, limit=limit)
         levels = np.empty(weights.size, np.int32)
-        code, sums = _core.quantize(params, weights, step, rate_weight, levels, limit)
+        code, sums = _core.quantize(params, weights, step, how.rate_weight, levels, limit)
         value = dequantize(levels, step).astype(dtype).astype(np.float32)
         error, _, _ = _core.measure(weights - value)
         return code, _core.Sums(sums.energy, error, sums.correlation, sums.levels)
@@ -164,7 +179,7 @@ def quantize(tensor: Measured, step: float, rate_weight: float, run: Callable[[l
     results = run([lambda start=start: chunk(start) for start in range(0, size, each)])
     total = [sum(getattr(sums, name) for _, sums in results) for name in ("energy", "error", "correlation", "levels")]
     energy, error, correlation, squares = total
-    if dtype.itemsize >= 4 and squares > 0 and rate_weight > 0:
+    if dtype.itemsize >= 4 and squares > 0 and how.rate_weight > 0:
         fitted = float(np.float32(correlation / squares))
         # The correction is small; a large one would mean that the levels do not follow the weights.
         if 0.5 < fitted / step < 2 and fitted * limit <= _largest(dtype):

@@ -45,6 +45,8 @@ class TensorInfo:
     coded_bytes: int  #: of payload; 0 if tied
     step: float | None  #: distance of two reconstruction values, if quantized
     tied_to: str | None
+    quantizer: str | None  #: "scalar" or "trellis", if quantized
+    states: int | None  #: of the trellis, if it is one
 
     @property
     def size(self) -> int:
@@ -114,6 +116,7 @@ class OpenFile:
     def info(self, name: str) -> TensorInfo:
         """What the index says about a tensor. Raises KeyError."""
         entry = self._index.entries[self._numbers[name]]
+        states = entry.states if entry.method == LEVELS else 0
         return TensorInfo(
             entry.name,
             entry.dtype,
@@ -123,6 +126,8 @@ class OpenFile:
             entry.coded_bytes,
             entry.step if entry.method == LEVELS else None,
             self._index.entries[entry.tied_to].name if entry.method == TIED else None,
+            ("trellis" if states > 1 else "scalar") if states else None,
+            states if states > 1 else None,
         )
 
     def __getitem__(self, name: str) -> Array:

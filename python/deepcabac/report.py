@@ -113,6 +113,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
             str(info.dtype),
             _bits(info.coded_bytes, info.size) if info.method != "tied" else "",
             info.method if info.step is None else f"{info.step:.4g}",
+            " ".join(str(part) for part in (info.quantizer, info.states) if part),
             f"{info.coded_bytes:,}",
         ]
         for info in infos
@@ -124,7 +125,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
         "",
         *table(["", ">elements", ">bits", ">bytes", ">of file"], rows, width),
         "",
-        *table(["tensor", "shape", "type", ">bits", ">step", ">bytes"], listed, width),
+        *table(["tensor", "shape", "type", ">bits", ">step", "quantizer", ">bytes"], listed, width),
         *(f"{printable(info.name)} is {printable(info.tied_to)}" for info in infos if info.tied_to is not None),
     ]
 
@@ -150,6 +151,8 @@ def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
                 "coded_bytes": info.coded_bytes,
                 "bits_per_weight": info.bits_per_weight,
                 "step": info.step,
+                "quantizer": info.quantizer,
+                "states": info.states,
                 "tied_to": info.tied_to,
             }
             for info in infos

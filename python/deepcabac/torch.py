@@ -54,7 +54,7 @@ def save_model(
     ``_metadata``) is kept too, so ``deepcabac decompress`` turns the file into a ``.pt`` with the same contents.
 
     ``settings`` are the fields of :class:`deepcabac.Options` by name: ``sqnr=30`` (dB, the default), ``bits=``,
-    ``size=`` or ``step=``; ``rate_distortion=``, ``overrides=``, ``threads=``.
+    ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.
 
     Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors; objects that
     are no plain data) or :class:`CheckpointError` (the file cannot be written).

@@ -10,7 +10,7 @@ use std::mem;
 
 use super::{Lane, decode_in_turn};
 use crate::coder::GROUP;
-use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, Machine, SET, SIGN, UNARY};
+use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, Machine, SET, SETS, SIGN, UNARY};
 use crate::levels;
 use crate::rows::{self, KERNEL, PLAIN, ROW};
 use crate::scale::{self, CLASSES};
@@ -76,6 +76,9 @@ struct Block {
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
 pub(crate) fn decode<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
+    if rows::dependent(KIND) {
+        return decode_in_turn::<M, KIND>(lanes, count);
+    }
     while lanes.len() >= QUAD {
         let (first, rest) = mem::take(&mut lanes).split_first_chunk_mut().expect("so many");
         if rest.len() >= QUAD {
@@ -223,7 +226,7 @@ fn adapt(old: __m256i, one: __m256i, used: __m256i) -> __m256i {
 /// The contexts of group `index` in a set.
 #[inline]
 fn group(contexts: &mut Contexts, set: u64, index: usize) -> &mut [u32; GROUP] {
-    levels::group_of(&mut contexts[usize::from(set as u8)], index)
+    levels::group_of(&mut contexts[set as usize % SETS], index)
 }
 
 impl Quad {
@@ -453,7 +456,7 @@ impl Quad {
     fn bit(&mut self, lanes: &mut [Lane; QUAD], index: [usize; QUAD], coded: __m256i) -> __m256i {
         let mut old = [0; QUAD];
         for k in 0..QUAD {
-            let set = &lanes[k].rows.contexts[usize::from(self.set[k] as u8)];
+            let set = &lanes[k].rows.contexts[self.set[k] as usize % SETS];
             old[k] = u64::from(set[index[k] % SET]);
         }
         let old = each(old);
@@ -464,7 +467,7 @@ impl Quad {
         self.take(lanes, from, to);
         let new = numbers(adapt(old, one, coded));
         for k in 0..QUAD {
-            let set = &mut lanes[k].rows.contexts[usize::from(self.set[k] as u8)];
+            let set = &mut lanes[k].rows.contexts[self.set[k] as usize % SETS];
             set[index[k] % SET] = new[k] as u32;
         }
         one
@@ -554,6 +557,7 @@ mod tests {
                 chunk_rows: 1000,
                 row,
                 kernel: (kind == KERNEL).then_some(kernel),
+                states: None,
             }
         }
     }

@@ -91,7 +91,7 @@ def types() -> bytes:
     tensors["zeros"] = np.zeros((20, 30), np.float32)
     tensors["Gewicht, größer ≥ 0.重み.🦊"] = weights(30, 8, 8)
     tensors[""] = np.array([7], np.uint8)
-    return deepcabac.compress(tensors, sqnr=25)
+    return deepcabac.compress(tensors, sqnr=25, quantizer="scalar")
 
 
 def predicted() -> bytes:
@@ -113,18 +113,33 @@ def predicted() -> bytes:
         "bias": weights(52, 48),
         "long": weights(53, 1200),
     }
-    return deepcabac.compress(tensors, overrides={"sparse": {"sqnr": 15}, "scaled columns": {"sqnr": 55}})
+    overrides = {"sparse": {"sqnr": 15}, "scaled columns": {"sqnr": 55}}
+    return deepcabac.compress(tensors, overrides=overrides, quantizer="scalar")
+
+
+def trellis(states: int, sqnr: float) -> Callable[[], bytes]:
+    """Two quantisers: all kinds of prediction, narrow types, many chunks."""
+    kernels = 5 * bell(120, 8, 6, 1, 1) + np.cumsum(np.cumsum(bell(121, 8, 6, 3, 3), axis=2), axis=3)
+    tensors: dict[str, Any] = {
+        "plain": weights(122, 48, 20),
+        "smooth rows": (np.cumsum(bell(123, 40, 20), axis=0) / 8192).astype(np.float32),
+        "conv.smooth": (kernels / 8192).astype(np.float32),
+        "conv.float16": (bell(124, 8, 5, 5) / 8192).astype(np.float16),
+        "float8": (bell(125, 20, 20) / 1024).astype(ml_dtypes.float8_e4m3fn),
+        "sparse": np.where(bits(126, 400) % 20 == 0, bell(127, 400), 0).reshape(20, 20) / 8192,
+    }
+    return lambda: deepcabac.compress(tensors, sqnr=sqnr, states=states, quantizer="trellis")
 
 
 def fine() -> bytes:
     """Very fine quantisation, and float64."""
     tensors: dict[str, Any] = {"a": weights(60, 20, 30), "b": (bell(61, 20, 30) / 3000).astype(np.float64)}
-    return deepcabac.compress(tensors, step=2.0**-21)
+    return deepcabac.compress(tensors, step=2.0**-21, quantizer="scalar")
 
 
 def plain_rounding() -> bytes:
     """Without rate-distortion optimisation."""
-    return deepcabac.compress({"a": weights(70, 32, 48)}, bits=3, rate_distortion=0)
+    return deepcabac.compress({"a": weights(70, 32, 48)}, bits=3, rate_distortion=0, quantizer="scalar")
 
 
 def no_tensors() -> bytes:
@@ -152,7 +167,7 @@ def from_checkpoint(files: Mapping[str, bytes], model: str) -> bytes:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
         path = Path(folder) / "out.dcb"
-        deepcabac.compress_checkpoint(Path(folder) / model, path)
+        deepcabac.compress_checkpoint(Path(folder) / model, path, options=deepcabac.Options(quantizer="scalar"))
         return path.read_bytes()
 
 
@@ -201,11 +216,18 @@ def levels(array: npt.ArrayLike) -> Callable[[], bytes]:
 
 
 def record(
-    mean_log: int, width: int, rows: int, *, row: bytes = b"", kernel: bytes = b"", coarse: bool = False
+    mean_log: int,
+    width: int,
+    rows: int,
+    *,
+    row: bytes = b"",
+    kernel: bytes = b"",
+    coarse: bool = False,
+    states: bytes = b"",
 ) -> bytes:
     """A parameter record (FORMAT.md, 4.2); bytes of flags that are not set are left out."""
-    flags = 4 * coarse + 2 * bool(kernel) + bool(row)
-    return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel
+    flags = 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
+    return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel + states
 
 
 def exotic_levels() -> bytes:
@@ -213,6 +235,17 @@ def exotic_levels() -> bytes:
     numbers = [int(x) for x in np.cumsum(bell(110, 500)) // 50]
     params = record(140, 23, 7, kernel=bytes([3, 8, 60, 0x90, 20, 0xF0, 127]))
     return bytes(encode.write_levels([5, 10, 10], params, encode.encode_chunks(decode.Params(params), numbers)))
+
+
+def exotic_trellis(states: int, mean_log: int, scale: int, extreme: bool = False) -> Callable[[], bytes]:
+    """Two quantisers, with parameters and indices that no real writer takes: by the reference encoder."""
+    row, kernel = bytes([30, 20]), bytes([3, 8, 60, 0x90, 20, 0xF0, 127])
+    params = record(mean_log, 23, 7, row=row, kernel=kernel, states=bytes([states]))
+    indices = [int(x) for x in np.cumsum(bell(128 + states, 500)) // scale]
+    if extreme:
+        indices[100:400:30] = [2**30, -(2**30), 2**30 - 1, 1 - 2**30, 2**29, 0, 2**23, -(2**23), 1, 2**30]
+    levels = encode.levels_of(decode.Params(params), indices)
+    return lambda: bytes(encode.write_levels([5, 100], params, encode.encode_chunks(decode.Params(params), levels)))
 
 
 def exotic() -> bytes:
@@ -270,6 +303,14 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "large_kernels.levels": levels(
         bell(102, 40, 64, 1, 1) // 100 + np.where(bits(103, 40 * 64 * 25).reshape(40, 64, 5, 5) % 199 == 0, 1, 0)
     ),
+    "trellis8.dcb": trellis(8, 12),
+    "trellis16.dcb": trellis(16, 20),
+    "trellis32.dcb": trellis(32, 30),
+    "trellis64.dcb": trellis(64, 60),
+    "trellis8.levels": exotic_trellis(3, 40, 2000),
+    "trellis16.levels": exotic_trellis(4, 90, 400, extreme=True),
+    "trellis32.levels": exotic_trellis(5, 100, 200),
+    "trellis64.levels": exotic_trellis(6, 160, 5),
     "exotic.levels": exotic_levels,
     "exotic.dcb": exotic,
     "scalar.levels": levels(np.array(-5)),

@@ -1,0 +1,352 @@
+//! The search for levels with two quantisers: the path through the trellis that minimises
+//! `sum (target - level)^2 + lambda * bits`, errors in steps, by Viterbi's algorithm.
+//!
+//! A survivor is the best way to arrive in a state. Survivors are followed over a block of weights and a little further
+//! (so that where the block ends costs nothing); the best one's levels are coded, and the next block starts from there.
+//! Bits come from the coder's own binarisation and contexts, as they stood at some weights before: tabulated by context
+//! set, when a set is first needed. What else the model needs inside a block, the running magnitude of the row and the
+//! neighbours in a kernel, each survivor has for itself where survivors differ enough to matter (`N` = number of states),
+//! and else all have that of the best one; then there are only two sites for each weight, one for each quantiser (`N` = 2).
+
+use crate::context::{COST_BITS, Portable, SETS};
+use crate::dependent::{self, MAX_STATES, States};
+use crate::levels::{self, Cost};
+use crate::rows::{self, Rows, Site};
+use crate::scale;
+
+/// Weights whose levels are decided together.
+pub(crate) const BLOCK: usize = 512;
+/// Weights behind a block that are looked at before its levels are decided, at most, and in rows of any width.
+const MOST_AHEAD: usize = 32;
+const LEAST_AHEAD: usize = 8;
+/// Costs are tabulated anew after so many weights at first, and at last.
+const FIRST_REFRESH: usize = 32;
+const LAST_REFRESH: usize = 512;
+/// Magnitudes with a cost of their own in a table.
+const TABULATED: usize = 32;
+
+/// What the survivors are to come close to.
+pub(crate) trait Targets {
+    /// Number of weights.
+    fn count(&self) -> usize;
+    /// The target of the `index`-th weight in steps, for each survivor.
+    fn targets<const N: usize>(&mut self, index: usize) -> [f32; N];
+}
+
+/// Weights as they are: all survivors have the same target.
+pub(crate) struct Weights<'a> {
+    pub weights: &'a [f32],
+    /// Steps in a unit of the weights.
+    pub scale: f64,
+    /// Largest magnitude of a target.
+    pub limit: f64,
+}
+
+impl Targets for Weights<'_> {
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.weights.len()
+    }
+
+    #[inline(always)]
+    fn targets<const N: usize>(&mut self, index: usize) -> [f32; N] {
+        [(f64::from(self.weights[index]) * self.scale).clamp(-self.limit, self.limit) as f32; N]
+    }
+}
+
+/// Costs of residuals by context set, in squared steps.
+struct Tables {
+    /// Cost of a bit, in squared steps.
+    lambda: f32,
+    /// By set; magnitudes of positive residuals, then of negative ones.
+    costs: Vec<[f32; 2 * TABULATED]>,
+    /// When each was made; 0 is never.
+    made: Vec<u32>,
+    now: u32,
+    age: usize,
+    refresh: usize,
+}
+
+/// Magnitudes in a class with low bits share an entry: all but the highest low bit are raw.
+#[inline(always)]
+fn shift(low: u32) -> u32 {
+    low.saturating_sub(1)
+}
+
+impl Tables {
+    fn new(lambda: f32) -> Self {
+        let (costs, made) = (vec![[0.0; 2 * TABULATED]; SETS], vec![0; SETS]);
+        Self { lambda, costs, made, now: 1, age: 0, refresh: FIRST_REFRESH }
+    }
+
+    /// So many weights are to be coded.
+    fn pass(&mut self, count: usize) {
+        if self.age >= self.refresh {
+            self.age = 0;
+            self.refresh = (2 * self.refresh).min(LAST_REFRESH);
+            self.now += 1;
+        }
+        self.age += count;
+    }
+
+    #[inline(always)]
+    fn of<const KIND: u8>(&mut self, rows: &Rows, site: &Site) -> &[f32; 2 * TABULATED] {
+        if self.made[site.set % SETS] != self.now {
+            self.make::<KIND>(rows, site);
+        }
+        &self.costs[site.set % SETS]
+    }
+
+    #[inline(never)]
+    fn make<const KIND: u8>(&mut self, rows: &Rows, site: &Site) {
+        self.made[site.set % SETS] = self.now;
+        let mut set = rows.contexts[site.set % SETS];
+        let table = &mut self.costs[site.set % SETS];
+        let unit = self.lambda / (1 << COST_BITS) as f32;
+        for (entry, cost) in table.iter_mut().enumerate() {
+            let negative = entry >= TABULATED;
+            let magnitude = ((entry % TABULATED) as i32) << shift(site.low);
+            let residual = if negative { -magnitude } else { magnitude };
+            let mut sum = Cost::default();
+            levels::code::<_, Portable, KIND>(&mut sum, &mut set, site.low, site.leaning, residual);
+            *cost = sum.0 as f32 * unit;
+        }
+    }
+}
+
+/// The ways into each state: from a state with an even index and from one with an odd index.
+struct Ways<const S: usize>;
+
+impl<const S: usize> Ways<S> {
+    const FROM: [[usize; S]; 2] = {
+        let taps = States::of_bits(S.ilog2() as u8).expect("a size of the machine").taps();
+        let mut from = [[usize::MAX; S]; 2];
+        let mut way = 0;
+        while way < 2 * S {
+            let (state, parity) = (way / 2, way % 2);
+            from[parity][taps.next(state as u32, parity as u32) as usize] = state;
+            way += 1;
+        }
+        from
+    };
+}
+
+/// The decisions at one weight.
+#[derive(Clone, Copy)]
+struct Step<const N: usize> {
+    /// Bit s: the survivor in state s came with an odd index.
+    odd: u64,
+    /// Levels by parity of the index, and by state or quantiser that they start from.
+    levels: [[i32; N]; 2],
+}
+
+/// The search in a chunk.
+pub(crate) struct Search<T> {
+    targets: T,
+    tables: Tables,
+    states: States,
+    limit: i32,
+    width: usize,
+    /// Levels of the present block.
+    path: Vec<i32>,
+}
+
+impl<T: Targets> Search<T> {
+    /// A search with `lambda` squared steps for a bit and magnitudes of levels up to `limit`.
+    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, limit: i32) -> Self {
+        Self { targets, tables: Tables::new(lambda), states, limit, width, path: Vec::new() }
+    }
+
+    /// The level at this place in the present block.
+    #[inline(always)]
+    pub(crate) fn level(&self, column: usize) -> i32 {
+        self.path[column % BLOCK]
+    }
+
+    /// Decides the levels of the block that starts at weight `index` in this column.
+    #[inline(always)]
+    pub(crate) fn decide<const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
+        let left = self.targets.count() - index;
+        let count = BLOCK.min(self.width - column).min(left);
+        let ahead = self.width.clamp(LEAST_AHEAD, MOST_AHEAD).min(left - count);
+        self.tables.pass(count);
+        self.path.clear();
+        self.path.resize(count, 0);
+        match self.states.bits() {
+            3 => self.run::<KIND, 8>(rows, index, column, count + ahead),
+            4 => self.run::<KIND, 16>(rows, index, column, count + ahead),
+            5 => self.run::<KIND, 32>(rows, index, column, count + ahead),
+            _ => self.run::<KIND, MAX_STATES>(rows, index, column, count + ahead),
+        }
+    }
+
+    #[inline(always)]
+    fn run<const KIND: u8, const S: usize>(&mut self, rows: &Rows, index: usize, column: usize, count: usize) {
+        if rows::in_kernels(KIND) {
+            self.follow::<KIND, S, S>(rows, index, column, count);
+        } else {
+            self.follow::<KIND, S, 2>(rows, index, column, count);
+        }
+    }
+
+    /// Viterbi's algorithm over the next `count` weights; the best survivor's levels become the path.
+    #[inline(always)]
+    fn follow<const KIND: u8, const S: usize, const N: usize>(
+        &mut self,
+        rows: &Rows,
+        index: usize,
+        column: usize,
+        count: usize,
+    ) {
+        let mut steps: Vec<Step<N>> = Vec::with_capacity(count);
+        let mut costs = [f32::INFINITY; S];
+        costs[rows.state as usize % S] = 0.0;
+        let mut row = [rows.row; N];
+        let mut neighbours = Neighbours::<N>::new::<KIND>(rows, column);
+        let mut column = column;
+        let mut in_row = true;
+        for index in index..index + count {
+            if column == self.width {
+                column = 0;
+                row = [rows.mean; N];
+                in_row = false;
+            }
+            let targets = self.targets.targets::<N>(index);
+            let mut metrics = [[0.0; N]; 2];
+            let mut levels = [[0; N]; 2];
+            let mut expected = [0; N];
+            let share = rows.shares[column];
+            // Behind the row's end, predictions still have the neighbours of this row in them.
+            let above =
+                if rows::predicts(KIND) && (in_row || !rows::in_kernels(KIND)) { rows.predictions[column] } else { 0 };
+            for lane in 0..N {
+                let prediction = above + neighbours.prediction::<KIND>(rows, column, lane);
+                let site = rows.site_with::<KIND>(share, row[lane], lane as i32 & 1, prediction);
+                expected[lane] = site.expected;
+                let table = self.tables.of::<KIND>(rows, &site);
+                for parity in 0..2 {
+                    let (cost, level) = choose::<KIND>(&site, table, targets[lane], parity as i32, self.limit);
+                    (metrics[parity][lane], levels[parity][lane]) = (cost, level);
+                }
+            }
+            let ways: [[f32; S]; 2] =
+                std::array::from_fn(|parity| std::array::from_fn(|s| costs[s] + metrics[parity][s % N]));
+            let mut odd = 0;
+            for s in 0..S {
+                let even_cost = ways[0][Ways::<S>::FROM[0][s]];
+                let odd_cost = ways[1][Ways::<S>::FROM[1][s]];
+                costs[s] = if odd_cost < even_cost { odd_cost } else { even_cost };
+                odd |= u64::from(odd_cost < even_cost) << s;
+            }
+            let step = Step { odd, levels };
+            if N == S {
+                let before = row;
+                let ways: [(usize, i32); N] = std::array::from_fn(|s| step.back::<S>(s));
+                for (row, (from, level)) in row.iter_mut().zip(ways) {
+                    *row = row_behind(before[from % N], level, expected[from % N], share);
+                }
+                neighbours.follow::<KIND>(&ways);
+            } else {
+                let (_, level) = step.back::<S>(best(&costs));
+                row = [row_behind(row[0], level, expected[0], share); N];
+            }
+            steps.push(step);
+            column += 1;
+        }
+        let mut state = best(&costs);
+        for (place, step) in steps.iter().enumerate().rev() {
+            let (from, level) = step.back::<S>(state);
+            if place < self.path.len() {
+                self.path[place] = level;
+            }
+            state = from;
+        }
+    }
+}
+
+/// The row's average behind this level.
+#[inline(always)]
+fn row_behind(row: i32, level: i32, expected: i32, share: i32) -> i32 {
+    scale::row_average(row, scale::fixed_half((level - expected).unsigned_abs()), share)
+}
+
+/// The last levels of each survivor, as far back as a kernel's neighbours lie; the latest first.
+struct Neighbours<const N: usize>(Vec<[i32; N]>);
+
+impl<const N: usize> Neighbours<N> {
+    #[inline(always)]
+    fn new<const KIND: u8>(rows: &Rows, column: usize) -> Self {
+        let far = if rows::in_kernels(KIND) { rows.kernel.farthest() } else { 0 };
+        Self((1..=far).map(|offset| [rows.kernel.recent(column, offset as u8); N]).collect())
+    }
+
+    #[inline(always)]
+    fn prediction<const KIND: u8>(&self, rows: &Rows, column: usize, lane: usize) -> i32 {
+        if !rows::in_kernels(KIND) {
+            return 0;
+        }
+        rows.kernel.prediction_of(column % rows.kernel.size, |offset| self.0[usize::from(offset) - 1][lane])
+    }
+
+    /// Each survivor came from a state and has a level more.
+    #[inline(always)]
+    fn follow<const KIND: u8>(&mut self, ways: &[(usize, i32); N]) {
+        if rows::in_kernels(KIND) {
+            self.0.pop();
+            for levels in &mut self.0 {
+                let before = *levels;
+                *levels = ways.map(|(from, _)| before[from]);
+            }
+            self.0.insert(0, ways.map(|(_, level)| rows::clamped(level)));
+        }
+    }
+}
+
+impl<const N: usize> Step<N> {
+    /// Where the survivor in this state came from, and its level.
+    #[inline(always)]
+    fn back<const S: usize>(&self, state: usize) -> (usize, i32) {
+        let parity = (self.odd >> state & 1) as usize;
+        let from = Ways::<S>::FROM[parity][state];
+        (from, self.levels[parity][from % N])
+    }
+}
+
+/// The state of the least cost.
+#[inline(always)]
+fn best<const S: usize>(costs: &[f32; S]) -> usize {
+    let mut best = 0;
+    for s in 1..S {
+        if costs[s] < costs[best] {
+            best = s;
+        }
+    }
+    best
+}
+
+/// The better of two levels whose index has this parity: the nearest, and the next one towards the prediction.
+#[inline(always)]
+fn choose<const KIND: u8>(
+    site: &Site,
+    table: &[f32; 2 * TABULATED],
+    target: f32,
+    parity: i32,
+    limit: i32,
+) -> (f32, i32) {
+    let odd = site.odd as f32;
+    // In units of two indices: levels of the same parity are that far apart.
+    let exact = 0.25 * (target + if target < 0.0 { -odd } else { odd });
+    let nearest = if parity == 0 { 2 * exact.round_ties_even() as i32 } else { 2 * exact.floor() as i32 + 1 };
+    let inward = nearest + 2 * (site.predicted - nearest).signum();
+    let cost = |index: i32| {
+        let level = dependent::level(index, site.odd);
+        let error = target - level as f32;
+        let residual = site.residual::<KIND>(level);
+        let magnitude = (residual.unsigned_abs() >> shift(site.low)) as usize;
+        let entry = magnitude.min(TABULATED - 1) + if residual < 0 { TABULATED } else { 0 };
+        let cost = error * error + table[entry];
+        (if level.abs() > limit { f32::INFINITY } else { cost }, level)
+    };
+    let (first, second) = (cost(nearest), cost(inward));
+    if second.0 < first.0 { second } else { first }
+}
