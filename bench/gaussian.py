@@ -26,8 +26,8 @@ import deepcabac
 
 CAVEATS = (
     "Weights are not iid: this isolates quantiser and coder, without anything that a model of weights could know.",
-    "Ours is asked for bits a weight, one thread. The peer's QPs are whole numbers, so its points lie between ours; it is "
-    "set against ours interpolated linearly between the two points beside it.",
+    "Ours is asked for bits a weight, one thread. The peer's QPs are whole numbers, so its points lie between ours; it "
+    "is set against ours, interpolated linearly between the two points beside it.",
 )
 WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_worker.py"
 RATES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)

@@ -58,7 +58,7 @@ pub(crate) const FRACTION: u32 = 8;
 /// Half a level in a prediction.
 pub(crate) const HALF: i32 = 1 << (FRACTION - 1);
 /// A prediction at least this far from the nearest level leans to one side: 0.17 in units of 2^-8.
-const LEANING: i32 = 44;
+pub(crate) const LEANING: i32 = 44;
 /// A prediction does not lean if it lies so far above the lower end of what rounds to the predicted level.
 pub(crate) const LEVEL: std::ops::Range<i32> = HALF - LEANING + 1..HALF + LEANING;
 /// Levels enter a prediction clamped to 16 bits, so that sums of weighted levels fit 32 bits.

@@ -10,9 +10,9 @@ use std::mem;
 
 use super::{Lane, decode_in_turn};
 use crate::coder::GROUP;
-use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, Machine, SET, SETS, SIGN, UNARY};
+use crate::context::{self, Contexts, LEANING_SETS, LOW_BIT, Machine, NARROW_SETS, SET, SETS, SIGN, UNARY};
 use crate::levels;
-use crate::rows::{self, KERNEL, PLAIN, ROW};
+use crate::rows;
 use crate::scale::{self, CLASSES};
 use crate::simd::{load_u32, load_u64, store_u32, store_u64};
 
@@ -53,12 +53,16 @@ struct Quad {
     raw_bits: __m256i, // u64 [lane]
     row: __m256i,      // i32 [lane]
     class_mask: __m256i,
+    state: __m256i,         // u64 [lane], of the machine that chooses between two quantisers
+    odd_quantizer: __m256i, // u64 [lane], its taps
+    odd_index: __m256i,     // u64 [lane]
     // of the present level:
     share: __m256i,     // i32 [lane]
     class: __m256i,     // u64 [lane]
     leaning: __m256i,   // mask [lane]
     down: __m256i,      // mask [lane]
     predicted: __m256i, // i32 [lane]
+    expected: __m256i,  // i32 [lane]
     set: [u64; QUAD],   // [lane]
     upper: __m256i,     // u64 [lane]
     value: __m256i,     // u64 [lane], magnitude below 2^32
@@ -76,9 +80,6 @@ struct Block {
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
 pub(crate) fn decode<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
-    if rows::dependent(KIND) {
-        return decode_in_turn::<M, KIND>(lanes, count);
-    }
     while lanes.len() >= QUAD {
         let (first, rest) = mem::take(&mut lanes).split_first_chunk_mut().expect("so many");
         if rest.len() >= QUAD {
@@ -120,7 +121,7 @@ fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N
         let mut quads: [Quad; N] = std::array::from_fn(|n| Quad::load(lanes[n]));
         for (block, lanes) in blocks.iter_mut().zip(&lanes) {
             copy_in(&mut block.shares[..steps], lanes.each_ref().map(|lane| &lane.rows.shares[lane.column..]));
-            if KIND == ROW {
+            if rows::predicts(KIND) && !rows::in_kernels(KIND) {
                 copy_in(
                     &mut block.predictions[..steps],
                     lanes.each_ref().map(|lane| &lane.rows.predictions[lane.column..]),
@@ -243,11 +244,15 @@ impl Quad {
             raw_bits: load_u64(&lane.map(|lane| u64::from(lane.decoder.raw_bits))),
             row: load_u64(&lane.map(|lane| lane.rows.row as u64)),
             class_mask: load_u64(&lane.map(|lane| lane.rows.class_mask as u64)),
+            state: load_u64(&lane.map(|lane| u64::from(lane.rows.state))),
+            odd_quantizer: load_u64(&lane.map(|lane| u64::from(lane.rows.taps.odd_quantizer))),
+            odd_index: load_u64(&lane.map(|lane| u64::from(lane.rows.taps.odd_index))),
             share: zero,
             class: zero,
             leaning: zero,
             down: zero,
             predicted: zero,
+            expected: zero,
             set: [0; QUAD],
             upper: zero,
             value: zero,
@@ -259,8 +264,10 @@ impl Quad {
     #[target_feature(enable = "avx2")]
     fn store(&self, lanes: &mut [Lane; QUAD]) {
         self.store_decoders(lanes);
-        for (lane, row) in lanes.iter_mut().zip(numbers(self.row)) {
-            lane.rows.row = row as i32;
+        let (row, state) = (numbers(self.row), numbers(self.state));
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            lane.rows.row = row[k] as i32;
+            lane.rows.state = state[k] as u32;
         }
     }
 
@@ -294,23 +301,63 @@ impl Quad {
         let class = _mm256_min_epi32(class, all(CLASSES as i64 - 1));
         self.class = _mm256_and_si256(class, self.class_mask);
         let mut set = self.class;
-        if KIND != PLAIN {
-            let prediction = if KIND == ROW {
+        if rows::dependent(KIND) && !rows::predicts(KIND) {
+            set = _mm256_add_epi64(set, _mm256_and_si256(self.odd(), all(NARROW_SETS as i64)));
+        }
+        if rows::predicts(KIND) {
+            let prediction = if !rows::in_kernels(KIND) {
                 _mm256_cvtepu32_epi64(load_u32(&block.predictions[step]))
             } else {
                 let mut predict = |k: usize| lanes[k].rows.predict_in_kernel(lanes[k].column + step) as u32;
                 each(std::array::from_fn(|k| u64::from(predict(k))))
             };
-            let prediction = _mm256_add_epi32(prediction, all(i64::from(rows::HALF)));
-            let rest = _mm256_and_si256(prediction, all(i64::from(2 * rows::HALF - 1)));
-            self.predicted = _mm256_srai_epi32::<{ rows::FRACTION as i32 }>(prediction);
-            let below = greater(all(i64::from(rows::LEVEL.start)), rest);
-            let above = greater(rest, all(i64::from(rows::LEVEL.end - 1)));
-            self.leaning = _mm256_or_si256(below, above);
-            self.down = greater(all(i64::from(rows::HALF)), rest);
+            let raised = _mm256_add_epi32(prediction, all(i64::from(rows::HALF)));
+            self.expected = _mm256_srai_epi32::<{ rows::FRACTION as i32 }>(raised);
+            if rows::dependent(KIND) {
+                let narrow = self.predict_index(prediction);
+                set = _mm256_add_epi64(set, _mm256_and_si256(narrow, all(NARROW_SETS as i64)));
+            } else {
+                let rest = _mm256_and_si256(raised, all(i64::from(2 * rows::HALF - 1)));
+                self.predicted = self.expected;
+                let below = greater(all(i64::from(rows::LEVEL.start)), rest);
+                let above = greater(rest, all(i64::from(rows::LEVEL.end - 1)));
+                self.leaning = _mm256_or_si256(below, above);
+                self.down = greater(all(i64::from(rows::HALF)), rest);
+            }
             set = _mm256_add_epi64(set, _mm256_and_si256(self.leaning, all(LEANING_SETS as i64)));
         }
         self.set = numbers(set);
+    }
+
+    /// Whether the second quantiser is in force; a mask.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn odd(&self) -> __m256i {
+        _mm256_sub_epi64(_mm256_setzero_si256(), _mm256_and_si256(self.state, all(1)))
+    }
+
+    /// `Site::predicted` with two quantisers, from a prediction whose upper half is zero. Returns where zero is narrow.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn predict_index(&mut self, prediction: __m256i) -> __m256i {
+        let zero = _mm256_setzero_si256();
+        let odd = self.odd();
+        let negative = greater(prediction, all(i64::from(i32::MAX)));
+        // By magnitudes, which as 64 bits are positive.
+        let given = _mm256_abs_epi32(prediction);
+        let offset = _mm256_and_si256(odd, all(i64::from(2 * rows::HALF)));
+        let raised = _mm256_add_epi64(_mm256_add_epi64(given, all(i64::from(2 * rows::HALF))), offset);
+        let nearest = _mm256_srli_epi64::<{ rows::FRACTION as i32 + 1 }>(raised);
+        let within = greater(_mm256_srli_epi64::<1>(offset), given);
+        let index = _mm256_andnot_si256(within, nearest);
+        let none = _mm256_cmpeq_epi64(index, zero);
+        let level = _mm256_add_epi64(_mm256_add_epi64(index, index), _mm256_andnot_si256(none, odd));
+        let rest = _mm256_sub_epi64(given, _mm256_slli_epi64::<{ rows::FRACTION as i32 }>(level));
+        let least = i64::from(2 * rows::LEANING);
+        self.leaning = _mm256_or_si256(greater(rest, all(least - 1)), greater(all(1 - least), rest));
+        self.down = select(negative, greater(rest, zero), greater(zero, rest));
+        self.predicted = _mm256_sub_epi32(_mm256_xor_si256(index, negative), negative);
+        _mm256_and_si256(odd, none)
     }
 
     /// The first four decisions.
@@ -479,12 +526,12 @@ impl Quad {
     fn sign<const KIND: u8>(&mut self, lanes: &mut [Lane; QUAD], block: &mut Block, step: usize) {
         let zero = _mm256_cmpeq_epi64(self.value, _mm256_setzero_si256());
         let signed = _mm256_andnot_si256(zero, all(-1));
-        let raw = if KIND == PLAIN { signed } else { _mm256_andnot_si256(self.leaning, signed) };
+        let raw = if !rows::predicts(KIND) { signed } else { _mm256_andnot_si256(self.leaning, signed) };
         let bit = _mm256_and_si256(self.raw, _mm256_and_si256(raw, all(1)));
         let mut turn = _mm256_sub_epi64(_mm256_setzero_si256(), bit); // mask [lane]
         self.raw = _mm256_srlv_epi64(self.raw, _mm256_and_si256(raw, all(1)));
         self.raw_bits = _mm256_sub_epi64(self.raw_bits, raw);
-        if KIND != PLAIN {
+        if rows::predicts(KIND) {
             let coded = _mm256_and_si256(self.leaning, signed);
             let index = _mm256_min_epu32(self.upper, all((LOW_BIT - SIGN - 1) as i64));
             let one = self.bit(lanes, numbers(index).map(|index| SIGN + index as usize), coded);
@@ -493,17 +540,36 @@ impl Quad {
             turn = _mm256_xor_si256(turn, self.down);
         }
         let level = _mm256_sub_epi32(_mm256_xor_si256(self.value, turn), turn);
-        let level = if KIND == PLAIN { level } else { _mm256_add_epi32(level, self.predicted) };
+        let mut level = if rows::predicts(KIND) { _mm256_add_epi32(level, self.predicted) } else { level };
+        let mut magnitude = self.value;
+        if rows::dependent(KIND) {
+            let odd = self.odd();
+            let one = _mm256_and_si256(self.state, all(1));
+            let parity = if rows::predicts(KIND) { _mm256_xor_si256(self.value, self.predicted) } else { self.value };
+            let parity = _mm256_sub_epi64(_mm256_setzero_si256(), _mm256_and_si256(parity, all(1)));
+            let behind =
+                _mm256_xor_si256(_mm256_and_si256(self.odd_quantizer, odd), _mm256_and_si256(self.odd_index, parity));
+            self.state = _mm256_xor_si256(_mm256_srli_epi64::<1>(self.state), behind);
+            // `dependent::level`
+            level = _mm256_sub_epi32(_mm256_add_epi32(level, level), _mm256_sign_epi32(one, level));
+            magnitude = if rows::predicts(KIND) { _mm256_sub_epi32(level, self.expected) } else { level };
+            magnitude = _mm256_abs_epi32(magnitude);
+        }
         let packed = _mm256_permutevar8x32_epi32(level, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
         store_u32(&mut block.levels[step], _mm256_castsi256_si128(packed));
-        if KIND == KERNEL {
+        if rows::in_kernels(KIND) {
             for (lane, level) in lanes.iter_mut().zip(block.levels[step]) {
                 lane.rows.kernel.commit(lane.column + step, level as i32);
             }
         }
         // `scale::row_average`
-        let magnitude = _mm256_min_epu32(self.value, all(i64::from(scale::LARGEST)));
-        let magnitude = _mm256_slli_epi32::<{ scale::FRACTION as i32 }>(magnitude);
+        let magnitude = if rows::dependent(KIND) {
+            let magnitude = _mm256_min_epu32(magnitude, all(i64::from(2 * scale::LARGEST + 1)));
+            _mm256_slli_epi32::<{ scale::FRACTION as i32 - 1 }>(magnitude)
+        } else {
+            let magnitude = _mm256_min_epu32(magnitude, all(i64::from(scale::LARGEST)));
+            _mm256_slli_epi32::<{ scale::FRACTION as i32 }>(magnitude)
+        };
         let shift = _mm256_and_si256(self.share, all((1 << scale::SHIFT_BITS) - 1));
         let step = _mm256_srav_epi32(_mm256_sub_epi32(magnitude, self.row), shift);
         self.row = _mm256_add_epi32(self.row, step);
@@ -523,8 +589,10 @@ mod tests {
     use super::*;
     use crate::chunk;
     use crate::context::Portable;
+    use crate::dependent::{self, States};
     use crate::lanes::{Job, Output};
     use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::rows::{DEPENDENT, KERNEL, PLAIN, ROW};
     use crate::scale::Resolution;
     use crate::simd;
     use crate::testing::Random;
@@ -546,9 +614,21 @@ mod tests {
             (0..count).map(|_| level(self)).collect()
         }
 
+        /// The levels of such indices.
+        fn path(&mut self, states: States, count: usize) -> Vec<i32> {
+            let (taps, mut state) = (states.taps(), 0);
+            let level = |index| {
+                let odd = (state & 1) as i32;
+                state = taps.next(state, index as u32);
+                dependent::level(index, odd)
+            };
+            // So that levels fit 32 bits.
+            self.levels(count).into_iter().map(|index| index >> 1).map(level).collect()
+        }
+
         fn params(&mut self, kind: u8) -> Params {
             let mut weight = || self.next() as i8;
-            let row = (kind != PLAIN).then(|| RowPrediction { above: weight() / 2, column: weight() / 2 });
+            let row = rows::predicts(kind).then(|| RowPrediction { above: weight() / 2, column: weight() / 2 });
             let kernel = KernelPrediction { width: 3, size: 9, weights: [0; 5].map(|_| weight() / 4) };
             Params {
                 resolution: if self.below(2) == 0 { Resolution::Coarse } else { Resolution::Fine },
@@ -556,8 +636,8 @@ mod tests {
                 width: 1 + self.below(150),
                 chunk_rows: 1000,
                 row,
-                kernel: (kind == KERNEL).then_some(kernel),
-                states: None,
+                kernel: rows::in_kernels(kind).then_some(kernel),
+                states: if rows::dependent(kind) { States::of_bits(3 + self.below(4) as u8) } else { None },
             }
         }
     }
@@ -567,7 +647,7 @@ mod tests {
         let (decoder, rows) = (&lane.decoder, &lane.rows);
         (
             (decoder.code, decoder.range, decoder.next, decoder.raw_bits, lane.column),
-            (rows.row, rows.levels.clone(), rows.predictions.clone(), rows.contexts.to_vec()),
+            (rows.row, rows.state, rows.levels.clone(), rows.predictions.clone(), rows.contexts.to_vec()),
         )
     }
 
@@ -588,7 +668,11 @@ mod tests {
         let chunks: Vec<(Vec<u8>, usize)> = (params.iter())
             .map(|params| {
                 let levels = 1 + random.below(1500);
-                let levels = random.levels(levels);
+                let levels = match params.states {
+                    Some(states) => random.path(states, levels),
+                    None => random.levels(levels),
+                };
+                assert!(params.states.is_none_or(|states| states.has_path(&levels)));
                 let mut bytes = Vec::new();
                 chunk::encode(params, &levels, &mut bytes);
                 match random.below(4) {
@@ -638,6 +722,9 @@ mod tests {
             same_as_in_turn::<PLAIN>(seed);
             same_as_in_turn::<ROW>(seed);
             same_as_in_turn::<KERNEL>(seed);
+            same_as_in_turn::<{ DEPENDENT + PLAIN }>(seed);
+            same_as_in_turn::<{ DEPENDENT + ROW }>(seed);
+            same_as_in_turn::<{ DEPENDENT + KERNEL }>(seed);
         }
     }
 }
