@@ -1,14 +1,14 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
-use crate::context::{COST_BITS, Machine, Portable};
+use crate::context::{COST_BITS, Portable};
 use crate::dependent::States;
 use crate::levels::{self, Cost};
 use crate::params::Params;
 use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
-use crate::trellis::{BLOCK, Search, Weights};
+use crate::trellis::{BLOCK, Contest, Search, Weights};
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -49,12 +49,12 @@ pub fn quantize(
 }
 
 #[inline(always)]
-pub(crate) fn encode_on<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     code::<M>(params, levels.len(), out, &mut Given(levels));
 }
 
 #[inline(always)]
-pub(crate) fn quantize_on<M: Machine>(
+pub(crate) fn quantize_on<M: Contest>(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer,
@@ -75,7 +75,7 @@ pub(crate) fn quantize_on<M: Machine>(
 trait Source {
     /// Called before the first level of a row, the `index`-th, and then every [`BLOCK`] columns.
     #[inline(always)]
-    fn look_ahead<const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _column: usize) {}
+    fn look_ahead<M: Contest, const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _column: usize) {}
 
     /// The `index`-th level of the chunk, at this site.
     fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32;
@@ -108,11 +108,11 @@ enum Choice<'a> {
 
 impl Source for Quantized<'_> {
     #[inline(always)]
-    fn look_ahead<const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
+    fn look_ahead<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
         if rows::dependent(KIND)
             && let Choice::Path(search) = &mut self.choice
         {
-            search.decide::<KIND>(rows, index, column);
+            search.decide::<M, KIND>(rows, index, column);
         }
     }
 
@@ -204,12 +204,12 @@ impl Quantizer {
 }
 
 #[inline(always)]
-fn code<M: Machine>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
+fn code<M: Contest>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     for_kind!(params, code_kind::<M, KIND>(params, count, out, source));
 }
 
 #[inline(always)]
-fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
+fn code_kind<M: Contest, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     let mut encoder = Encoder::new();
     let mut rows = Rows::new(params, count);
     let mut start = 0;
@@ -217,7 +217,7 @@ fn code_kind<M: Machine, const KIND: u8>(params: &Params, count: usize, out: &mu
         let width = params.width.min(count - start);
         for column in 0..width {
             if column % BLOCK == 0 {
-                source.look_ahead::<KIND>(&rows, start + column, column);
+                source.look_ahead::<M, KIND>(&rows, start + column, column);
             }
             let site = rows.site::<KIND>(column);
             let level = source.level::<KIND>(&mut rows, site, start + column, column);

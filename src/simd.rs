@@ -7,16 +7,20 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32, _mm_setr_epi32, _mm_slli_epi32,
-    _mm_srav_epi32, _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32, _mm256_loadu_si256,
-    _mm256_storeu_si256,
+    __m128i, __m256, __m256i, _CMP_EQ_OQ, _CMP_LT_OQ, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32,
+    _mm_setr_epi32, _mm_slli_epi32, _mm_srav_epi32, _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
+    _mm256_add_ps, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_min_ps, _mm256_movemask_ps,
+    _mm256_permute_ps, _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setr_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_storeu_si256,
 };
 
 use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine};
+use crate::dependent::MAX_STATES;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::params::Params;
+use crate::trellis::{Contest, Ways};
 
 /// AVX2. Only constructed behind [`available`], only named by the functions below.
 struct Avx2;
@@ -27,6 +31,14 @@ impl Machine for Avx2 {
         // SAFETY: this type is private to the module, and its functions below are compiled with, and called only after
         // a check for, the features that adapt_group needs.
         unsafe { adapt_group(contexts, context::lesson(ones)) }
+    }
+}
+
+impl Contest for Avx2 {
+    #[inline(always)]
+    fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
+        // SAFETY: as above.
+        unsafe { survive(costs, metrics) }
     }
 }
 
@@ -94,6 +106,104 @@ fn adapt_group(contexts: &mut [u32; GROUP], lesson: &Lesson) {
     store_u32(contexts, _mm_add_epi32(_mm_add_epi32(old, half), half));
 }
 
+/// States in a vector.
+const OCTET: usize = 8;
+
+/// Eight numbers of a slice as a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_f32(from: &[f32; OCTET]) -> __m256 {
+    // SAFETY: the reference is to 32 readable bytes, and loadu needs no alignment.
+    unsafe { _mm256_loadu_ps(from.as_ptr()) }
+}
+
+/// [`Contest::survive`], as it is defined: sums, then for each state the smaller of its two ways.
+///
+/// States are entered in order: the lower half from the first quantiser's, the even ones, the upper half from the odd ones.
+/// So for each of both parities, even and odd sums are separated, and each eight are permuted.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
+    let octets = S / OCTET;
+    // [parity][even states, then odd states, in eights], in an order of which `Entrances` knows.
+    let mut parts = [[_mm256_setzero_ps(); MAX_STATES / OCTET]; 2];
+    let (before, _) = costs.as_chunks::<OCTET>();
+    for (parity, parts) in parts.iter_mut().enumerate() {
+        let metric = |octet: usize| {
+            if N == S {
+                load_f32(&metrics[parity].as_chunks::<OCTET>().0[octet])
+            } else {
+                let (first, second) = (metrics[parity][0], metrics[parity][1]);
+                _mm256_setr_ps(first, second, first, second, first, second, first, second)
+            }
+        };
+        if octets == 1 {
+            parts[0] = _mm256_add_ps(load_f32(&before[0]), metric(0));
+            continue;
+        }
+        for pair in 0..octets / 2 {
+            let low = _mm256_add_ps(load_f32(&before[2 * pair]), metric(2 * pair));
+            let high = _mm256_add_ps(load_f32(&before[2 * pair + 1]), metric(2 * pair + 1));
+            parts[pair] = _mm256_shuffle_ps::<0b1000_1000>(low, high);
+            parts[octets / 2 + pair] = _mm256_shuffle_ps::<0b1101_1101>(low, high);
+        }
+    }
+    let (after, _) = costs.as_chunks_mut::<OCTET>();
+    let mut odd = 0;
+    let mut least = _mm256_set1_ps(f32::INFINITY);
+    for (octet, after) in after.iter_mut().enumerate() {
+        let [even_cost, odd_cost] = [0, 1].map(|parity| {
+            let (part, order) = &Entrances::<S>::FROM[parity][octet];
+            let [a, b, c, d, e, f, g, h] = *order;
+            _mm256_permutevar8x32_ps(parts[parity][*part], _mm256_setr_epi32(a, b, c, d, e, f, g, h))
+        });
+        let cheaper = _mm256_cmp_ps::<_CMP_LT_OQ>(odd_cost, even_cost);
+        // Of equal numbers, the second.
+        let cost = _mm256_min_ps(odd_cost, even_cost);
+        least = _mm256_min_ps(least, cost);
+        odd |= u64::from(_mm256_movemask_ps(cheaper) as u8) << (OCTET * octet);
+        // SAFETY: the reference is to 32 writable bytes, and storeu needs no alignment.
+        unsafe { _mm256_storeu_ps(after.as_mut_ptr(), cost) };
+    }
+    let least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
+    let least = _mm256_min_ps(least, _mm256_permute_ps::<0b0100_1110>(least));
+    let least = _mm256_min_ps(least, _mm256_permute_ps::<0b1011_0001>(least));
+    let mut best = 0;
+    for (octet, cost) in after.iter().enumerate() {
+        let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(load_f32(cost), least);
+        best |= u64::from(_mm256_movemask_ps(equal) as u8) << (OCTET * octet);
+    }
+    (odd, best.trailing_zeros() as usize % S)
+}
+
+/// Where the ways into each eight states come from: which part of those that [`survive`] separates, and where in it.
+struct Entrances<const S: usize>;
+
+impl<const S: usize> Entrances<S> {
+    const FROM: [[(usize, [i32; OCTET]); MAX_STATES / OCTET]; 2] = {
+        let mut from = [[(0, [0; OCTET]); MAX_STATES / OCTET]; 2];
+        let mut way = 0;
+        while way < 2 * S {
+            let (parity, state) = (way / S, way % S);
+            let origin = Ways::<S>::FROM[parity][state];
+            let (part, place) = if S == OCTET {
+                (0, origin)
+            } else {
+                // A shuffle takes two of each half vector from one source and two from the other.
+                let (pair, within) = (origin / (2 * OCTET), origin % (2 * OCTET));
+                let half = within / 4 % 2;
+                (origin % 2 * (S / OCTET / 2) + pair, 4 * half + 2 * (within / OCTET) + within / 2 % 2)
+            };
+            let entry = &mut from[parity][state / OCTET];
+            assert!(state % OCTET == 0 || entry.0 == part, "eight states are entered from one part");
+            entry.0 = part;
+            entry.1[state % OCTET] = place as i32;
+            way += 1;
+        }
+        from
+    };
+}
+
 macro_rules! with_features {
     ($(#[$doc:meta])* $name:ident, $inner:ident, $call:path, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
         $(#[$doc])*
@@ -134,6 +244,37 @@ pub(crate) fn decode_lanes<const KIND: u8>(lanes: &mut [Lane], count: usize) {
 mod tests {
     use super::*;
     use crate::context::Portable;
+    use crate::testing::Random;
+
+    fn survivors_are_the_same<const S: usize, const N: usize>(random: &mut Random) {
+        let number = |random: &mut Random| random.below(64) as f32 / 8.0;
+        let mut costs = [f32::INFINITY; S];
+        costs[random.below(S as u64)] = 0.0;
+        for _ in 0..1000 {
+            let metrics = [(); 2].map(|()| [(); N].map(|()| number(random)));
+            let mut portable = costs;
+            assert_eq!(Avx2::survive(&mut costs, &metrics), Portable::survive(&mut portable, &metrics));
+            assert_eq!(costs, portable);
+        }
+    }
+
+    #[test]
+    fn survivors_compete_as_in_plain_rust() {
+        if !available() {
+            return;
+        }
+        for seed in 1..20 {
+            let random = &mut Random(seed);
+            survivors_are_the_same::<8, 2>(random);
+            survivors_are_the_same::<8, 8>(random);
+            survivors_are_the_same::<16, 2>(random);
+            survivors_are_the_same::<16, 16>(random);
+            survivors_are_the_same::<32, 2>(random);
+            survivors_are_the_same::<32, 32>(random);
+            survivors_are_the_same::<64, 2>(random);
+            survivors_are_the_same::<64, 64>(random);
+        }
+    }
 
     #[test]
     fn a_group_adapts_as_in_plain_rust() {

@@ -8,7 +8,7 @@
 //! neighbours in a kernel, each survivor has for itself where survivors differ enough to matter (`N` = number of states),
 //! and else all have that of the best one; then there are only two sites for each weight, one for each quantiser (`N` = 2).
 
-use crate::context::{COST_BITS, Portable, SETS};
+use crate::context::{COST_BITS, Machine, Portable, SETS};
 use crate::dependent::{self, MAX_STATES, States};
 use crate::levels::{self, Cost};
 use crate::rows::{self, Rows, Site};
@@ -115,10 +115,10 @@ impl Tables {
 }
 
 /// The ways into each state: from a state with an even index and from one with an odd index.
-struct Ways<const S: usize>;
+pub(crate) struct Ways<const S: usize>;
 
 impl<const S: usize> Ways<S> {
-    const FROM: [[usize; S]; 2] = {
+    pub(crate) const FROM: [[usize; S]; 2] = {
         let taps = States::of_bits(S.ilog2() as u8).expect("a size of the machine").taps();
         let mut from = [[usize::MAX; S]; 2];
         let mut way = 0;
@@ -130,6 +130,27 @@ impl<const S: usize> Ways<S> {
         from
     };
 }
+
+/// How the machine lets survivors compete. One implementation is plain Rust, the other SIMD; all give the same bits.
+pub(crate) trait Contest: Machine {
+    /// Replaces the costs of arriving in each of `S` states by those behind one level more, which costs `metrics` by parity
+    /// of its index and by the state or quantiser that it starts from. Returns the states that are entered with an odd
+    /// index, as bits, and the first of the cheapest states.
+    #[inline(always)]
+    fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
+        let ways: [[f32; S]; 2] = metrics.map(|metrics| std::array::from_fn(|s| costs[s] + metrics[s % N]));
+        let (mut odd, mut best) = (0, 0);
+        for s in 0..S {
+            let [even_cost, odd_cost] = [0, 1].map(|parity| ways[parity][Ways::<S>::FROM[parity][s]]);
+            costs[s] = if odd_cost < even_cost { odd_cost } else { even_cost };
+            odd |= u64::from(odd_cost < even_cost) << s;
+            best = if costs[s] < costs[best] { s } else { best };
+        }
+        (odd, best)
+    }
+}
+
+impl Contest for Portable {}
 
 /// The decisions at one weight.
 #[derive(Clone, Copy)]
@@ -165,7 +186,7 @@ impl<T: Targets> Search<T> {
 
     /// Decides the levels of the block that starts at weight `index` in this column.
     #[inline(always)]
-    pub(crate) fn decide<const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
+    pub(crate) fn decide<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
         let left = self.targets.count() - index;
         let count = BLOCK.min(self.width - column).min(left);
         let ahead = self.width.clamp(LEAST_AHEAD, MOST_AHEAD).min(left - count);
@@ -173,25 +194,31 @@ impl<T: Targets> Search<T> {
         self.path.clear();
         self.path.resize(count, 0);
         match self.states.bits() {
-            3 => self.run::<KIND, 8>(rows, index, column, count + ahead),
-            4 => self.run::<KIND, 16>(rows, index, column, count + ahead),
-            5 => self.run::<KIND, 32>(rows, index, column, count + ahead),
-            _ => self.run::<KIND, MAX_STATES>(rows, index, column, count + ahead),
+            3 => self.run::<M, KIND, 8>(rows, index, column, count + ahead),
+            4 => self.run::<M, KIND, 16>(rows, index, column, count + ahead),
+            5 => self.run::<M, KIND, 32>(rows, index, column, count + ahead),
+            _ => self.run::<M, KIND, MAX_STATES>(rows, index, column, count + ahead),
         }
     }
 
     #[inline(always)]
-    fn run<const KIND: u8, const S: usize>(&mut self, rows: &Rows, index: usize, column: usize, count: usize) {
+    fn run<M: Contest, const KIND: u8, const S: usize>(
+        &mut self,
+        rows: &Rows,
+        index: usize,
+        column: usize,
+        count: usize,
+    ) {
         if rows::in_kernels(KIND) {
-            self.follow::<KIND, S, S>(rows, index, column, count);
+            self.follow::<M, KIND, S, S>(rows, index, column, count);
         } else {
-            self.follow::<KIND, S, 2>(rows, index, column, count);
+            self.follow::<M, KIND, S, 2>(rows, index, column, count);
         }
     }
 
     /// Viterbi's algorithm over the next `count` weights; the best survivor's levels become the path.
     #[inline(always)]
-    fn follow<const KIND: u8, const S: usize, const N: usize>(
+    fn follow<M: Contest, const KIND: u8, const S: usize, const N: usize>(
         &mut self,
         rows: &Rows,
         index: usize,
@@ -200,7 +227,8 @@ impl<T: Targets> Search<T> {
     ) {
         let mut steps: Vec<Step<N>> = Vec::with_capacity(count);
         let mut costs = [f32::INFINITY; S];
-        costs[rows.state as usize % S] = 0.0;
+        let mut best = rows.state as usize % S;
+        costs[best] = 0.0;
         let mut row = [rows.row; N];
         let mut neighbours = Neighbours::<N>::new::<KIND>(rows, column);
         let mut column = column;
@@ -229,15 +257,8 @@ impl<T: Targets> Search<T> {
                     (metrics[parity][lane], levels[parity][lane]) = (cost, level);
                 }
             }
-            let ways: [[f32; S]; 2] =
-                std::array::from_fn(|parity| std::array::from_fn(|s| costs[s] + metrics[parity][s % N]));
-            let mut odd = 0;
-            for s in 0..S {
-                let even_cost = ways[0][Ways::<S>::FROM[0][s]];
-                let odd_cost = ways[1][Ways::<S>::FROM[1][s]];
-                costs[s] = if odd_cost < even_cost { odd_cost } else { even_cost };
-                odd |= u64::from(odd_cost < even_cost) << s;
-            }
+            let odd;
+            (odd, best) = M::survive(&mut costs, &metrics);
             let step = Step { odd, levels };
             if N == S {
                 let before = row;
@@ -247,13 +268,13 @@ impl<T: Targets> Search<T> {
                 }
                 neighbours.follow::<KIND>(&ways);
             } else {
-                let (_, level) = step.back::<S>(best(&costs));
+                let (_, level) = step.back::<S>(best);
                 row = [row_behind(row[0], level, expected[0], share); N];
             }
             steps.push(step);
             column += 1;
         }
-        let mut state = best(&costs);
+        let mut state = best;
         for (place, step) in steps.iter().enumerate().rev() {
             let (from, level) = step.back::<S>(state);
             if place < self.path.len() {
@@ -310,18 +331,6 @@ impl<const N: usize> Step<N> {
         let from = Ways::<S>::FROM[parity][state];
         (from, self.levels[parity][from % N])
     }
-}
-
-/// The state of the least cost.
-#[inline(always)]
-fn best<const S: usize>(costs: &[f32; S]) -> usize {
-    let mut best = 0;
-    for s in 1..S {
-        if costs[s] < costs[best] {
-            best = s;
-        }
-    }
-    best
 }
 
 /// The better of two levels whose index has this parity: the nearest, and the next one towards the prediction.
