@@ -127,8 +127,13 @@ impl Site {
     #[inline(always)]
     #[must_use]
     pub fn residual<const KIND: u8>(self, level: i32) -> i32 {
-        let coded = if dependent(KIND) { dependent::index(level, self.odd) } else { level };
-        turned(coded.wrapping_sub(self.predicted), self.down)
+        self.residual_of(if dependent(KIND) { dependent::index(level, self.odd) } else { level })
+    }
+
+    /// The residual of an index, which with one quantiser is the level.
+    #[inline(always)]
+    pub(crate) fn residual_of(self, index: i32) -> i32 {
+        turned(index.wrapping_sub(self.predicted), self.down)
     }
 
     /// The level that has this residual.

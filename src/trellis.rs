@@ -253,7 +253,7 @@ impl<T: Targets> Search<T> {
                 expected[lane] = site.expected;
                 let table = self.tables.of::<KIND>(rows, &site);
                 for parity in 0..2 {
-                    let (cost, level) = choose::<KIND>(&site, table, targets[lane], parity as i32, self.limit);
+                    let (cost, level) = choose(&site, table, targets[lane], parity as i32, self.limit);
                     (metrics[parity][lane], levels[parity][lane]) = (cost, level);
                 }
             }
@@ -335,13 +335,7 @@ impl<const N: usize> Step<N> {
 
 /// The better of two levels whose index has this parity: the nearest, and the next one towards the prediction.
 #[inline(always)]
-fn choose<const KIND: u8>(
-    site: &Site,
-    table: &[f32; 2 * TABULATED],
-    target: f32,
-    parity: i32,
-    limit: i32,
-) -> (f32, i32) {
+fn choose(site: &Site, table: &[f32; 2 * TABULATED], target: f32, parity: i32, limit: i32) -> (f32, i32) {
     let odd = site.odd as f32;
     // In units of two indices: levels of the same parity are that far apart.
     let exact = 0.25 * (target + if target < 0.0 { -odd } else { odd });
@@ -350,10 +344,10 @@ fn choose<const KIND: u8>(
     let cost = |index: i32| {
         let level = dependent::level(index, site.odd);
         let error = target - level as f32;
-        let residual = site.residual::<KIND>(level);
+        let residual = site.residual_of(index);
         let magnitude = (residual.unsigned_abs() >> shift(site.low)) as usize;
         let entry = magnitude.min(TABULATED - 1) + if residual < 0 { TABULATED } else { 0 };
-        let cost = error * error + table[entry];
+        let cost = error * error + table[entry % (2 * TABULATED)];
         (if level.abs() > limit { f32::INFINITY } else { cost }, level)
     };
     let (first, second) = (cost(nearest), cost(inward));
