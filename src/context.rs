@@ -72,6 +72,13 @@ pub fn set(class: usize, leaning: bool, narrow: bool) -> usize {
     class + if leaning { LEANING_SETS } else { 0 } + if narrow { NARROW_SETS } else { 0 }
 }
 
+/// The class of a set, and whether it is of predictions that lean.
+#[inline(always)]
+#[must_use]
+pub fn class_and_leaning(set: usize) -> (usize, bool) {
+    (set % scale::CLASSES, set / scale::CLASSES % 2 == 1)
+}
+
 /// Initial counter: shift 3, the weight of about six visits.
 const START: u32 = 2 << 7;
 /// Bounds of the probability in units of 2^-22: 2^-11 and 1 - 2^-11.

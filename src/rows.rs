@@ -93,7 +93,7 @@ pub struct Site {
     /// It leans down: the residual is coded with its sign turned.
     pub down: bool,
     /// The column's share of the class.
-    share: i32,
+    pub(crate) share: i32,
 }
 
 impl Site {
@@ -220,16 +220,10 @@ impl Rows {
         if in_kernels(KIND) {
             prediction = self.predict_in_kernel(column);
         }
-        self.site_with::<KIND>(self.shares[column], self.row, (self.state & 1) as i32, prediction)
-    }
-
-    /// What would be known about a level in a column of this share, with this average of the row, this quantiser in
-    /// force and this prediction.
-    #[inline(always)]
-    pub(crate) fn site_with<const KIND: u8>(&self, share: i32, row: i32, odd: i32, prediction: i32) -> Site {
-        let class = scale::class(row, share) & self.class_mask;
-        let site = Site { low: u32::from(scale::LOW_BITS[class]), share, odd, ..Site::default() };
-        site.predicted::<KIND>(class, prediction)
+        let share = self.shares[column];
+        let class = scale::class(self.row, share) & self.class_mask;
+        let (low, odd) = (u32::from(scale::LOW_BITS[class]), (self.state & 1) as i32);
+        Site { low, share, odd, ..Site::default() }.predicted::<KIND>(class, prediction)
     }
 
     /// The prediction of the level in the next column, `column`, from the rows above and the kernel.
@@ -354,14 +348,13 @@ impl Kernel {
 
     #[inline(always)]
     fn prediction(&self, column: usize) -> i32 {
-        self.prediction_of(self.position, |offset| self.recent(column, offset))
+        self.neighbours(self.position).map(|(offset, weight)| weight * self.recent(column, offset)).sum()
     }
 
-    /// The prediction at this position of the kernel, from the level that lies so far back in the row.
+    /// How far back in the row the neighbours of this position of the kernel lie, and their weights in units of 2^-8.
     #[inline(always)]
-    pub(crate) fn prediction_of(&self, position: usize, level: impl Fn(u8) -> i32) -> i32 {
-        let weights = &self.weights[position % MAX_KERNEL];
-        weights.iter().zip(self.offsets).map(|(weight, offset)| weight * level(offset)).sum()
+    pub(crate) fn neighbours(&self, position: usize) -> impl Iterator<Item = (u8, i32)> + use<> {
+        self.offsets.into_iter().zip(self.weights[position % MAX_KERNEL])
     }
 
     /// The level so many columns before `column`, clamped.

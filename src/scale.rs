@@ -122,8 +122,15 @@ pub(crate) const SUM_BITS: u32 = SHIFT_BITS + 3 + CLASS_SHIFT;
 #[inline(always)]
 #[must_use]
 pub fn class(row: i32, column_share: i32) -> usize {
+    class_of_log(log_of_one(row), column_share)
+}
+
+/// The class from the logarithm of a row's average and a column's share, before masking.
+#[inline(always)]
+#[must_use]
+pub fn class_of_log(row: i32, column_share: i32) -> usize {
     // The shift in the lowest bits never reaches the result.
-    let z = (ROW_WEIGHT * log_of_one(row) + column_share) >> SUM_BITS;
+    let z = (ROW_WEIGHT * row + column_share) >> SUM_BITS;
     z.clamp(0, CLASSES as i32 - 1) as usize
 }
 

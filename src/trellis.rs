@@ -8,7 +8,7 @@
 //! neighbours in a kernel, each survivor has for itself where survivors differ enough to matter (`N` = number of states),
 //! and else all have that of the best one; then there are only two sites for each weight, one for each quantiser (`N` = 2).
 
-use crate::context::{COST_BITS, Machine, Portable, SETS};
+use crate::context::{self, COST_BITS, Machine, Portable, SETS};
 use crate::dependent::{self, MAX_STATES, States};
 use crate::levels::{self, Cost};
 use crate::rows::{self, Rows, Site};
@@ -24,13 +24,20 @@ const FIRST_REFRESH: usize = 32;
 const LAST_REFRESH: usize = 512;
 /// Magnitudes with a cost of their own in a table.
 const TABULATED: usize = 32;
+/// Entries of a table.
+const ENTRIES: usize = 2 * TABULATED;
 
 /// What the survivors are to come close to.
 pub(crate) trait Targets {
+    /// Whether all survivors always have the same target.
+    const SHARED: bool;
     /// Number of weights.
     fn count(&self) -> usize;
     /// The target of the `index`-th weight in steps, for each survivor.
     fn targets<const N: usize>(&mut self, index: usize) -> [f32; N];
+    /// The survivor in each state came from this state, and has this level at weight `index`.
+    #[inline(always)]
+    fn follow<const N: usize>(&mut self, _index: usize, _ways: &[(usize, i32); N]) {}
 }
 
 /// Weights as they are: all survivors have the same target.
@@ -43,6 +50,8 @@ pub(crate) struct Weights<'a> {
 }
 
 impl Targets for Weights<'_> {
+    const SHARED: bool = true;
+
     #[inline(always)]
     fn count(&self) -> usize {
         self.weights.len()
@@ -59,24 +68,20 @@ struct Tables {
     /// Cost of a bit, in squared steps.
     lambda: f32,
     /// By set; magnitudes of positive residuals, then of negative ones.
-    costs: Vec<[f32; 2 * TABULATED]>,
+    costs: Box<[f32; SETS * ENTRIES]>,
+    /// By set: how many low bits do not count.
+    shifts: [u32; SETS],
     /// When each was made; 0 is never.
-    made: Vec<u32>,
+    made: [u32; SETS],
     now: u32,
     age: usize,
     refresh: usize,
 }
 
-/// Magnitudes in a class with low bits share an entry: all but the highest low bit are raw.
-#[inline(always)]
-fn shift(low: u32) -> u32 {
-    low.saturating_sub(1)
-}
-
 impl Tables {
     fn new(lambda: f32) -> Self {
-        let (costs, made) = (vec![[0.0; 2 * TABULATED]; SETS], vec![0; SETS]);
-        Self { lambda, costs, made, now: 1, age: 0, refresh: FIRST_REFRESH }
+        let costs = vec![0.0; SETS * ENTRIES].try_into().expect("so many");
+        Self { lambda, costs, shifts: [0; SETS], made: [0; SETS], now: 1, age: 0, refresh: FIRST_REFRESH }
     }
 
     /// So many weights are to be coded.
@@ -89,27 +94,34 @@ impl Tables {
         self.age += count;
     }
 
+    /// Makes sure that there is a table of this set; its magnitudes are shifted by what is returned.
     #[inline(always)]
-    fn of<const KIND: u8>(&mut self, rows: &Rows, site: &Site) -> &[f32; 2 * TABULATED] {
-        if self.made[site.set % SETS] != self.now {
-            self.make::<KIND>(rows, site);
+    fn ready<const KIND: u8>(&mut self, rows: &Rows, set: usize) -> u32 {
+        let set = set % SETS;
+        if self.made[set] != self.now {
+            self.make::<KIND>(rows, set);
         }
-        &self.costs[site.set % SETS]
+        self.shifts[set]
     }
 
     #[inline(never)]
-    fn make<const KIND: u8>(&mut self, rows: &Rows, site: &Site) {
-        self.made[site.set % SETS] = self.now;
-        let mut set = rows.contexts[site.set % SETS];
-        let table = &mut self.costs[site.set % SETS];
+    fn make<const KIND: u8>(&mut self, rows: &Rows, set: usize) {
+        let (class, leaning) = context::class_and_leaning(set);
+        let low = u32::from(scale::LOW_BITS[class]);
+        // Magnitudes in a class with low bits share an entry: all but the highest low bit are raw.
+        let shift = low.saturating_sub(1);
+        (self.made[set], self.shifts[set]) = (self.now, shift);
+        let mut contexts = rows.contexts[set];
         let unit = self.lambda / (1 << COST_BITS) as f32;
-        for (entry, cost) in table.iter_mut().enumerate() {
-            let negative = entry >= TABULATED;
-            let magnitude = ((entry % TABULATED) as i32) << shift(site.low);
-            let residual = if negative { -magnitude } else { magnitude };
+        let mut cost = |residual: i32| {
             let mut sum = Cost::default();
-            levels::code::<_, Portable, KIND>(&mut sum, &mut set, site.low, site.leaning, residual);
-            *cost = sum.0 as f32 * unit;
+            levels::code::<_, Portable, KIND>(&mut sum, &mut contexts, low, leaning, residual);
+            sum.0 as f32 * unit
+        };
+        let (positive, negative) = self.costs[ENTRIES * set..ENTRIES * (set + 1)].split_at_mut(TABULATED);
+        for (magnitude, (positive, negative)) in (0..).zip(positive.iter_mut().zip(negative)) {
+            *positive = cost(magnitude << shift);
+            *negative = if leaning { cost(-(magnitude << shift)) } else { *positive };
         }
     }
 }
@@ -209,7 +221,7 @@ impl<T: Targets> Search<T> {
         column: usize,
         count: usize,
     ) {
-        if rows::in_kernels(KIND) {
+        if rows::in_kernels(KIND) || !T::SHARED {
             self.follow::<M, KIND, S, S>(rows, index, column, count);
         } else {
             self.follow::<M, KIND, S, 2>(rows, index, column, count);
@@ -240,23 +252,24 @@ impl<T: Targets> Search<T> {
                 in_row = false;
             }
             let targets = self.targets.targets::<N>(index);
-            let mut metrics = [[0.0; N]; 2];
-            let mut levels = [[0; N]; 2];
-            let mut expected = [0; N];
             let share = rows.shares[column];
             // Behind the row's end, predictions still have the neighbours of this row in them.
             let above =
                 if rows::predicts(KIND) && (in_row || !rows::in_kernels(KIND)) { rows.predictions[column] } else { 0 };
-            for lane in 0..N {
-                let prediction = above + neighbours.prediction::<KIND>(rows, column, lane);
-                let site = rows.site_with::<KIND>(share, row[lane], lane as i32 & 1, prediction);
-                expected[lane] = site.expected;
-                let table = self.tables.of::<KIND>(rows, &site);
-                for parity in 0..2 {
-                    let (cost, level) = choose(&site, table, targets[lane], parity as i32, self.limit);
+            let predictions = neighbours.predictions::<KIND>(rows, column, above);
+            let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
+            let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
+            let mut metrics = [[0.0; N]; 2];
+            let mut levels = [[0; N]; 2];
+            for parity in 0..2 {
+                for lane in 0..N {
+                    let tables = &self.tables.costs;
+                    let (cost, level) =
+                        sites.choose(lane, tables, shifts[lane], targets[lane], parity as i32, self.limit);
                     (metrics[parity][lane], levels[parity][lane]) = (cost, level);
                 }
             }
+            let expected = sites.expected;
             let odd;
             (odd, best) = M::survive(&mut costs, &metrics);
             let step = Step { odd, levels };
@@ -267,6 +280,7 @@ impl<T: Targets> Search<T> {
                     *row = row_behind(before[from % N], level, expected[from % N], share);
                 }
                 neighbours.follow::<KIND>(&ways);
+                self.targets.follow(index, &ways);
             } else {
                 let (_, level) = step.back::<S>(best);
                 row = [row_behind(row[0], level, expected[0], share); N];
@@ -302,11 +316,16 @@ impl<const N: usize> Neighbours<N> {
     }
 
     #[inline(always)]
-    fn prediction<const KIND: u8>(&self, rows: &Rows, column: usize, lane: usize) -> i32 {
-        if !rows::in_kernels(KIND) {
-            return 0;
+    fn predictions<const KIND: u8>(&self, rows: &Rows, column: usize, above: i32) -> [i32; N] {
+        let mut predictions = [above; N];
+        if rows::in_kernels(KIND) {
+            for (offset, weight) in rows.kernel.neighbours(column % rows.kernel.size) {
+                for (prediction, level) in predictions.iter_mut().zip(&self.0[usize::from(offset) - 1]) {
+                    *prediction += weight * level;
+                }
+            }
         }
-        rows.kernel.prediction_of(column % rows.kernel.size, |offset| self.0[usize::from(offset) - 1][lane])
+        predictions
     }
 
     /// Each survivor came from a state and has a level more.
@@ -333,23 +352,56 @@ impl<const N: usize> Step<N> {
     }
 }
 
-/// The better of two levels whose index has this parity: the nearest, and the next one towards the prediction.
-#[inline(always)]
-fn choose(site: &Site, table: &[f32; 2 * TABULATED], target: f32, parity: i32, limit: i32) -> (f32, i32) {
-    let odd = site.odd as f32;
-    // In units of two indices: levels of the same parity are that far apart.
-    let exact = 0.25 * (target + if target < 0.0 { -odd } else { odd });
-    let nearest = if parity == 0 { 2 * exact.round_ties_even() as i32 } else { 2 * exact.floor() as i32 + 1 };
-    let inward = nearest + 2 * (site.predicted - nearest).signum();
-    let cost = |index: i32| {
-        let level = dependent::level(index, site.odd);
-        let error = target - level as f32;
-        let residual = site.residual_of(index);
-        let magnitude = (residual.unsigned_abs() >> shift(site.low)) as usize;
-        let entry = magnitude.min(TABULATED - 1) + if residual < 0 { TABULATED } else { 0 };
-        let cost = error * error + table[entry % (2 * TABULATED)];
-        (if level.abs() > limit { f32::INFINITY } else { cost }, level)
-    };
-    let (first, second) = (cost(nearest), cost(inward));
-    if second.0 < first.0 { second } else { first }
+/// What is known about the next level, by state or quantiser: [`Site`], each field by itself.
+struct Sites<const N: usize> {
+    sets: [u32; N],
+    predicted: [i32; N],
+    expected: [i32; N],
+    /// -1 where the prediction leans down, else 0.
+    down: [i32; N],
+}
+
+impl<const N: usize> Sites<N> {
+    #[inline(always)]
+    fn of<const KIND: u8>(rows: &Rows, share: i32, row: &[i32; N], predictions: &[i32; N]) -> Self {
+        let mut sites = Self { sets: [0; N], predicted: [0; N], expected: [0; N], down: [0; N] };
+        for lane in 0..N {
+            let class = scale::class_of_log(scale::log(row[lane]), share) & rows.class_mask;
+            let site = Site { odd: lane as i32 & 1, ..Site::default() }.predicted::<KIND>(class, predictions[lane]);
+            sites.sets[lane] = site.set as u32;
+            (sites.predicted[lane], sites.expected[lane]) = (site.predicted, site.expected);
+            sites.down[lane] = -i32::from(site.down);
+        }
+        sites
+    }
+
+    /// The better of two levels whose index has this parity, with its cost: the nearest, and the next one towards the
+    /// prediction.
+    #[inline(always)]
+    fn choose(
+        &self,
+        lane: usize,
+        tables: &[f32; SETS * ENTRIES],
+        shift: u32,
+        target: f32,
+        parity: i32,
+        limit: i32,
+    ) -> (f32, i32) {
+        let (predicted, down, odd) = (self.predicted[lane], self.down[lane], lane as i32 & 1);
+        let table = self.sets[lane] as usize * ENTRIES;
+        // In units of two indices: levels of the same parity are that far apart.
+        let exact = 0.25 * (target + if target < 0.0 { -odd as f32 } else { odd as f32 });
+        let nearest = if parity == 0 { 2 * exact.round_ties_even() as i32 } else { 2 * exact.floor() as i32 + 1 };
+        let cost = |index: i32| {
+            let level = dependent::level(index, odd);
+            let error = target - level as f32;
+            let residual = (index.wrapping_sub(predicted) ^ down).wrapping_sub(down);
+            let magnitude = (residual.unsigned_abs() >> shift).min(TABULATED as u32 - 1);
+            let entry = table + magnitude as usize + if residual < 0 { TABULATED } else { 0 };
+            let cost = error * error + tables[entry % (SETS * ENTRIES)];
+            (if level.abs() > limit { f32::INFINITY } else { cost }, level)
+        };
+        let (first, second) = (cost(nearest), cost(nearest + 2 * (predicted - nearest).signum()));
+        if second.0 < first.0 { second } else { first }
+    }
 }
