@@ -6,21 +6,15 @@
 
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _CMP_EQ_OQ, _CMP_LT_OQ, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_set1_epi32,
-    _mm_setr_epi32, _mm_slli_epi32, _mm_srav_epi32, _mm_srli_epi32, _mm_srlv_epi32, _mm_storeu_si128, _mm_sub_epi32,
-    _mm256_add_ps, _mm256_cmp_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_min_ps, _mm256_movemask_ps,
-    _mm256_permute_ps, _mm256_permute2f128_ps, _mm256_permutevar8x32_ps, _mm256_set1_ps, _mm256_setr_epi32,
-    _mm256_setr_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_storeu_si256,
-};
+use std::arch::x86_64::*;
 
 use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
-use crate::context::{self, Lesson, Machine};
+use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::params::Params;
-use crate::trellis::{Contest, Ways};
+use crate::trellis::{Contest, Costs, ENTRIES, Sites, TABULATED, Ways};
 
 /// AVX2. Only constructed behind [`available`], only named by the functions below.
 struct Avx2;
@@ -39,6 +33,21 @@ impl Contest for Avx2 {
     fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
         // SAFETY: as above.
         unsafe { survive(costs, metrics) }
+    }
+
+    #[inline(always)]
+    fn choose<const N: usize>(
+        sites: &Sites<N>,
+        costs: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+    ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
+        if N % OCTET != 0 {
+            return Portable::choose(sites, costs, shifts, targets, limit);
+        }
+        // SAFETY: as above.
+        unsafe { choose(sites, costs, shifts, targets, limit) }
     }
 }
 
@@ -117,6 +126,22 @@ fn load_f32(from: &[f32; OCTET]) -> __m256 {
     unsafe { _mm256_loadu_ps(from.as_ptr()) }
 }
 
+/// A vector as eight numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_f32(to: &mut [f32; OCTET], vector: __m256) {
+    // SAFETY: the reference is to 32 writable bytes, and storeu needs no alignment.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), vector) }
+}
+
+/// A vector as eight numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_i32(to: &mut [i32; OCTET], vector: __m256i) {
+    // SAFETY: the reference is to 32 writable bytes, and storeu needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), vector) }
+}
+
 /// [`Contest::survive`], as it is defined: sums, then for each state the smaller of its two ways.
 ///
 /// States are entered in order: the lower half from the first quantiser's, the even ones, the upper half from the odd ones.
@@ -162,8 +187,7 @@ fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32
         let cost = _mm256_min_ps(odd_cost, even_cost);
         least = _mm256_min_ps(least, cost);
         odd |= u64::from(_mm256_movemask_ps(cheaper) as u8) << (OCTET * octet);
-        // SAFETY: the reference is to 32 writable bytes, and storeu needs no alignment.
-        unsafe { _mm256_storeu_ps(after.as_mut_ptr(), cost) };
+        store_f32(after, cost);
     }
     let least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
     let least = _mm256_min_ps(least, _mm256_permute_ps::<0b0100_1110>(least));
@@ -175,6 +199,79 @@ fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32
     }
     (odd, best.trailing_zeros() as usize % S)
 }
+
+/// Eight numbers as a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_i32(from: &[i32; OCTET]) -> __m256i {
+    // SAFETY: the reference is to 32 readable bytes, and loadu needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+/// [`Contest::choose`] for eight sites at a time.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn choose<const N: usize>(
+    sites: &Sites<N>,
+    costs: &Costs,
+    shifts: &[u32; N],
+    targets: &[f32; N],
+    limit: i32,
+) -> ([[f32; N]; 2], [[i32; N]; 2]) {
+    let (mut metrics, mut levels) = ([[0.0; N]; 2], [[0; N]; 2]);
+    // Every other state has the second quantiser.
+    let odd = _mm256_setr_epi32(0, 1, 0, 1, 0, 1, 0, 1);
+    let limit = _mm256_set1_epi32(limit);
+    for octet in 0..N / OCTET {
+        let target = load_f32(&targets.as_chunks().0[octet]);
+        let predicted = load_i32(&sites.predicted.as_chunks().0[octet]);
+        let down = load_i32(&sites.down.as_chunks().0[octet]);
+        let set = load_i32(&sites.sets.as_chunks().0[octet].map(|set| set as i32));
+        let shift = load_i32(&shifts.as_chunks().0[octet].map(|shift| shift as i32));
+        let table = _mm256_mullo_epi32(set, _mm256_set1_epi32(ENTRIES as i32));
+        let cost = |index: __m256i| {
+            // `dependent::level`
+            let level = _mm256_sub_epi32(_mm256_add_epi32(index, index), _mm256_sign_epi32(odd, index));
+            let error = _mm256_sub_ps(target, _mm256_cvtepi32_ps(level));
+            let turned = _mm256_xor_si256(_mm256_sub_epi32(index, predicted), down);
+            let residual = _mm256_sub_epi32(turned, down);
+            let magnitude = _mm256_srlv_epi32(_mm256_abs_epi32(residual), shift);
+            let magnitude = _mm256_min_epu32(magnitude, _mm256_set1_epi32(TABULATED as i32 - 1));
+            let sign = _mm256_and_si256(_mm256_srai_epi32::<31>(residual), _mm256_set1_epi32(TABULATED as i32));
+            let entry = _mm256_add_epi32(_mm256_add_epi32(table, magnitude), sign);
+            let entry = _mm256_and_si256(entry, _mm256_set1_epi32(costs.len() as i32 - 1));
+            // SAFETY: the number of costs is a power of two, so indices masked so are within them.
+            let bits = unsafe { _mm256_i32gather_ps::<4>(costs.as_ptr(), entry) };
+            let cost = _mm256_add_ps(_mm256_mul_ps(error, error), bits);
+            let beyond = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_abs_epi32(level), limit));
+            (_mm256_blendv_ps(cost, _mm256_set1_ps(f32::INFINITY), beyond), level)
+        };
+        // Not of a zero that has a sign.
+        let negative = _mm256_cmp_ps::<_CMP_LT_OQ>(target, _mm256_setzero_ps());
+        let sign = _mm256_and_ps(negative, _mm256_set1_ps(-0.0));
+        let offset = _mm256_or_ps(_mm256_cvtepi32_ps(odd), sign);
+        let exact = _mm256_mul_ps(_mm256_set1_ps(0.25), _mm256_add_ps(target, offset));
+        for parity in 0..2 {
+            let nearest = if parity == 0 {
+                let twice = _mm256_cvtps_epi32(exact);
+                _mm256_add_epi32(twice, twice)
+            } else {
+                let twice = _mm256_cvttps_epi32(_mm256_floor_ps(exact));
+                _mm256_add_epi32(_mm256_add_epi32(twice, twice), _mm256_set1_epi32(1))
+            };
+            let inward = _mm256_sign_epi32(_mm256_set1_epi32(2), _mm256_sub_epi32(predicted, nearest));
+            let (first, second) = (cost(nearest), cost(_mm256_add_epi32(nearest, inward)));
+            let better = _mm256_cmp_ps::<_CMP_LT_OQ>(second.0, first.0);
+            let metric = _mm256_min_ps(second.0, first.0);
+            let level = _mm256_blendv_ps(_mm256_castsi256_ps(first.1), _mm256_castsi256_ps(second.1), better);
+            store_f32(&mut metrics[parity].as_chunks_mut().0[octet], metric);
+            store_i32(&mut levels[parity].as_chunks_mut().0[octet], _mm256_castps_si256(level));
+        }
+    }
+    (metrics, levels)
+}
+
+const _: () = assert!((SETS * ENTRIES).is_power_of_two());
 
 /// Where the ways into each eight states come from: which part of those that [`survive`] separates, and where in it.
 struct Entrances<const S: usize>;
@@ -243,7 +340,6 @@ pub(crate) fn decode_lanes<const KIND: u8>(lanes: &mut [Lane], count: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::Portable;
     use crate::testing::Random;
 
     fn survivors_are_the_same<const S: usize, const N: usize>(random: &mut Random) {
@@ -256,6 +352,38 @@ mod tests {
             assert_eq!(Avx2::survive(&mut costs, &metrics), Portable::survive(&mut portable, &metrics));
             assert_eq!(costs, portable);
         }
+    }
+
+    fn choices_are_the_same<const N: usize>(random: &mut Random, costs: &Costs) {
+        let number = |random: &mut Random, end: i32| random.below(2 * end as u64) as i32 - end;
+        for round in 0..300 {
+            let size = 1 << (round % 24);
+            let sites = Sites {
+                sets: [(); N].map(|()| random.below(SETS as u64) as u32),
+                predicted: [(); N].map(|()| number(random, size)),
+                expected: [0; N],
+                down: [(); N].map(|()| -(random.below(2) as i32)),
+            };
+            let shifts = [(); N].map(|()| random.below(10) as u32);
+            let targets = [(); N].map(|()| number(random, 8 * size) as f32 / 8.0);
+            for limit in [1, size, 1 << 24] {
+                let chosen = Avx2::choose(&sites, costs, &shifts, &targets, limit);
+                assert_eq!(chosen, Portable::choose(&sites, costs, &shifts, &targets, limit));
+            }
+        }
+    }
+
+    #[test]
+    fn survivors_choose_as_in_plain_rust() {
+        if !available() {
+            return;
+        }
+        let random = &mut Random(1);
+        let costs: Box<Costs> =
+            (0..SETS * ENTRIES).map(|_| random.below(64) as f32 / 8.0).collect::<Vec<_>>().try_into().expect("so many");
+        choices_are_the_same::<2>(random, &costs);
+        choices_are_the_same::<8>(random, &costs);
+        choices_are_the_same::<64>(random, &costs);
     }
 
     #[test]

@@ -23,9 +23,9 @@ const LEAST_AHEAD: usize = 8;
 const FIRST_REFRESH: usize = 32;
 const LAST_REFRESH: usize = 512;
 /// Magnitudes with a cost of their own in a table.
-const TABULATED: usize = 32;
+pub(crate) const TABULATED: usize = 32;
 /// Entries of a table.
-const ENTRIES: usize = 2 * TABULATED;
+pub(crate) const ENTRIES: usize = 2 * TABULATED;
 
 /// What the survivors are to come close to.
 pub(crate) trait Targets {
@@ -63,12 +63,15 @@ impl Targets for Weights<'_> {
     }
 }
 
+/// Costs of residuals, a table for each context set.
+pub(crate) type Costs = [f32; SETS * ENTRIES];
+
 /// Costs of residuals by context set, in squared steps.
 struct Tables {
     /// Cost of a bit, in squared steps.
     lambda: f32,
     /// By set; magnitudes of positive residuals, then of negative ones.
-    costs: Box<[f32; SETS * ENTRIES]>,
+    costs: Box<Costs>,
     /// By set: how many low bits do not count.
     shifts: [u32; SETS],
     /// When each was made; 0 is never.
@@ -159,6 +162,25 @@ pub(crate) trait Contest: Machine {
             best = if costs[s] < costs[best] { s } else { best };
         }
         (odd, best)
+    }
+
+    /// By parity of the index and site, the cheapest level and its cost: see [`Sites::choose`].
+    #[inline(always)]
+    fn choose<const N: usize>(
+        sites: &Sites<N>,
+        costs: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+    ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
+        let (mut metrics, mut levels) = ([[0.0; N]; 2], [[0; N]; 2]);
+        for parity in 0..2 {
+            for lane in 0..N {
+                let choice = sites.choose(lane, costs, shifts[lane], targets[lane], parity as i32, limit);
+                (metrics[parity][lane], levels[parity][lane]) = choice;
+            }
+        }
+        (metrics, levels)
     }
 }
 
@@ -259,16 +281,7 @@ impl<T: Targets> Search<T> {
             let predictions = neighbours.predictions::<KIND>(rows, column, above);
             let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
             let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
-            let mut metrics = [[0.0; N]; 2];
-            let mut levels = [[0; N]; 2];
-            for parity in 0..2 {
-                for lane in 0..N {
-                    let tables = &self.tables.costs;
-                    let (cost, level) =
-                        sites.choose(lane, tables, shifts[lane], targets[lane], parity as i32, self.limit);
-                    (metrics[parity][lane], levels[parity][lane]) = (cost, level);
-                }
-            }
+            let (metrics, levels) = M::choose(&sites, &self.tables.costs, &shifts, &targets, self.limit);
             let expected = sites.expected;
             let odd;
             (odd, best) = M::survive(&mut costs, &metrics);
@@ -353,12 +366,12 @@ impl<const N: usize> Step<N> {
 }
 
 /// What is known about the next level, by state or quantiser: [`Site`], each field by itself.
-struct Sites<const N: usize> {
-    sets: [u32; N],
-    predicted: [i32; N],
-    expected: [i32; N],
+pub(crate) struct Sites<const N: usize> {
+    pub sets: [u32; N],
+    pub predicted: [i32; N],
+    pub expected: [i32; N],
     /// -1 where the prediction leans down, else 0.
-    down: [i32; N],
+    pub down: [i32; N],
 }
 
 impl<const N: usize> Sites<N> {
@@ -378,15 +391,7 @@ impl<const N: usize> Sites<N> {
     /// The better of two levels whose index has this parity, with its cost: the nearest, and the next one towards the
     /// prediction.
     #[inline(always)]
-    fn choose(
-        &self,
-        lane: usize,
-        tables: &[f32; SETS * ENTRIES],
-        shift: u32,
-        target: f32,
-        parity: i32,
-        limit: i32,
-    ) -> (f32, i32) {
+    fn choose(&self, lane: usize, costs: &Costs, shift: u32, target: f32, parity: i32, limit: i32) -> (f32, i32) {
         let (predicted, down, odd) = (self.predicted[lane], self.down[lane], lane as i32 & 1);
         let table = self.sets[lane] as usize * ENTRIES;
         // In units of two indices: levels of the same parity are that far apart.
@@ -398,7 +403,7 @@ impl<const N: usize> Sites<N> {
             let residual = (index.wrapping_sub(predicted) ^ down).wrapping_sub(down);
             let magnitude = (residual.unsigned_abs() >> shift).min(TABULATED as u32 - 1);
             let entry = table + magnitude as usize + if residual < 0 { TABULATED } else { 0 };
-            let cost = error * error + tables[entry % (SETS * ENTRIES)];
+            let cost = error * error + costs[entry % (SETS * ENTRIES)];
             (if level.abs() > limit { f32::INFINITY } else { cost }, level)
         };
         let (first, second) = (cost(nearest), cost(nearest + 2 * (predicted - nearest).signum()));
