@@ -62,7 +62,7 @@ pub(crate) fn quantize_on<M: Contest>(
     out: &mut Vec<u8>,
 ) -> Sums {
     let choice = match params.states {
-        Some(states) => Choice::Path(quantizer.search(weights, states, params.width)),
+        Some(states) => Choice::Path(Box::new(quantizer.search(weights, states, params.width))),
         None => Choice::Greedy(quantizer),
     };
     let mut quantized = Quantized { weights, step: f64::from(quantizer.step), choice, chosen, sums: Sums::default() };
@@ -103,7 +103,7 @@ enum Choice<'a> {
     /// One by one.
     Greedy(Quantizer),
     /// As a path through the trellis of two quantisers.
-    Path(Search<Weights<'a>>),
+    Path(Box<Search<Weights<'a>>>),
 }
 
 impl Source for Quantized<'_> {

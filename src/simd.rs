@@ -43,7 +43,7 @@ impl Contest for Avx2 {
         targets: &[f32; N],
         limit: i32,
     ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
-        if N % OCTET != 0 {
+        if !N.is_multiple_of(OCTET) {
             return Portable::choose(sites, costs, shifts, targets, limit);
         }
         // SAFETY: as above.
