@@ -2,13 +2,13 @@
 
 use crate::coder::Encoder;
 use crate::context::{COST_BITS, Portable};
-use crate::dependent::States;
 use crate::levels::{self, Cost};
 use crate::params::Params;
 use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
-use crate::trellis::{BLOCK, Contest, Search, Weights};
+use crate::feedback::{Coupling, Feedback};
+use crate::trellis::{Contest, Search, Targets, Weights};
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -33,19 +33,21 @@ pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     encode_on::<Portable>(params, levels, out);
 }
 
-/// Quantises `weights` and appends their code to `out`. Levels are also written to `chosen` if it is given.
+/// Quantises `weights` and appends their code to `out`. Levels are also written to `chosen` if it is given. With a `coupling`,
+/// weights are in steps (the quantiser's step is one), the chunk has whole rows, and levels make up for each other's errors.
 pub fn quantize(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer,
+    coupling: Option<Coupling>,
     chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
 ) -> Sums {
     #[cfg(target_arch = "x86_64")]
     if simd::available() {
-        return simd::quantize(params, weights, quantizer, chosen, out);
+        return simd::quantize(params, weights, quantizer, coupling, chosen, out);
     }
-    quantize_on::<Portable>(params, weights, quantizer, chosen, out)
+    quantize_on::<Portable>(params, weights, quantizer, coupling, chosen, out)
 }
 
 #[inline(always)]
@@ -58,12 +60,24 @@ pub(crate) fn quantize_on<M: Contest>(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer,
+    coupling: Option<Coupling>,
     chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
 ) -> Sums {
-    let choice = match params.states {
-        Some(states) => Choice::Path(Box::new(quantizer.search(weights, states, params.width))),
-        None => Choice::Greedy(quantizer),
+    // Levels of either quantiser and parity lie so near to every target.
+    let limit = (quantizer.limit - 3).max(0);
+    let Quantizer { step, lambda, limit: largest } = quantizer;
+    let choice = match (params.states, coupling) {
+        (None, None) => Choice::Greedy(quantizer),
+        (None, Some(coupling)) => Choice::Coupled(quantizer, Feedback::new(weights, coupling, limit as f32)),
+        (Some(states), None) => {
+            let targets = Weights { weights, scale: 1.0 / f64::from(step), limit: f64::from(limit) };
+            Choice::Path(Box::new(Search::new(targets, states, params.width, lambda, largest)))
+        }
+        (Some(states), Some(coupling)) => {
+            let targets = Feedback::new(weights, coupling, limit as f32);
+            Choice::CoupledPath(Box::new(Search::new(targets, states, params.width, lambda, largest)))
+        }
     };
     let mut quantized = Quantized { weights, step: f64::from(quantizer.step), choice, chosen, sums: Sums::default() };
     code::<M>(params, weights.len(), out, &mut quantized);
@@ -73,7 +87,7 @@ pub(crate) fn quantize_on<M: Contest>(
 /// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
 /// compiled without the machine's features.
 trait Source {
-    /// Called before the first level of a row, the `index`-th, and then every [`BLOCK`] columns.
+    /// Called before the level of the `index`-th weight, in this column.
     #[inline(always)]
     fn look_ahead<M: Contest, const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _column: usize) {}
 
@@ -104,24 +118,43 @@ enum Choice<'a> {
     Greedy(Quantizer),
     /// As a path through the trellis of two quantisers.
     Path(Box<Search<Weights<'a>>>),
+    /// One by one, with error feedback.
+    Coupled(Quantizer, Feedback<'a>),
+    /// As a path, with error feedback.
+    CoupledPath(Box<Search<Feedback<'a>>>),
 }
 
 impl Source for Quantized<'_> {
     #[inline(always)]
     fn look_ahead<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
-        if rows::dependent(KIND)
-            && let Choice::Path(search) = &mut self.choice
-        {
-            search.decide::<M, KIND>(rows, index, column);
+        match &mut self.choice {
+            Choice::Path(search) if rows::dependent(KIND) && column % Weights::BLOCK == 0 => {
+                search.decide::<M, KIND>(rows, index, column);
+            }
+            Choice::CoupledPath(search) if rows::dependent(KIND) && column % Feedback::BLOCK == 0 => {
+                search.decide::<M, KIND>(rows, index, column);
+            }
+            Choice::Coupled(_, feedback) if column == 0 => feedback.begin(index),
+            _ => {}
         }
     }
 
     #[inline(always)]
     fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32 {
         let weight = f64::from(self.weights[index]);
-        let level = match &self.choice {
+        let level = match &mut self.choice {
             Choice::Greedy(quantizer) => quantizer.choose::<KIND>(rows, site, weight),
             Choice::Path(search) => search.level(column),
+            Choice::Coupled(quantizer, feedback) => {
+                let level = quantizer.choose::<KIND>(rows, site, f64::from(feedback.target(index)));
+                feedback.decided(index, level);
+                level
+            }
+            Choice::CoupledPath(search) => {
+                let level = search.level(column);
+                search.targets.decided(index, level);
+                level
+            }
         };
         let value = f64::from(level);
         let error = weight - value * self.step;
@@ -152,13 +185,6 @@ pub struct Quantizer {
 }
 
 impl Quantizer {
-    fn search(self, weights: &[f32], states: States, width: usize) -> Search<Weights<'_>> {
-        // Levels of either quantiser and parity lie so near to every target.
-        let limit = f64::from((self.limit - 3).max(0));
-        let targets = Weights { weights, scale: 1.0 / f64::from(self.step), limit };
-        Search::new(targets, states, width, self.lambda, self.limit)
-    }
-
     #[inline(always)]
     fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
@@ -216,9 +242,7 @@ fn code_kind<M: Contest, const KIND: u8>(params: &Params, count: usize, out: &mu
     while start < count {
         let width = params.width.min(count - start);
         for column in 0..width {
-            if column % BLOCK == 0 {
-                source.look_ahead::<M, KIND>(&rows, start + column, column);
-            }
+            source.look_ahead::<M, KIND>(&rows, start + column, column);
             let site = rows.site::<KIND>(column);
             let level = source.level::<KIND>(&mut rows, site, start + column, column);
             let residual = site.residual::<KIND>(level);

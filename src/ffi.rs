@@ -9,6 +9,7 @@ use std::slice;
 
 use crate::chunk::{self, Quantizer, Sums};
 use crate::dependent::States;
+use crate::feedback::Coupling;
 use crate::fit::{self, Layout};
 use crate::lanes::{self, Job, Output};
 use crate::measure::{self, Measure};
@@ -99,7 +100,7 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    2
+    3
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
@@ -231,7 +232,69 @@ pub unsafe extern "C" fn dc_quantize(
         let mut coded = Vec::new();
         let quantizer = Quantizer { step, lambda, limit };
         let Sums { energy, error, correlation, levels: squares } =
-            chunk::quantize(&Params::read(params)?, weights, quantizer, levels, &mut coded);
+            chunk::quantize(&Params::read(params)?, weights, quantizer, None, levels, &mut coded);
+        sums.copy_from_slice(&[energy, error, correlation, squares]);
+        deliver(&coded, out, length)
+    })
+}
+
+/// Quantises and encodes the rows of a matrix from `first_row` on, `count` weights in steps, with error feedback. The matrix
+/// has `height` rows of `width`, the parameters' width. `columns` holds the unit upper triangular factor, `[width][width]`,
+/// for each group of `group_rows` rows. `rows` is that of the rows, `[height][height]`, or null: rows are independent.
+/// `errors`, `[height][width]`, is null without it, else kept from call to call, which are in the order of the rows.
+/// `lambda`, `limit`, `levels` and `sums` are as for [`dc_quantize`] with a step of one.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_quantize_coupled(
+    params: *const u8,
+    params_length: usize,
+    weights: *const f32,
+    count: usize,
+    height: usize,
+    width: usize,
+    first_row: usize,
+    columns: *const f32,
+    group_rows: usize,
+    rows: *const f32,
+    errors: *mut f32,
+    lambda: f32,
+    limit: i32,
+    levels: *mut i32,
+    sums: *mut f64,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (params, weights) = unsafe { (input(params, params_length)?, input(weights, count)?) };
+        // SAFETY: as above.
+        let (out, length, sums) = unsafe { (output(out, capacity)?, output(length, 1)?, output(sums, 4)?) };
+        // SAFETY: as above.
+        let levels = unsafe { output(levels, count)? };
+        let params = Params::read(params)?;
+        let inside = width > 0 && count % width == 0 && count / width <= height.checked_sub(first_row)?;
+        if !inside || params.width != width || group_rows == 0 || height % group_rows != 0 {
+            return None;
+        }
+        let (square, matrix) = (height.checked_mul(height)?, height.checked_mul(width)?);
+        let factors = (height / group_rows).checked_mul(width.checked_mul(width)?)?;
+        // SAFETY: as above.
+        let columns = unsafe { input(columns, factors)? };
+        // SAFETY: as above.
+        let rows = if rows.is_null() { &[] } else { unsafe { input(rows, square)? } };
+        // SAFETY: as above.
+        let errors = if rows.is_empty() { &mut [] } else { unsafe { output(errors, matrix)? } };
+        if !(lambda.is_finite() && lambda >= 0.0) || !(8..=1 << 24).contains(&limit) {
+            return None;
+        }
+        let mut coded = Vec::new();
+        let quantizer = Quantizer { step: 1.0, lambda, limit };
+        let coupling = Coupling { width, columns, group_rows, rows, first_row, errors };
+        let Sums { energy, error, correlation, levels: squares } =
+            chunk::quantize(&params, weights, quantizer, Some(coupling), Some(levels), &mut coded);
         sums.copy_from_slice(&[energy, error, correlation, squares]);
         deliver(&coded, out, length)
     })

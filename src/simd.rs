@@ -12,6 +12,7 @@ use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
+use crate::feedback::Coupling;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::params::Params;
 use crate::trellis::{Contest, Costs, ENTRIES, Sites, TABULATED, Ways};
@@ -327,7 +328,10 @@ with_features!(
 with_features!(
     /// [`chunk::quantize`] on this machine.
     quantize, quantize_avx2, chunk::quantize_on::<Avx2>,
-    (params: &Params, weights: &[f32], quantizer: Quantizer, chosen: Option<&mut [i32]>, out: &mut Vec<u8>) -> Sums
+    (
+        params: &Params, weights: &[f32], quantizer: Quantizer, coupling: Option<Coupling>, chosen: Option<&mut [i32]>,
+        out: &mut Vec<u8>
+    ) -> Sums
 );
 
 /// [`Lanes::decode`] on this machine.

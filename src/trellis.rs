@@ -14,8 +14,6 @@ use crate::levels::{self, Cost};
 use crate::rows::{self, Rows, Site};
 use crate::scale;
 
-/// Weights whose levels are decided together.
-pub(crate) const BLOCK: usize = 512;
 /// Weights behind a block that are looked at before its levels are decided, at most, and in rows of any width.
 const MOST_AHEAD: usize = 32;
 const LEAST_AHEAD: usize = 8;
@@ -29,10 +27,15 @@ pub(crate) const ENTRIES: usize = 2 * TABULATED;
 
 /// What the survivors are to come close to.
 pub(crate) trait Targets {
-    /// Whether all survivors always have the same target.
+    /// Whether all survivors always have the same target, whatever row it lies in.
     const SHARED: bool;
+    /// Weights whose levels are decided together.
+    const BLOCK: usize;
     /// Number of weights.
     fn count(&self) -> usize;
+    /// The search begins again at the `index`-th weight, the levels of all before it being decided.
+    #[inline(always)]
+    fn begin(&mut self, _index: usize) {}
     /// The target of the `index`-th weight in steps, for each survivor.
     fn targets<const N: usize>(&mut self, index: usize) -> [f32; N];
     /// The survivor in each state came from this state, and has this level at weight `index`.
@@ -51,6 +54,7 @@ pub(crate) struct Weights<'a> {
 
 impl Targets for Weights<'_> {
     const SHARED: bool = true;
+    const BLOCK: usize = 512;
 
     #[inline(always)]
     fn count(&self) -> usize {
@@ -197,7 +201,7 @@ struct Step<const N: usize> {
 
 /// The search in a chunk.
 pub(crate) struct Search<T> {
-    targets: T,
+    pub(crate) targets: T,
     tables: Tables,
     states: States,
     limit: i32,
@@ -215,15 +219,18 @@ impl<T: Targets> Search<T> {
     /// The level at this place in the present block.
     #[inline(always)]
     pub(crate) fn level(&self, column: usize) -> i32 {
-        self.path[column % BLOCK]
+        self.path[column % T::BLOCK]
     }
 
     /// Decides the levels of the block that starts at weight `index` in this column.
     #[inline(always)]
     pub(crate) fn decide<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
         let left = self.targets.count() - index;
-        let count = BLOCK.min(self.width - column).min(left);
+        let count = T::BLOCK.min(self.width - column).min(left);
         let ahead = self.width.clamp(LEAST_AHEAD, MOST_AHEAD).min(left - count);
+        // The next row's targets may hang on this row's levels.
+        let ahead = if T::SHARED { ahead } else { ahead.min(self.width - column - count) };
+        self.targets.begin(index);
         self.tables.pass(count);
         self.path.clear();
         self.path.resize(count, 0);

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 2
+_INTERFACE = 3
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
@@ -173,6 +173,57 @@ def quantize(
             length,
         ),
         2 * weights.size + 64,
+    )
+    return code, Sums(*sums.tolist())
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """How errors in a matrix of [height, width] weights add up: factors of their quadratic form (``src/feedback.rs``)."""
+
+    columns: npt.NDArray[np.float32]  #: [groups, width, width], unit upper triangular
+    rows: npt.NDArray[np.float32] | None  #: [height, height], unit upper triangular; None if rows are independent
+    errors: npt.NDArray[np.float32] | None  #: [height, width], zeros; filled row by row; None with ``rows``
+    height: int
+
+
+def quantize_coupled(
+    params: bytes,
+    weights: npt.NDArray[np.float32],
+    first_row: int,
+    coupling: Coupling,
+    rate_weight: float,
+    levels: npt.NDArray[np.int32],
+    limit: int = MAX_LEVEL,
+) -> tuple[bytes, Sums]:
+    """Quantise one chunk of a matrix, ``weights`` in steps, with error feedback, and code it.
+
+    Chunks of a matrix with ``coupling.rows`` are to be quantised in order. Chosen levels are written to ``levels``.
+    """
+    sums = np.empty(4)
+    groups, width, _ = coupling.columns.shape
+    code = _deliver(
+        lambda out, capacity, length: lib.dc_quantize_coupled(
+            ffi.from_buffer("uint8_t[]", params),
+            len(params),
+            _pointer(weights, "float *"),
+            weights.size,
+            coupling.height,
+            width,
+            first_row,
+            _pointer(coupling.columns, "float *"),
+            coupling.height // groups,
+            ffi.NULL if coupling.rows is None else _pointer(coupling.rows, "float *"),
+            ffi.NULL if coupling.errors is None else _pointer(coupling.errors, "float *"),
+            rate_weight,
+            limit,
+            _pointer(levels, "int32_t *"),
+            _pointer(sums, "double *"),
+            out,
+            capacity,
+            length,
+        ),
+        5 * weights.size + 64,
     )
     return code, Sums(*sums.tolist())
 
