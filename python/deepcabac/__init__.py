@@ -2,7 +2,9 @@
 
 from .codec import decode, encode
 from .compressor import Report, TensorReport
+from .curvature import Curvature
 from .errors import (
+    CalibrationError,
     CheckpointError,
     DamagedFileError,
     DeepCabacError,
@@ -23,7 +25,9 @@ from .options import Options
 from .reader import OpenFile, TensorInfo
 
 __all__ = [
+    "CalibrationError",
     "CheckpointError",
+    "Curvature",
     "DamagedFileError",
     "DeepCabacError",
     "LimitError",

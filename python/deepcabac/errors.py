@@ -32,6 +32,10 @@ class CheckpointError(DeepCabacError):
     """A model file cannot be opened, understood or written."""
 
 
+class CalibrationError(DeepCabacError):
+    """A model cannot be calibrated with these samples: nothing to measure, or values that are not finite."""
+
+
 class LimitError(DeepCabacError):
     """Decoding would need more memory than the caller allowed with ``max_bytes``."""
 

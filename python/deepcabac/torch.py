@@ -16,6 +16,7 @@ from .atomic import AtomicFile
 from .checkpoint.base import DTYPES, TensorSpec
 from .checkpoint.skeleton import assemble, dissolve
 from .compressor import Progress, Report
+from .curvature import Curvature
 from .errors import CheckpointError, OptionError, UnsupportedError
 from .files import open_file
 from .options import Options
@@ -30,7 +31,9 @@ except ImportError as _cause:
 
     raise MissingTorchError("deepcabac.torch needs torch: pip install 'deepcabac[torch]'") from _cause
 
-__all__ = ["load_model", "save_model"]
+from .calibration import calibrate
+
+__all__ = ["Curvature", "calibrate", "load_model", "save_model"]
 
 Array = npt.NDArray[Any]
 Module = TypeVar("Module", bound=torch.nn.Module)
