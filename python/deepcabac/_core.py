@@ -179,7 +179,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class Coupling:
-    """How errors in a matrix of [height, width] weights add up: factors of their quadratic form (``src/feedback.rs``)."""
+    """How errors in a matrix of [height, width] weights add up: factors of their cost (``src/feedback.rs``)."""
 
     columns: npt.NDArray[np.float32]  #: [groups, width, width], unit upper triangular
     rows: npt.NDArray[np.float32] | None  #: [height, height], unit upper triangular; None if rows are independent

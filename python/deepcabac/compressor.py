@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from . import container, quantization
+from . import container, coupling, quantization
 from ._parallel import pool
 from .checkpoint.base import TensorSpec
-from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
+from .container import LEVELS, RAW, SCALED, TIED, Chunk, Entry, Index
+from .coupling import Calibrated
 from .errors import OptionError
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
@@ -27,6 +28,7 @@ from .quantization import Array, Measured, Quantized
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
+_TINY = 1 << 8
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
@@ -94,11 +96,13 @@ def compress(source: Source, file: BinaryIO, options: Options, progress: Progres
         container.check_writable(spec.name, spec.shape)
     with pool(options.threads) as executor:
         elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
-        if options.bits is not None:
-            return _reach(round(float(options.bits) * elements / 8), source, file, options, executor, progress)
-        if options.size is not None:
-            return _reach(int(options.size), source, file, options, executor, progress)
-        return _Pass(source, file, options, executor, progress).run()
+        calibrated = None if options.curvature is None else Calibrated(options.curvature, source)
+        size = options.size if options.bits is None else round(float(options.bits) * elements / 8)
+
+        def attempt(options: Options) -> Report:
+            return _Pass(source, file, options, calibrated, executor, progress).run()
+
+        return attempt(options) if size is None else _reach(int(size), options, attempt)
 
 
 @dataclass
@@ -116,9 +120,16 @@ class _Pass:
     """One time through all tensors."""
 
     def __init__(
-        self, source: Source, file: BinaryIO, options: Options, executor: Executor, progress: Progress | None
+        self,
+        source: Source,
+        file: BinaryIO,
+        options: Options,
+        calibrated: Calibrated | None,
+        executor: Executor,
+        progress: Progress | None,
     ) -> None:
         self._source = source
+        self._calibrated = calibrated
         self._file = file
         self._options = options
         self._executor = executor
@@ -170,15 +181,24 @@ class _Pass:
         def spread() -> Quantized | None:
             return self._quantize(work, lambda calls: [f.result() for f in [self._executor.submit(c) for c in calls]])
 
-        work.result = self._executor.submit(all_at_once) if spec.size <= _SMALL else spread
+        # Rows that make up for each other's errors come one after another: no chunks to spread.
+        apart = spec.size <= _SMALL or self._calibrated is not None
+        work.result = self._executor.submit(all_at_once) if apart else spread
         return work
 
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
         target = work.target
+        plan = None
+        if self._calibrated and target.kind == "sqnr" and not target.forced:
+            plan = self._calibrated.plan(work.spec.name, work.spec.shape)
+            target = replace(target, value=target.value - target.raised, raised=0.0, forced=plan is not None)
+            work.target = target
         tensor = quantization.measure(work.array, target)
         if tensor is None:
             return None
+        if plan is not None and self._calibrated is not None:
+            return self._quantize_by(plan, self._calibrated.slope(target.value), work, tensor, run)
         chosen = quantization.choose(tensor, target, self._options.quantizations)
         if chosen is None:
             work.note = f"stored exactly: {_asked(target)} is beyond float32 arithmetic"
@@ -196,6 +216,22 @@ class _Pass:
             work.note = ""
             return None
         return result
+
+    def _quantize_by(
+        self, plan: coupling.Plan, slope: float, work: _Work, tensor: Measured, run: Callable[[list[Any]], list[Any]]
+    ) -> Quantized | None:
+        """The tensor coded such that a bit buys ``slope`` of loss, or None if it is to be stored exactly."""
+        hows = self._options.quantizations
+        # So few levels that the path through a trellis has no freedom yet.
+        how = hows[-1] if tensor.flat.size < _TINY else hows[0]
+        step = plan.step(slope, how)
+        if step is None:
+            return None
+        if plan.columns is None:
+            result = quantization.quantize(tensor, step, how, run)
+        else:
+            result = coupling.quantize(work.array, plan, step, how, run)
+        return result if result.coded_bytes < work.spec.nbytes else None
 
     def _closest(
         self,
@@ -239,7 +275,19 @@ class _Pass:
             entry = Entry(spec.name, spec.dtype, spec.shape, RAW, self._write(pieces))
         else:
             chunks = self._write(result.codes)
-            entry = Entry(spec.name, spec.dtype, spec.shape, LEVELS, chunks, result.params, result.step)
+            rows, columns = result.row_scales.tobytes(), result.column_scales.tobytes()
+            method = SCALED if rows or columns else LEVELS
+            entry = Entry(
+                spec.name,
+                spec.dtype,
+                spec.shape,
+                method,
+                chunks,
+                result.params,
+                result.step,
+                row_scales=rows,
+                column_scales=columns,
+            )
         self._add(entry, result, work.target, work.note)
 
     def _tie(self, spec: TensorSpec) -> None:
@@ -281,21 +329,14 @@ def _asked(target: Target) -> str:
     return f"{target.value:g} dB" if target.kind == "sqnr" else f"a step of {target.value:g}"
 
 
-def _reach(
-    wanted: int, source: Source, file: BinaryIO, options: Options, executor: Executor, progress: Progress | None
-) -> Report:
+def _reach(wanted: int, options: Options, attempt: Callable[[Options], Report]) -> Report:
     """Code with that SQNR for all tensors that makes a file of ``wanted`` bytes."""
-
-    def attempt(sqnr: float) -> Report:
-        tried = replace(options, bits=None, size=None, sqnr=sqnr)
-        return _Pass(source, file, tried, executor, progress).run()
-
     # log2(size) is close to linear in dB piece by piece, so: bracket, then regula falsi with bisection as a net.
     low: tuple[float, int | None] = (0.5, None)
     high: tuple[float, int | None] = (MAX_SQNR, None)
     sqnr = DEFAULT_SQNR
     for _ in range(_PASSES):
-        report = attempt(sqnr)
+        report = attempt(replace(options, bits=None, size=None, sqnr=sqnr))
         if abs(report.file_bytes - wanted) <= _SIZE_TOLERANCE * wanted:
             return report
         if report.file_bytes > wanted:

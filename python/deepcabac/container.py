@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from . import _core
 from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
@@ -25,8 +26,10 @@ VERSION = 1
 #: magic, version, CRC-32 of the index, offset and length of the index
 HEADER = struct.Struct("<8sIIQQ")
 
-RAW, LEVELS, TIED = 0, 1, 2
-METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied"}
+RAW, LEVELS, TIED, SCALED = 0, 1, 2, 3
+METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied", SCALED: "quantized"}
+#: Methods whose chunks hold levels.
+CODED = (LEVELS, SCALED)
 #: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
 _TWO_QUANTIZERS = 8
 #: Bytes of a raw chunk, but the last.
@@ -75,8 +78,10 @@ class Entry:
     shape: tuple[int, ...]
     method: int
     chunks: tuple[Chunk, ...] = ()
-    params: bytes = b""  #: coding parameters (LEVELS)
-    step: float = 0.0  #: distance of two reconstruction values (LEVELS)
+    params: bytes = b""  #: coding parameters (LEVELS, SCALED)
+    step: float = 0.0  #: distance of two reconstruction values (LEVELS, SCALED)
+    row_scales: bytes = b""  #: int8 for each slice of dimension 0, or nothing (SCALED)
+    column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (SCALED)
     tied_to: int = -1  #: number of the entry that this one equals (TIED)
 
     @property
@@ -91,7 +96,7 @@ class Entry:
 
     @property
     def states(self) -> int:
-        """States of the trellis that it was quantised with; 1 without one (LEVELS)."""
+        """States of the trellis that it was quantised with; 1 without one (LEVELS, SCALED)."""
         return 1 << self.params[-1] if self.params[0] & _TWO_QUANTIZERS else 1
 
     @property
@@ -101,12 +106,12 @@ class Entry:
 
     @cached_property
     def chunk_size(self) -> int:
-        """Elements (LEVELS) or bytes (RAW) in every chunk but the last."""
-        return _core.chunk_levels(self.params) if self.method == LEVELS else RAW_CHUNK
+        """Elements (LEVELS, SCALED) or bytes (RAW) in every chunk but the last."""
+        return _core.chunk_levels(self.params) if self.method in CODED else RAW_CHUNK
 
     def chunk_range(self, number: int) -> slice:
-        """The elements (LEVELS) or bytes (RAW) that chunk ``number`` holds."""
-        total = self.size if self.method == LEVELS else self.nbytes
+        """The elements (LEVELS, SCALED) or bytes (RAW) that chunk ``number`` holds."""
+        total = self.size if self.method in CODED else self.nbytes
         return slice(number * self.chunk_size, min((number + 1) * self.chunk_size, total))
 
 
@@ -166,6 +171,16 @@ def _index_limit(stored: int) -> int:
     return min(MAX_INDEX, (1 << 16) + 64 * stored)
 
 
+#: 2^0, 2^(1/4), 2^(1/2) and 2^(3/4) as float32, by their bits: every machine has the same.
+_ROOTS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).view(np.float32)
+
+
+def scale_factors(scales: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+    """2^(scale / 4) as float32."""
+    factors: npt.NDArray[np.float32] = np.ldexp(_ROOTS[scales & 3], scales >> 2)
+    return factors
+
+
 def header(index: bytes, offset: int) -> bytes:
     """The header of a file whose stored ``index`` lies at ``offset``."""
     return HEADER.pack(MAGIC, VERSION, zlib.crc32(index), offset, len(index))
@@ -222,8 +237,11 @@ def _write_entry(entry: Entry) -> bytes:
     ]
     if entry.method == TIED:
         return b"".join([*parts, varint(entry.tied_to)])
-    if entry.method == LEVELS:
-        parts += [struct.pack("<f", entry.step), write_chunks(entry.params, entry.chunks)]
+    if entry.method in CODED:
+        parts.append(struct.pack("<f", entry.step))
+        if entry.method == SCALED:
+            parts += [blob(entry.row_scales), blob(entry.column_scales)]
+        parts.append(write_chunks(entry.params, entry.chunks))
     else:
         parts += [struct.pack("<I", chunk.crc) for chunk in entry.chunks]
     return b"".join(parts)
@@ -281,12 +299,18 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
         return Entry(name, dtype, shape, method, tied_to=number)
     if method == RAW:
         return Entry(name, dtype, shape, method, _read_raw_chunks(cursor, size * dtype.itemsize, offset))
-    if method == LEVELS:
+    if method in CODED:
         (step,) = cursor.unpack("<f")
         if not (math.isfinite(step) and step > 0) or dtype.kind not in "fV":
             raise cursor.damaged(f"tensor {name!r} has step {step} and type {dtype}")
+        rows, columns = (cursor.blob(), cursor.blob()) if method == SCALED else (b"", b"")
         params, chunks = read_chunks(cursor, size, offset)
-        return Entry(name, dtype, shape, method, chunks, params, step)
+        entry = Entry(name, dtype, shape, method, chunks, params, step, row_scales=rows, column_scales=columns)
+        if method == SCALED:
+            height, width = (shape[0], math.prod(shape[1:])) if shape and size else (0, 1)
+            if len(rows) not in (0, height) or len(columns) not in (0, width) or entry.chunk_size % width:
+                raise cursor.damaged(f"tensor {name!r} has scales that do not fit its shape {shape}")
+        return entry
     raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
 
 

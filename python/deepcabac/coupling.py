@@ -9,20 +9,27 @@ shrunk towards its diagonal, as far as makes it predict the half of the samples 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .container import scale_factors
 from .curvature import Factors
+from .errors import OptionError
 from .options import Quantization
-from .quantization import Array, Quantized, level_limit, round_step
+from .quantization import FLOAT_DTYPES, Array, Quantized, level_limit, no_scales, round_step
+
+if TYPE_CHECKING:
+    from .compressor import Source
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Scales = npt.NDArray[np.int8]
 
 #: Shares of the diagonal that are tried, relative to the measured matrix.
 _SHRINKAGES = (0.003, 0.02, 0.1, 0.5, 2.5)
@@ -39,6 +46,8 @@ _LEAST_IMPORTANCE = 0.01
 _RATE = 0.3
 #: A tensor without factors has few elements and an uncertain curvature: it is taken to be this many times as large.
 _CAUTION = 4.0
+#: Bytes of factors that are kept from one pass to the next.
+_MOST_HELD = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class Plan:
     columns: Float32 | None = None  #: [groups, d, d], U
     diagonal: Float64 | None = None  #: [groups, d], D
     rows: Float32 | None = None  #: [r, r], V
-    row_scales: npt.NDArray[np.int8] | None = None  #: [r], log2 in SCALE_STEPS
-    column_scales: npt.NDArray[np.int8] | None = None  #: [d]
+    row_scales: Scales = field(default_factory=no_scales)  #: [r] or none: log2 in 1/SCALE_STEPS
+    column_scales: Scales = field(default_factory=no_scales)  #: [d] or none
 
     @property
     def nbytes(self) -> int:
@@ -58,10 +67,71 @@ class Plan:
         parts = (self.columns, self.diagonal, self.rows)
         return sum(part.nbytes for part in parts if part is not None)
 
-    def step(self, slope: float, how: Quantization) -> float:
+    def step(self, slope: float, how: Quantization) -> float | None:
         """The step with which a bit buys ``slope`` of loss: the error a weight is noise * step^2, and a bit divides it
-        by four, so that slope = 2 ln 2 * importance * noise * step^2."""
+        by four, so that slope = 2 ln 2 * importance * noise * step^2. None if that is beyond float32 arithmetic.
+        """
         return round_step(math.sqrt(slope / (2 * math.log(2) * how.noise * self.importance)))
+
+
+class Calibrated:
+    """A curvature and the tensors that it is used for."""
+
+    def __init__(self, curvature: Mapping[str, Factors], source: Source) -> None:
+        """Check that they fit, and measure the tensors.
+
+        Raises :class:`OptionError` if a tensor has another shape than in the calibrated model, or none is known.
+        """
+        self._curvature = curvature
+        self._plans: dict[str, Plan | None] = {}
+        self._held = 0
+        self._lock = threading.Lock()
+        signal = 0.0
+        count = 0
+        for spec in source.specs:
+            if spec.name not in curvature or spec.tied_to is not None or spec.dtype not in FLOAT_DTYPES:
+                continue
+            factors = curvature[spec.name]
+            _check(spec.name, spec.shape, factors)
+            if factors.total > 0:
+                array = source.read(spec.name).reshape(-1).astype(np.float32, copy=False)
+                signal += factors.total / spec.size * _core.measure(array)[0]
+                count += spec.size
+        if count == 0:
+            raise OptionError("the curvature knows none of these tensors: was it measured on another model?")
+        self._signal = signal / count
+
+    def slope(self, sqnr: float) -> float:
+        """Loss that a bit is worth where errors, weighted by importance, are ``sqnr`` dB below the weights."""
+        return 2 * math.log(2) * self._signal * 10 ** (-sqnr / 10)
+
+    def plan(self, name: str, shape: tuple[int, ...]) -> Plan | None:
+        """How to quantise a tensor; None if nothing is known of it."""
+        if name not in self._curvature:
+            return None
+        if name not in self._plans:
+            made = plan(shape, self._curvature[name])
+            with self._lock:
+                self._held += made.nbytes if made else 0
+                if self._held > _MOST_HELD:
+                    return made
+                self._plans[name] = made
+        return self._plans[name]
+
+
+def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
+    """Raise :class:`OptionError` unless factors are finite and those of a tensor of this shape."""
+    size, height = math.prod(shape), shape[0] if shape else 1
+    fits = factors.diagonal is None or factors.diagonal.shape == shape
+    if factors.columns is not None:
+        groups, width = factors.columns.shape[1:3]
+        fits = fits and groups > 0 and height % groups == 0 and height * width == size
+    if factors.rows is not None:
+        fits = fits and factors.rows.shape in ((height,), (2, height, height))
+    if not fits:
+        raise OptionError(f"the curvature of {name!r} is not that of a tensor of shape {shape}: calibrate this model")
+    if not math.isfinite(factors.total):
+        raise OptionError(f"the curvature of {name!r} is not finite: calibrate again")
 
 
 def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
@@ -84,7 +154,7 @@ def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
         down = down / down.mean()
     elif factors.rows is not None and height <= _MOST_COUPLED:
         row_upper, down = _factor(*factors.rows)
-    row_scales = column_scales = None
+    row_scales = column_scales = no_scales()
     if len(shape) == 2:
         row_scales, row_importance = _scales(down, size)
         column_scales, column_importance = _scales(across, size)
@@ -138,46 +208,43 @@ def _upper(moments: Float64, shrinkage: float) -> tuple[Float64, Float64]:
     return factor / np.diagonal(factor), np.diagonal(factor) ** 2
 
 
-def _scales(importance: Float64, size: int) -> tuple[npt.NDArray[np.int8] | None, float]:
+def _scales(importance: Float64, size: int) -> tuple[Scales, float]:
     """Scales that make steps follow ``importance^(-1/2)`` if that is worth it, and the importance that is left."""
     mean = float(importance.mean())
     typical = float(np.exp(np.log(importance).mean()))
     if size * 0.5 * math.log2(mean / typical) < _SCALE_COST * importance.size:
-        return None, mean
+        return no_scales(), mean
     logs = np.log2(importance / typical) * (-0.5 * SCALE_STEPS)
     return np.clip(np.rint(logs), -127, 127).astype(np.int8), typical
 
 
-def factor_of(scales: npt.NDArray[np.int8]) -> Float32:
-    """2^(scale / 4) as float32."""
-    return np.exp2(scales.astype(np.float64) / SCALE_STEPS).astype(np.float32)
-
-
-def _rescaled(upper: Float64, scales: npt.NDArray[np.int8] | None) -> Float32:
+def _rescaled(upper: Float64, scales: Scales) -> Float32:
     """Factors for errors that are counted in scaled steps."""
-    if scales is not None:
-        sizes = factor_of(scales).astype(np.float64)
+    if scales.size:
+        sizes = scale_factors(scales).astype(np.float64)
         upper = upper * (sizes[:, None] / sizes)
     return np.ascontiguousarray(upper, np.float32)
 
 
 def quantize(
-    array: Array, plan: Plan, slope: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
+    array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
 ) -> Quantized:
-    """Quantise and code a tensor that has factors. A bit is worth ``slope`` of loss. ``run`` maps calls to results."""
+    """Quantise and code a tensor that has factors. ``run`` maps calls to results."""
     assert plan.columns is not None
-    groups, width, _ = plan.columns.shape
-    height = array.shape[0]
+    height, width = array.shape[0], plan.columns.shape[-1]
     weights = array.reshape(height, width).astype(np.float32, copy=False)
     scales = np.ones((height, width), np.float32)
-    if plan.row_scales is not None:
-        scales *= factor_of(plan.row_scales)[:, None]
-    if plan.column_scales is not None:
-        scales *= factor_of(plan.column_scales)
-    step = plan.step(slope, how)
+    if plan.row_scales.size:
+        scales *= scale_factors(plan.row_scales)[:, None]
+    if plan.column_scales.size:
+        scales *= scale_factors(plan.column_scales)
     scaled = (weights / (scales * np.float32(step))).reshape(-1)
-    params = _core.fit(array.shape, np.concatenate([scaled[run] for run in _core.sample_runs(array.shape, array.size)]),
-                       1.0, how.state_bits)
+    params = _core.fit(
+        array.shape,
+        np.concatenate([scaled[run] for run in _core.sample_runs(array.shape, array.size)]),
+        1.0,
+        how.state_bits,
+    )
     each = _core.chunk_levels(params)
     levels = np.empty(array.size, np.int32)
     errors = None if plan.rows is None else np.zeros((height, width), np.float32)
@@ -209,7 +276,7 @@ def _gain(weights: Float32, values: Float32, plan: Plan) -> float:
     """
     assert plan.columns is not None and plan.diagonal is not None
     groups, width, _ = plan.columns.shape
-    sizes = np.ones(width) if plan.column_scales is None else factor_of(plan.column_scales).astype(np.float64)
+    sizes = scale_factors(plan.column_scales).astype(np.float64) if plan.column_scales.size else np.ones(width)
     own = other = 0.0
     for group in range(groups):
         rows = slice(group * len(weights) // groups, (group + 1) * len(weights) // groups)

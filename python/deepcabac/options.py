@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from ._parallel import thread_count
+from .curvature import Factors
 from .errors import OptionError
 
 #: Squared error a weight, in squared steps. Of one uniform quantiser it is 1/12. Of two in turn, whose values together
@@ -57,6 +58,9 @@ class Options:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit
     for bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target. ``{"exact": False}`` quantises a small 1-D tensor."""
+    curvature: Mapping[str, Factors] | None = None
+    """What ``deepcabac.torch.calibrate`` measured, a :class:`deepcabac.Curvature`. Bits then go where they matter, and
+    levels make up for each other's errors. ``sqnr`` becomes an average over the network, weighted by what matters."""
     threads: int | None = None
     """Number of threads; by default one a core. The bytes do not depend on it."""
 
@@ -78,6 +82,11 @@ class Options:
             raise OptionError(f"quantizer must be one of {', '.join(_QUANTIZERS)}, not {self.quantizer!r}")
         if isinstance(self.states, bool) or self.states not in STATES:
             raise OptionError(f"states must be one of {', '.join(map(str, STATES))}, not {self.states!r}")
+        if self.curvature is not None:
+            if not isinstance(self.curvature, Mapping):
+                raise OptionError(f"curvature must be a deepcabac.Curvature, not {self.curvature!r}")
+            if self.step is not None:
+                raise OptionError("choose one of curvature and step: by curvature, every tensor gets its own step")
         thread_count(self.threads)
         if not isinstance(self.overrides, Mapping):
             raise OptionError(f"overrides must map name patterns to settings, not {self.overrides!r}")

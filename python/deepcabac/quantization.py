@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -33,6 +33,11 @@ SMALLEST_STEP, LARGEST_STEP = 1e-30, 1e30
 _PIECE = 1 << 20
 
 
+def no_scales() -> npt.NDArray[np.int8]:
+    """Those of a tensor whose steps are all the same."""
+    return np.empty(0, np.int8)
+
+
 @dataclass(frozen=True)
 class Quantized:
     """A tensor, quantised and coded."""
@@ -42,6 +47,10 @@ class Quantized:
     codes: list[bytes]  #: the chunks
     energy: float  #: sum of w^2
     error: float  #: sum of (w - w')^2, w' as a reader will see it
+    #: Of steps, by slice of dimension 0 (FORMAT.md, 3.3).
+    row_scales: npt.NDArray[np.int8] = field(default_factory=no_scales)
+    #: Of steps, by place in such a slice.
+    column_scales: npt.NDArray[np.int8] = field(default_factory=no_scales)
 
     @property
     def sqnr(self) -> float:
@@ -51,7 +60,8 @@ class Quantized:
     @property
     def coded_bytes(self) -> int:
         """Bytes of the chunks and of what the index says about them."""
-        return sum(len(code) + 6 for code in self.codes) + len(self.params) + 5
+        scales = self.row_scales.size + self.column_scales.size
+        return sum(len(code) + 6 for code in self.codes) + len(self.params) + scales // 2 + 5
 
 
 def sqnr(energy: float, error: float) -> float:
@@ -112,7 +122,7 @@ def choose(tensor: Measured, target: Target, hows: Sequence[Quantization]) -> tu
     if tensor.energy == 0:
         return hows[0], 1.0
     if target.kind == "step":
-        step = _in_range(target.value / hows[0].steps)
+        step = round_step(target.value / hows[0].steps)
         return (hows[0], step) if step else None
     wanted = tensor.energy / tensor.flat.size * 10 ** (-target.value / 10)  # squared error a weight
     runs = _core.sample_runs(tensor.shape, tensor.sample.size, _TRIED)
@@ -127,7 +137,7 @@ def choose(tensor: Measured, target: Target, hows: Sequence[Quantization]) -> tu
 
 def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantization) -> tuple[float, float] | None:
     """The step that makes the squared error a weight that is wanted, and the bits of the sample with it."""
-    step = _in_range(math.sqrt(wanted / how.noise))
+    step = round_step(math.sqrt(wanted / how.noise))
     bits = math.inf
     # The error of a weight follows the square of the step closely, so a few corrections suffice.
     for _ in range(4):
@@ -142,11 +152,11 @@ def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantiz
         bits = 8 * len(code) + sample.size * 0.5 * math.log2(got / wanted)
         if abs(got / wanted - 1) < _SAMPLE_TOLERANCE:
             return step, bits
-        step = _in_range(step * min(max(math.sqrt(wanted / got), 0.25), 4.0))
+        step = round_step(step * min(max(math.sqrt(wanted / got), 0.25), 4.0))
     return (step, bits) if step else None
 
 
-def _in_range(step: float) -> float | None:
+def round_step(step: float) -> float | None:
     """``step`` rounded to float32 with 12 bits of mantissa (so that it does not hang on a last bit), if in range."""
     if not SMALLEST_STEP < step < LARGEST_STEP:
         return None
@@ -164,7 +174,7 @@ def quantize(tensor: Measured, step: float, how: Quantization, run: Callable[[li
     step = min(step, _largest(dtype))  # else the level 1 is already infinite
     params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits)
     each = _core.chunk_levels(params)
-    limit = _level_limit(dtype, step)
+    limit = level_limit(dtype, step)
 
     def chunk(start: int) -> tuple[bytes, _core.Sums]:
         weights = tensor.float32(start, min(start + each, size))
@@ -193,7 +203,7 @@ def dequantize(levels: npt.NDArray[np.int32], step: float) -> Float32:
     return levels.astype(np.float32) * np.float32(step)
 
 
-def _level_limit(dtype: np.dtype[Any], step: float) -> int:
+def level_limit(dtype: np.dtype[Any], step: float) -> int:
     """Largest magnitude of a level whose reconstruction does not overflow the dtype."""
     return max(1, min(int(_largest(dtype) / step), _core.MAX_LEVEL))
 

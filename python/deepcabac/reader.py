@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import threading
 from collections import deque
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from . import _core, container
 from ._parallel import pool
 from .atomic import reading
-from .container import HEADER, LEVELS, METHOD_NAMES, RAW, TIED, Entry, Index
+from .container import CODED, HEADER, METHOD_NAMES, RAW, SCALED, TIED, Entry, Index
 from .errors import DamagedFileError, LimitError, naming
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class OpenFile:
     def info(self, name: str) -> TensorInfo:
         """What the index says about a tensor. Raises KeyError."""
         entry = self._index.entries[self._numbers[name]]
-        states = entry.states if entry.method == LEVELS else 0
+        states = entry.states if entry.method in CODED else 0
         return TensorInfo(
             entry.name,
             entry.dtype,
@@ -124,7 +125,7 @@ class OpenFile:
             METHOD_NAMES[entry.method],
             entry.nbytes,
             entry.coded_bytes,
-            entry.step if entry.method == LEVELS else None,
+            entry.step if entry.method in CODED else None,
             self._index.entries[entry.tied_to].name if entry.method == TIED else None,
             ("trellis" if states > 1 else "scalar") if states else None,
             states if states > 1 else None,
@@ -243,9 +244,23 @@ class OpenFile:
         for (part, job, where), fine in zip(jobs, good, strict=True):
             if not fine:
                 raise DamagedFileError(f"tensor {part.owner.entry.name!r} is damaged: a chunk does not decode")
+            if part.owner.entry.method == SCALED:
+                apply_scales(job.out, part.owner.entry, where.start)
             if part.owner.flat.dtype != np.float32:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
+
+
+def apply_scales(values: npt.NDArray[Any], entry: Entry, start: int) -> None:
+    """Multiply the values of whole rows, from element ``start`` on, by the scales of their rows and columns."""
+    rows = values.reshape(-1, math.prod(entry.shape[1:]))
+    with np.errstate(over="ignore", under="ignore"):
+        if entry.row_scales:
+            first = start // rows.shape[1]
+            scales = np.frombuffer(entry.row_scales, np.int8)[first : first + len(rows)]
+            rows *= container.scale_factors(scales)[:, None]
+        if entry.column_scales:
+            rows *= container.scale_factors(np.frombuffer(entry.column_scales, np.int8))
 
 
 @dataclass
