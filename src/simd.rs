@@ -1,8 +1,9 @@
 //! The same bits with x86 SIMD: the one place, besides the C boundary, with `unsafe`.
 //!
 //! The loops are the ones of `lanes.rs` and `chunk.rs`, compiled again with the instructions of x86-64-v3 (AVX2, BMI2,
-//! LZCNT, MOVBE: every x86 core since 2015), and with the adaptation of four contexts as one vector. Decoding takes four
-//! lanes to a vector besides (`lanes/quads.rs`, which is safe: it gets at memory by the loads and stores here).
+//! LZCNT, MOVBE: every x86 core since 2015), and with the adaptation of four contexts as one vector, and eight
+//! survivors of the trellis to a vector. Decoding takes four lanes to a vector besides (`lanes/quads.rs`, which is safe: it
+//! gets at memory by the loads and stores here).
 
 #![allow(unsafe_code)]
 

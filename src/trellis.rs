@@ -417,3 +417,79 @@ impl<const N: usize> Sites<N> {
         if second.0 < first.0 { second } else { first }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::chunk::{Quantizer, Sums, quantize, quantize_on};
+    use crate::context::Portable;
+    use crate::dependent::States;
+    use crate::lanes::{self, Job, Output};
+    use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::scale::Resolution;
+    use crate::testing::Random;
+
+    /// Parameters of all kinds of tensors, with rows shorter and longer than a block.
+    fn params() -> Vec<Params> {
+        let row = Some(RowPrediction { above: 20, column: 10 });
+        let kernel = Some(KernelPrediction { width: 3, size: 9, weights: [20, 20, -10, 3, 3] });
+        let mut all = Vec::new();
+        for bits in 3..=6 {
+            for width in [1, 7, 90, 1300] {
+                for (row, kernel) in [(None, None), (row, None), (row, kernel)] {
+                    let (resolution, states) = (Resolution::Fine, States::of_bits(bits));
+                    all.push(Params { resolution, mean_log: 96, width, chunk_rows: 500, row, kernel, states });
+                }
+            }
+        }
+        all
+    }
+
+    /// Numbers of about this size, bell-shaped.
+    fn weights(random: &mut Random, count: usize, size: f32) -> Vec<f32> {
+        let number =
+            |random: &mut Random| (0..4).map(|_| random.below(1000) as f32 - 499.5).sum::<f32>() * size / 577.0;
+        (0..count).map(|_| number(random)).collect()
+    }
+
+    #[test]
+    fn the_levels_found_are_a_path_and_the_same_on_every_machine() {
+        let random = &mut Random(5);
+        for params in params() {
+            for (size, limit) in [(0.3, 1 << 24), (4.0, 1 << 24), (60.0, 1 << 24), (30.0, 20), (1e9, 1 << 24), (4.0, 1)]
+            {
+                let weights = weights(random, 900.min(500 * params.width), size);
+                let quantizer = Quantizer { step: 1.0, lambda: 0.36, limit };
+                let (mut bytes, mut again) = (Vec::new(), Vec::new());
+                let (mut levels, mut decoded) = (vec![0; weights.len()], vec![0; weights.len()]);
+                let sums = quantize(&params, &weights, quantizer, Some(&mut levels), &mut bytes);
+                assert_eq!(quantize_on::<Portable>(&params, &weights, quantizer, None, &mut again), sums);
+                assert_eq!(bytes, again);
+                assert!(params.states.is_some_and(|states| states.has_path(&levels)));
+                assert!(levels.iter().all(|level| level.abs() <= limit));
+                let output = Output::Levels(&mut decoded);
+                let mut jobs = [Job { params: params.clone(), bytes: &bytes, output, good: false }];
+                lanes::decode(&mut jobs);
+                assert!(jobs[0].good);
+                assert_eq!(decoded, levels);
+            }
+        }
+    }
+
+    #[test]
+    fn errors_are_those_of_a_trellis_and_bits_are_saved_where_they_are_worth_more() {
+        let random = &mut Random(6);
+        for params in params().into_iter().filter(|params| params.row.is_none()) {
+            let weights = weights(random, 500 * params.width.min(90), 8.0);
+            let coded = |lambda| -> (Sums, usize) {
+                let mut bytes = Vec::new();
+                let quantizer = Quantizer { step: 1.0, lambda, limit: 1 << 24 };
+                (quantize(&params, &weights, quantizer, None, &mut bytes), bytes.len())
+            };
+            let ((near, long), (far, short)) = (coded(0.0), coded(0.36));
+            let noise = near.error / weights.len() as f64;
+            // Two quantisers without a trellis would have 1 / 3; blocks that end in narrow rows cost a little.
+            assert!((0.2..0.29).contains(&noise), "{noise} {params:?}");
+            assert!(far.error > near.error && short < long);
+        }
+    }
+}
