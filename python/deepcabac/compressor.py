@@ -191,7 +191,7 @@ class _Pass:
         target = work.target
         plan = None
         if self._calibrated and target.kind == "sqnr" and not target.forced:
-            plan = self._calibrated.plan(work.spec.name, work.spec.shape)
+            plan = self._calibrated.plan(work.spec.name, work.array)
             target = replace(target, value=target.value - target.raised, raised=0.0, forced=plan is not None)
             work.target = target
         tensor = quantization.measure(work.array, target)
@@ -227,10 +227,7 @@ class _Pass:
         step = plan.step(slope, how)
         if step is None:
             return None
-        if plan.columns is None:
-            result = quantization.quantize(tensor, step, how, run)
-        else:
-            result = coupling.quantize(work.array, plan, step, how, run)
+        result = coupling.quantize(work.array, plan, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
     def _closest(
