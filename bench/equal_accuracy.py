@@ -88,7 +88,7 @@ CASES = (
         within=0.003,
         loss=None,
         samples=2000,
-        grid=_decibels(24, 36),
+        grid=_decibels(22, 34),
         scale=100,
     ),
     Case(
@@ -119,7 +119,7 @@ CASES = (
         within=0.005,
         loss=None,
         samples=1500,
-        grid=_decibels(14, 26),
+        grid=_decibels(20, 32),
         scale=100,
         digits=3,
     ),
@@ -490,6 +490,14 @@ def plot(
     pyplot.close(figure)
 
 
+def _sources() -> str:
+    """Which Python sources of the package run: an editable install may be of another checkout than this one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(str(deepcabac.__file__)).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"deepcabac's Python files, sha256 {digest.hexdigest()[:12]}"
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     options = _common.parser(__doc__)
@@ -517,6 +525,7 @@ def main() -> None:
     about = _common.environment(["numpy", "torch"])
     states = arguments.states or deepcabac.Options().states
     about["settings"] = f"{states} states, {torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
+    about["sources"] = _sources()
     about["peer"] = "; ".join(dict.fromkeys(name for case in chosen for name in baselines[case.name].points))
     _common.print_head("Bytes at an equal metric", CAVEATS, about)
     rows: list[Row] = []
