@@ -48,6 +48,8 @@ CAVEATS = (
     "Seconds of calibration are without preparing the samples, of quantising with writing the file.",
 )
 PEER = "nncodec"
+#: Points of ours on either side of the target, at least.
+ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ CASES = (
         within=0.003,
         loss=None,
         samples=2000,
-        grid=_decibels(14, 24),
+        grid=_decibels(22, 34),
         scale=100,
     ),
     Case(
@@ -96,7 +98,7 @@ CASES = (
         within=0.003,
         loss=None,
         samples=2000,
-        grid=_decibels(12, 22),
+        grid=_decibels(20, 32),
         scale=100,
     ),
     Case(
@@ -106,7 +108,7 @@ CASES = (
         within=0.01,
         loss=None,
         samples=200,
-        grid=_decibels(14, 24),
+        grid=_decibels(18, 30),
         scale=100,
         digits=3,
     ),
@@ -117,7 +119,7 @@ CASES = (
         within=0.005,
         loss=None,
         samples=1500,
-        grid=_decibels(10, 20),
+        grid=_decibels(20, 32),
         scale=100,
         digits=3,
     ),
@@ -128,7 +130,7 @@ CASES = (
         within=0.02,
         loss="likelihood",
         samples=192,
-        grid=_decibels(14, 24),
+        grid=_decibels(24, 36),
         higher_is_better=False,
         digits=4,
     ),
@@ -327,6 +329,8 @@ class Result:
     peer: float | None  #: bytes at the target
     ours: float | None
     ours_at_worst: float | None
+    reaching: int  #: points of ours that are at least as good as the target
+    missing: int  #: those that are not
     calibration: Calibration
 
     def saved(self, ours: float | None) -> float | None:
@@ -341,7 +345,20 @@ def compare(case: Case, baseline: Baseline, here: float, rows: Sequence[Row], fo
     peer = bytes_at(best((point for points in baseline.points.values() for point in points), up), target)
     mine = [row.point for row in rows]
     at_best, at_worst = bytes_at(best(mine, up), target), bytes_at(worst(mine, up), target)
-    return Result(case.name, case.metric, baseline.original, here, target, peer, at_best, at_worst, found)
+    reaching = sum(_quality(point, up) >= (target if up else -target) for point in mine)
+    return Result(
+        case.name,
+        case.metric,
+        baseline.original,
+        here,
+        target,
+        peer,
+        at_best,
+        at_worst,
+        reaching,
+        len(mine) - reaching,
+        found,
+    )
 
 
 # Printing
@@ -390,6 +407,11 @@ def print_results(cases: Sequence[Case], results: Sequence[Result]) -> None:
         for codec, size in (("NNCodec", result.peer), ("ours", result.ours)):
             if size is None:
                 print(f"{result.network}: the points of {codec} do not reach beyond the target on both sides.")
+        if min(result.reaching, result.missing) < ENOUGH:
+            print(
+                f"WARNING: {result.network}: {result.reaching} points of ours reach the target and {result.missing} do "
+                "not. Where the grid ends there, it is luck that ended it: measure further."
+            )
         if abs(result.original_here - result.original) > 1e-5 * result.original:
             here, there = result.original_here, result.original
             print(f"WARNING: {result.network}: float32 measures {here:.6f} here and {there:.6f} in the baselines.")
@@ -461,11 +483,19 @@ def plot(
         panel.set_xlim(0.9 * min(shown), 1.1 * max(shown))
         panel.set(title=case.name, xlabel="bytes", ylabel=case.metric)
         panel.grid(which="both", alpha=0.3)
-    axes.flat[0].legend(fontsize="small")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=150)
         _common.note(f"written: {path.with_suffix(suffix)}")
     pyplot.close(figure)
+
+
+def _sources() -> str:
+    """Which Python sources of the package run: an editable install may be of another checkout than this one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(str(deepcabac.__file__)).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"deepcabac's Python files, sha256 {digest.hexdigest()[:12]}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -495,6 +525,7 @@ def main() -> None:
     about = _common.environment(["numpy", "torch"])
     states = arguments.states or deepcabac.Options().states
     about["settings"] = f"{states} states, {torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
+    about["sources"] = _sources()
     about["peer"] = "; ".join(dict.fromkeys(name for case in chosen for name in baselines[case.name].points))
     _common.print_head("Bytes at an equal metric", CAVEATS, about)
     rows: list[Row] = []
