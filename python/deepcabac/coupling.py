@@ -50,6 +50,8 @@ _CAUTION = 4.0
 #: A vector of positive numbers whose largest is so many times its smallest (variances) gets steps relative to each: a
 #: small one must not become zero. Relative steps are at most LARGEST.
 _WIDE, _LARGEST_RELATIVE = 8.0, 0.125
+#: What a row counts that the samples never used, as a share of the mean.
+_UNSEEN = 0.1
 #: Bytes of factors that are kept from one pass to the next.
 _MOST_HELD = 1 << 31
 
@@ -158,7 +160,7 @@ def plan(array: Array, factors: Factors) -> Plan | None:
     across = np.exp(np.log(expected).mean(axis=0))
     row_upper, down = None, np.ones(height)
     if factors.rows is not None and factors.rows.ndim == 1:
-        down = factors.rows + factors.rows.mean()
+        down = factors.rows + _UNSEEN * factors.rows.mean()
         down = down / down.mean()
     elif factors.rows is not None and height <= _MOST_COUPLED:
         row_upper, down = _factor(*factors.rows)
@@ -241,7 +243,7 @@ def _upper(moments: npt.NDArray[Any], shrinkage: float) -> npt.NDArray[Any]:
     return upper
 
 
-def _inverse(upper: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _inverse(upper: npt.NDArray[Any]) -> Any:
     """The inverse of a unit upper triangular matrix, by halves: a third of the work of a general one."""
     size = len(upper)
     if size <= 64:
