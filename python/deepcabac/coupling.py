@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from . import _core
 from .container import scale_factors
-from .curvature import Factors
+from .curvature import Curvature, Factors
 from .errors import OptionError
 from .options import Quantization
-from .quantization import FLOAT_DTYPES, Array, Quantized, level_limit, no_scales, round_step
+from .quantization import FLOAT_DTYPES, Array, Quantized, largest, level_limit, no_scales, round_step
 
 if TYPE_CHECKING:
     from .compressor import Source
@@ -82,23 +82,33 @@ class Calibrated:
 
         Raises :class:`OptionError` if a tensor has another shape than in the calibrated model, or none is known.
         """
-        self._curvature = curvature
+        for name, factors in curvature.items() if not isinstance(curvature, Curvature) else ():
+            if not isinstance(factors, Factors):
+                raise OptionError(f"the curvature of {name!r} must be deepcabac.curvature.Factors, not {factors!r}")
+        # A plain mapping is checked as what comes from a calibration or a file has been.
+        known = curvature if isinstance(curvature, Curvature) else Curvature(curvature, samples=1, loss="custom")
+        self._curvature = known
         self._plans: dict[str, Plan | None] = {}
         self._held = 0
         self._lock = threading.Lock()
         signal = 0.0
         count = 0
+        found = False
         for spec in source.specs:
-            if spec.name not in curvature or spec.tied_to is not None or spec.dtype not in FLOAT_DTYPES:
+            if spec.name not in known or spec.tied_to is not None or spec.dtype not in FLOAT_DTYPES:
                 continue
-            factors = curvature[spec.name]
+            found = True
+            factors = known[spec.name]
             _check(spec.name, spec.shape, factors)
-            if factors.total > 0:
-                array = source.read(spec.name).reshape(-1).astype(np.float32, copy=False)
+            if factors.total > 0 and spec.size > 0:
+                with np.errstate(over="ignore"):  # float64 beyond float32 is stored exactly
+                    array = source.read(spec.name).reshape(-1).astype(np.float32, copy=False)
                 signal += factors.total / spec.size * _core.measure(array)[0]
                 count += spec.size
-        if count == 0:
+        if not found:
             raise OptionError("the curvature knows none of these tensors: was it measured on another model?")
+        if count == 0:
+            raise OptionError("the curvature of every tensor is zero: were the samples those of this model?")
         self._signal = signal / count
 
     def slope(self, sqnr: float) -> float:
@@ -110,7 +120,12 @@ class Calibrated:
         if name not in self._curvature:
             return None
         if name not in self._plans:
-            made = plan(shape, self._curvature[name])
+            try:
+                made = plan(shape, self._curvature[name])
+            except np.linalg.LinAlgError:
+                raise OptionError(
+                    f"the curvature of {name!r} has a factor that is no sum of squares: calibrate again"
+                ) from None
             with self._lock:
                 self._held += made.nbytes if made else 0
                 if self._held > _MOST_HELD:
@@ -120,7 +135,7 @@ class Calibrated:
 
 
 def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
-    """Raise :class:`OptionError` unless factors are finite and those of a tensor of this shape."""
+    """Raise :class:`OptionError` unless factors are those of a tensor of this shape."""
     size, height = math.prod(shape), shape[0] if shape else 1
     fits = factors.diagonal is None or factors.diagonal.shape == shape
     if factors.columns is not None:
@@ -130,16 +145,16 @@ def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
         fits = fits and factors.rows.shape in ((height,), (2, height, height))
     if not fits:
         raise OptionError(f"the curvature of {name!r} is not that of a tensor of shape {shape}: calibrate this model")
-    if not math.isfinite(factors.total):
-        raise OptionError(f"the curvature of {name!r} is not finite: calibrate again")
+    if factors.rows is not None and factors.rows.ndim == 1 and factors.rows.min() < 0:
+        raise OptionError(f"the curvature of {name!r} has rows below zero: calibrate again")
 
 
 def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
     """How to quantise a tensor of this shape; None if nothing is known of it (its curvature is zero)."""
     size = math.prod(shape)
-    if not (math.isfinite(factors.total) and factors.total > 0):
+    importance = factors.total / size if size else 0.0
+    if not importance > 0:
         return None
-    importance = factors.total / size
     width = _row_width(shape)
     if factors.columns is None or width != factors.columns.shape[-1]:
         return Plan(_CAUTION * importance)
@@ -150,8 +165,10 @@ def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
     across = np.exp(np.log(expected).mean(axis=0))
     row_upper, down = None, np.ones(height)
     if factors.rows is not None and factors.rows.ndim == 1:
-        down = factors.rows + factors.rows.mean()
-        down = down / down.mean()
+        measured = factors.rows.astype(np.float64)
+        if measured.mean() > 0:
+            down = measured + measured.mean()
+            down = down / down.mean()
     elif factors.rows is not None and height <= _MOST_COUPLED:
         row_upper, down = _factor(*factors.rows)
     row_scales = column_scales = no_scales()
@@ -261,10 +278,15 @@ def quantize(
     calls = [lambda start=start: chunk(start) for start in range(0, array.size, each)]
     codes = run(calls) if errors is None else [call() for call in calls]
     values = levels.reshape(height, width).astype(np.float32) * scales
-    step = float(np.float32(step * _gain(weights, values * np.float32(step), plan)))
-    values *= np.float32(step)
+    gained = float(np.float32(step * _gain(weights, values * np.float32(step), plan)))
+    if gained * float(np.abs(values).max()) <= largest(array.dtype):
+        step = gained
     energy, _, _ = _core.measure(weights.reshape(-1))
-    error, _, _ = _core.measure((weights - values.astype(array.dtype).astype(np.float32)).reshape(-1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        restored = (values * np.float32(step)).astype(array.dtype).astype(np.float32)
+        error, _, special = _core.measure((weights - restored).reshape(-1))
+    # The core wants room for eight levels to each side, which with a coarse step is more than float8 has.
+    error = math.inf if special else error
     return Quantized(params, step, codes, energy, error, plan.row_scales, plan.column_scales)
 
 
