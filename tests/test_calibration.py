@@ -13,7 +13,7 @@ from deepcabac import CalibrationError, CheckpointError, OptionError
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - only with torch
-from torch.nn import functional as F  # noqa: E402, N812
+from torch.nn import functional as F  # noqa: E402
 
 from deepcabac.torch import Curvature, calibrate  # noqa: E402
 
@@ -66,7 +66,9 @@ class Same(nn.Conv2d):
 
     def forward(self, x):
         pads = []
-        for size, side, stride in zip(reversed(x.shape[-2:]), reversed(self.kernel_size), reversed(self.stride)):
+        for size, side, stride in zip(
+            reversed(x.shape[-2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
+        ):
             total = max((math.ceil(size / stride) - 1) * stride + side - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
@@ -348,8 +350,13 @@ def test_batch_norm_statistics_against_finite_differences():
 def small():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 6),
-        nn.Linear(6, 3)
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(400, 6),
+        nn.Linear(6, 3),
     )
     return model, list(torch.randn(12, 2, 10, 10).split(4))
 

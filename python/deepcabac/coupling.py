@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -275,7 +276,7 @@ def quantize(
         )
         return code
 
-    calls = [lambda start=start: chunk(start) for start in range(0, array.size, each)]
+    calls = [partial(chunk, start) for start in range(0, array.size, each)]
     codes = run(calls) if errors is None else [call() for call in calls]
     values = levels.reshape(height, width).astype(np.float32) * scales
     gained = float(np.float32(step * _gain(weights, values * np.float32(step), plan)))
