@@ -141,10 +141,10 @@ impl Source for Quantized<'_> {
     #[inline(always)]
     fn look_ahead<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
         match &mut self.choice {
-            Choice::Path(search) if rows::dependent(KIND) && column % Weights::BLOCK == 0 => {
+            Choice::Path(search) if rows::dependent(KIND) && column.is_multiple_of(Weights::BLOCK) => {
                 search.decide::<M, KIND>(rows, index, column);
             }
-            Choice::CoupledPath(search) if rows::dependent(KIND) && column % Feedback::BLOCK == 0 => {
+            Choice::CoupledPath(search) if rows::dependent(KIND) && column.is_multiple_of(Feedback::BLOCK) => {
                 search.decide::<M, KIND>(rows, index, column);
             }
             Choice::Coupled(_, feedback) if column == 0 => feedback.begin(index),

@@ -229,13 +229,11 @@ class _Pass:
         if step is None:
             work.note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"
             return None
-        if plan.columns is None or tensor.energy == 0:
-            result = quantization.quantize(tensor, step, how, run)
-        else:
+        result = None
+        if plan.columns is not None and tensor.energy > 0:
             result = coupling.quantize(work.array, plan, step, how, run)
-        if not math.isfinite(result.error):
-            work.note = f"stored exactly: {work.spec.dtype} cannot hold its values with so coarse a step"
-            return None
+        if result is None or not math.isfinite(result.error):
+            result = quantization.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
     def _closest(

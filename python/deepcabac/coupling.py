@@ -146,7 +146,7 @@ def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
         fits = fits and factors.rows.shape in ((height,), (2, height, height))
     if not fits:
         raise OptionError(f"the curvature of {name!r} is not that of a tensor of shape {shape}: calibrate this model")
-    if factors.rows is not None and factors.rows.ndim == 1 and factors.rows.min() < 0:
+    if factors.rows is not None and factors.rows.ndim == 1 and factors.rows.min(initial=0) < 0:
         raise OptionError(f"the curvature of {name!r} has rows below zero: calibrate again")
 
 
@@ -165,13 +165,16 @@ def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
     expected = np.stack([expected for _, expected in pairs])
     across = np.exp(np.log(expected).mean(axis=0))
     row_upper, down = None, np.ones(height)
-    if factors.rows is not None and factors.rows.ndim == 1:
-        measured = factors.rows.astype(np.float64)
+    measured = factors.rows
+    if measured is not None and measured.ndim == 3 and len(pairs) > 1:
+        measured = np.einsum("hii->i", measured)  # groups have inputs of their own: nothing is known across them
+    if measured is not None and measured.ndim == 1:
         if measured.mean() > 0:
-            down = measured + measured.mean()
+            down = measured.astype(np.float64)
+            down = down + down.mean()
             down = down / down.mean()
-    elif factors.rows is not None and height <= _MOST_COUPLED:
-        row_upper, down = _factor(*factors.rows)
+    elif measured is not None and height <= _MOST_COUPLED:
+        row_upper, down = _factor(*measured)
     row_scales = column_scales = no_scales()
     if len(shape) == 2:
         row_scales, row_importance = _scales(down, size)
@@ -247,7 +250,11 @@ def _rescaled(upper: Float64, scales: Scales) -> Float32:
 def quantize(
     array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
 ) -> Quantized:
-    """Quantise and code a tensor that has factors. ``run`` maps calls to results."""
+    """Quantise and code a tensor that has factors. ``run`` maps calls to results.
+
+    The error is infinite if a value is beyond the tensor's data type: an error that was made up for by a weight that is
+    the largest of its type already.
+    """
     assert plan.columns is not None
     height, width = array.shape[0], plan.columns.shape[-1]
     weights = array.reshape(height, width).astype(np.float32, copy=False)
@@ -267,7 +274,8 @@ def quantize(
     levels = np.empty(array.size, np.int32)
     errors = None if plan.rows is None else np.zeros((height, width), np.float32)
     coupled = _core.Coupling(plan.columns, plan.rows, errors, height)
-    limit = max(8, level_limit(array.dtype, step * float(scales.max())))
+    # By the smallest scale: by the largest, it would cut what rows and columns with smaller ones need.
+    limit = max(8, level_limit(array.dtype, step * float(scales.min())))
 
     def chunk(start: int) -> bytes:
         part = slice(start, min(start + each, array.size))
@@ -279,14 +287,13 @@ def quantize(
     calls = [partial(chunk, start) for start in range(0, array.size, each)]
     codes = run(calls) if errors is None else [call() for call in calls]
     values = levels.reshape(height, width).astype(np.float32) * scales
-    gained = float(np.float32(step * _gain(weights, values * np.float32(step), plan)))
+    gained = float(np.float32(step * _gain(weights / np.float32(step), values, plan)))
     if gained * float(np.abs(values).max()) <= largest(array.dtype):
         step = gained
     energy, _, _ = _core.measure(weights.reshape(-1))
     with np.errstate(over="ignore", invalid="ignore"):
         restored = (values * np.float32(step)).astype(array.dtype).astype(np.float32)
         error, _, special = _core.measure((weights - restored).reshape(-1))
-    # The core wants room for eight levels to each side, which with a coarse step is more than float8 has.
     error = math.inf if special else error
     return Quantized(params, step, codes, energy, error, plan.row_scales, plan.column_scales)
 

@@ -277,7 +277,7 @@ def exotic() -> bytes:
 
 
 def scaled() -> bytes:
-    """Levels with scales, by the reference encoder: rows, columns, both, neither; the widest ones; one quantiser and two.
+    """Levels with scales, by the reference encoder: of rows, of columns, both, neither; the widest; both quantisers.
 
     Not by the writer: which scales it takes, and which levels, hangs on the linear algebra of the machine.
     """
