@@ -203,6 +203,8 @@ def _factor(first: Float32, second: Float32) -> tuple[Float64, Float64]:
     """U, and what D is expected to be on other samples, from the second moments of two halves of the samples."""
     halves = []
     for half in (first, second):
+        if np.diagonal(half).min(initial=0) < 0:
+            raise np.linalg.LinAlgError("a sum of squares below zero")
         mean = float(np.trace(half, dtype=np.float64)) / len(half)
         halves.append(half.astype(np.float64) / mean if mean > 0 else np.eye(len(half)))
     best = (math.inf, _SHRINKAGES[-1], np.ones(len(first)))
