@@ -66,9 +66,8 @@ class Same(nn.Conv2d):
 
     def forward(self, x):
         pads = []
-        for size, side, stride in zip(
-            reversed(x.shape[-2:]), reversed(self.kernel_size), reversed(self.stride), strict=True
-        ):
+        for axis in (1, 0):
+            size, side, stride = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
             total = max((math.ceil(size / stride) - 1) * stride + side - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
@@ -90,7 +89,7 @@ CONVOLUTIONS = {
 }
 
 
-def brute_force_patches(layer, x, places):
+def brute_force_patches(layer, x):
     """[n, groups, places, d]: columns of the layer's Jacobian, found by feeding the layer unit kernels."""
     out = []
     d = layer.weight[0].numel()
@@ -109,15 +108,16 @@ def brute_force_patches(layer, x, places):
     return torch.stack(out, 1).double()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_factors_of_convolutions(kind):
     layer, shape = CONVOLUTIONS[kind]
     model = nn.Sequential(layer)
     batches = pairs(model, lambda n: torch.randn(n, *shape))
-    found = measure(model, batches)
+    found = measure(model, batches, positions=1000)
     assert not any("instead" in note for note in found.notes)
     factors = found["0.weight"]
-    patches = [brute_force_patches(layer, x, None) for x, _ in batches]
+    patches = [brute_force_patches(layer, x) for x, _ in batches]
     close(factors.columns, folds([torch.einsum("ngpd,ngpe->ngde", p, p).numpy() for p in patches]))
     grads = gradients(model, "0.weight", batches)
     if layer.groups == 1:
@@ -188,7 +188,7 @@ def test_total_is_the_mean_of_squared_gradients_of_samples():
             jacobian = torch.func.jacrev(
                 lambda p, s=sample, n=name: torch.func.functional_call(model, {n: p}, (s[None],))
             )(parameter)
-            exact += float(jacobian.square().sum()) / len(x)
+            exact += float(jacobian.detach().square().sum()) / len(x)
         assert found[name].total == pytest.approx(exact, rel=0.15), name
 
 
@@ -341,7 +341,7 @@ def test_batch_norm_statistics_against_finite_differences():
                 losses = []
                 for step in (1e-6, -1e-6):
                     values[channel] += step
-                    losses.append(float(inner(model(batch[0]), batch)))
+                    losses.append(float(inner(model(batch[0]), batch).detach()))
                     values[channel] -= step
                 wanted[channel] += ((losses[0] - losses[1]) / 2e-6) ** 2 / 12
         close(found[f"0.{name}"].diagonal, wanted, 1e-3)
@@ -405,9 +405,9 @@ def test_an_interrupted_calibration_goes_on(tmp_path):
     with pytest.raises(CheckpointError, match="other arguments"):
         calibrate(model, batches, layers_at_once=1, checkpoint=path, seed=1)
     again = Stopping()
-    again.passes = 10
+    again.passes = 9
     found = calibrate(model, again, layers_at_once=1, checkpoint=path)
-    assert again.passes == 11  # only the last group was left
+    assert again.passes == 10  # only the last group was left
     assert bytes_of(found, tmp_path / "b") == whole
     assert bytes_of(Curvature.load(path), tmp_path / "b") == whole
     with torch.no_grad():

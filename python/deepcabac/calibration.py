@@ -33,7 +33,7 @@ from .checkpoint.base import parse_json
 from .curvature import Curvature, Factors
 from .errors import CalibrationError, CheckpointError, OptionError, naming
 
-#: Positions of a convolution that enter its columns, from each sample: neighbours are much alike.
+#: Positions of a convolution that enter its columns, from each sample, at most: neighbours are much alike.
 POSITIONS = 128
 #: Sides of factors above this many rows or columns are not collected: 8192 squared in float32, twice, is 512 MiB.
 LARGEST = 8192
@@ -53,7 +53,7 @@ def calibrate(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     draws: int = 1,
     seed: int = 0,
-    positions: int = POSITIONS,
+    positions: int | None = None,
     largest: int = LARGEST,
     layers_at_once: int | None = None,
     max_memory: int | None = None,
@@ -78,7 +78,8 @@ def calibrate(
 
     ``draws`` is the number of random directions (or labels) for each batch, ``seed`` fixes them: the same seed gives
     the same values on the same machine and number of threads (on a GPU with ``torch.use_deterministic_algorithms``).
-    ``positions`` limits, for each sample, the positions of a convolution from which columns are collected.
+    ``positions`` limits, for each sample, the positions of a convolution from which columns are collected: by default
+    to 128, or to the number of columns, but at least 32.
 
     Linear, convolution and embedding layers get factors; every other parameter with a gradient gets the mean square of
     its gradients, and so do layers with more than ``largest`` columns. (More rows than that, as in a layer that
@@ -104,7 +105,7 @@ def calibrate(
     progress = _Progress()
     weights = _find_weights(model, largest, max_memory, progress.notes)
     groups = _groups(weights, layers_at_once, max_memory)
-    if len(groups) > 1 and iter(batches) is batches:
+    if len(groups) > 1 and isinstance(batches, Iterator):
         raise OptionError(
             f"batches can be gone through once and {len(groups)} times are needed; give a list or a DataLoader, or "
             "raise layers_at_once or max_memory"
@@ -180,7 +181,7 @@ def _check_options(
     numbers = {"draws": draws, "positions": positions, "largest": largest}
     numbers |= {"layers_at_once": layers_at_once, "max_memory": max_memory}
     for name, value in numbers.items():
-        optional = name in ("layers_at_once", "max_memory")
+        optional = name in ("positions", "layers_at_once", "max_memory")
         if not (optional and value is None) and (type(value) is not int or value < 1):
             raise OptionError(f"{name} must be a whole number of at least 1, not {value!r}")
     if type(seed) is not int or seed < 0:
@@ -195,7 +196,7 @@ class _Settings:
     forward: Callable[[nn.Module, Any], Any]
     draws: int
     seed: int
-    positions: int
+    positions: int | None
 
     @property
     def name(self) -> str:
@@ -634,17 +635,24 @@ class _Collector:
         if self.draw == 0:
             places = math.prod(g.shape[2:])
             chosen = np.arange(places)
-            if places > self.settings.positions:
+            # A depthwise kernel of 9 columns needs fewer to be known as well as a matrix of hundreds.
+            enough = self.settings.positions or min(POSITIONS, max(POSITIONS // 4, use.d))
+            if places > enough:
                 random = np.random.default_rng([self.settings.seed, 3, use.number, self.batch])
-                chosen = np.sort(random.choice(places, self.settings.positions, replace=False))
+                chosen = np.sort(random.choice(places, enough, replace=False))
             use.positions += len(a) * len(chosen)
             index = torch.from_numpy(np.stack(np.unravel_index(chosen, tuple(g.shape[2:])))).to(a.device)
             for fold, half in self._halves(padded, channels_last=False):
                 patches = _patches(module, half, g.shape[2:], index, use.groups)
                 columns[fold].baddbmm_(patches.transpose(1, 2), patches, alpha=places / len(chosen))
         if rows is not None:
-            halves = self._halves(g, channels_last=False)
-            self._rows(rows, ((fold, half.movedim(1, -1)) for fold, half in halves), use.r)
+            for fold, half in self._halves(g, channels_last=False):
+                half = half.flatten(2).float()
+                if rows.dim() == 3 and half.shape[2] >= use.r:
+                    for one in half:  # as it lies in memory: turning a long one around would take longer
+                        rows[fold].addmm_(one, one.T)
+                else:
+                    self._rows(rows, iter([(fold, half.movedim(1, -1))]), use.r)
         if not self._wants_part(weight):
             return None
         gradient: Any = (gradients.conv1d_weight, gradients.conv2d_weight, gradients.conv3d_weight)[sides - 1]

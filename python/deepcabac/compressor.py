@@ -191,7 +191,7 @@ class _Pass:
         target = work.target
         plan = None
         if self._calibrated and target.kind == "sqnr" and not target.forced:
-            plan = self._calibrated.plan(work.spec.name, work.spec.shape)
+            plan = self._calibrated.plan(work.spec.name, work.array)
         if plan is not None:
             # What depthwise kernels get on top is a guess at what the curvature says.
             work.target = target = Target("sqnr", float(self._options.sqnr or DEFAULT_SQNR), forced=True)
@@ -229,9 +229,7 @@ class _Pass:
         if step is None:
             work.note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"
             return None
-        result = None
-        if plan.columns is not None and tensor.energy > 0:
-            result = coupling.quantize(work.array, plan, step, how, run)
+        result = coupling.quantize(work.array, plan, step, how, run) if tensor.energy > 0 else None
         if result is None or not math.isfinite(result.error):
             result = quantization.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None

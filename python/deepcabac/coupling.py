@@ -11,19 +11,19 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core, quantization
 from .container import scale_factors
 from .curvature import Curvature, Factors
 from .errors import OptionError
-from .options import Quantization
-from .quantization import FLOAT_DTYPES, Array, Quantized, largest, level_limit, no_scales, round_step
+from .options import Quantization, Target
+from .quantization import FLOAT_DTYPES, Array, Quantized, largest, level_limit, measure, no_scales, round_step
 
 if TYPE_CHECKING:
     from .compressor import Source
@@ -44,9 +44,12 @@ SCALE_STEPS, _SCALE_COST = 4, 6.0
 _LEAST_IMPORTANCE = 0.01
 #: Lambda as a multiple of theory's: what saves bits by shrinking weights adds up over layers, which the quadratic form
 #: does not see. Chosen on calibration images of ResNet-20 by the error of the logits.
-_RATE = 0.3
-#: A tensor without factors has few elements and an uncertain curvature: it is taken to be this many times as large.
+_RATE = 0.75
+#: A tensor without factors is taken to be this many times as important: its curvature is that of small changes alone.
 _CAUTION = 4.0
+#: A vector of positive numbers whose largest is so many times its smallest (variances) gets steps relative to each: a
+#: small one must not become zero. Relative steps are at most LARGEST.
+_WIDE, _LARGEST_RELATIVE = 8.0, 0.125
 #: Bytes of factors that are kept from one pass to the next.
 _MOST_HELD = 1 << 31
 
@@ -68,11 +71,15 @@ class Plan:
         parts = (self.columns, self.diagonal, self.rows)
         return sum(part.nbytes for part in parts if part is not None)
 
+    #: A relative step is at most this.
+    largest_step: float = math.inf
+
     def step(self, slope: float, how: Quantization) -> float | None:
         """The step with which a bit buys ``slope`` of loss: the error a weight is noise * step^2, and a bit divides it
         by four, so that slope = 2 ln 2 * importance * noise * step^2. None if that is beyond float32 arithmetic.
         """
-        return round_step(math.sqrt(slope / (2 * math.log(2) * how.noise * self.importance)))
+        step = math.sqrt(slope / (2 * math.log(2) * how.noise * self.importance))
+        return round_step(min(step, self.largest_step / how.steps))
 
 
 class Calibrated:
@@ -116,13 +123,13 @@ class Calibrated:
         """Loss that a bit is worth where errors, weighted by importance, are ``sqnr`` dB below the weights."""
         return 2 * math.log(2) * self._signal * 10 ** (-sqnr / 10)
 
-    def plan(self, name: str, shape: tuple[int, ...]) -> Plan | None:
+    def plan(self, name: str, array: Array) -> Plan | None:
         """How to quantise a tensor; None if nothing is known of it."""
         if name not in self._curvature:
             return None
         if name not in self._plans:
             try:
-                made = plan(shape, self._curvature[name])
+                made = plan(array, self._curvature[name])
             except np.linalg.LinAlgError:
                 raise OptionError(
                     f"the curvature of {name!r} has a factor that is no sum of squares: calibrate again"
@@ -150,15 +157,15 @@ def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
         raise OptionError(f"the curvature of {name!r} has rows below zero: calibrate again")
 
 
-def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
-    """How to quantise a tensor of this shape; None if nothing is known of it (its curvature is zero)."""
-    size = math.prod(shape)
+def plan(array: Array, factors: Factors) -> Plan | None:
+    """How to quantise a tensor; None if nothing is known of it (its curvature is zero)."""
+    shape, size = array.shape, array.size
     importance = factors.total / size if size else 0.0
     if not importance > 0:
         return None
     width = _row_width(shape)
     if factors.columns is None or width != factors.columns.shape[-1]:
-        return Plan(_CAUTION * importance)
+        return _plan_vector(array, factors.diagonal) if array.ndim == 1 else Plan(_CAUTION * importance)
     height = shape[0]
     pairs = [_factor(first, second) for first, second in zip(*factors.columns, strict=True)]
     upper = np.stack([upper for upper, _ in pairs])
@@ -189,6 +196,20 @@ def plan(shape: tuple[int, ...], factors: Factors) -> Plan | None:
         row_scales,
         column_scales,
     )
+
+
+def _plan_vector(vector: Array, diagonal: Float32 | None) -> Plan | None:
+    """How to quantise a vector: as its most sensitive element needs it."""
+    if diagonal is None or not diagonal.max() > 0:
+        return None
+    values = vector.astype(np.float64)
+    if values.min() > 0 and values.max() > _WIDE * values.min():
+        scales = np.clip(np.rint(np.log2(values) * SCALE_STEPS), -127, 127).astype(np.int8)
+        if max(-scales.min(), scales.max()) == 127:
+            return None  # beyond what scales can say
+        importance = float((diagonal * scale_factors(scales).astype(np.float64) ** 2).max())
+        return Plan(_CAUTION * importance, row_scales=scales, largest_step=_LARGEST_RELATIVE)
+    return Plan(_CAUTION * float(diagonal.max()))
 
 
 def _row_width(shape: tuple[int, ...]) -> int | None:
@@ -252,12 +273,13 @@ def _rescaled(upper: Float64, scales: Scales) -> Float32:
 def quantize(
     array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
 ) -> Quantized:
-    """Quantise and code a tensor that has factors. ``run`` maps calls to results.
+    """Quantise and code a tensor with this step. ``run`` maps calls to results in order.
 
     The error is infinite if a value is beyond the tensor's data type: an error that was made up for by a weight that is
     the largest of its type already.
     """
-    assert plan.columns is not None
+    if plan.columns is None:
+        return _quantize_apart(array, plan, step, how, run)
     height, width = array.shape[0], plan.columns.shape[-1]
     weights = array.reshape(height, width).astype(np.float32, copy=False)
     scales = np.ones((height, width), np.float32)
@@ -292,12 +314,40 @@ def quantize(
     gained = float(np.float32(step * _gain(weights / np.float32(step), values, plan)))
     if gained * float(np.abs(values).max()) <= largest(array.dtype):
         step = gained
-    energy, _, _ = _core.measure(weights.reshape(-1))
-    with np.errstate(over="ignore", invalid="ignore"):
-        restored = (values * np.float32(step)).astype(array.dtype).astype(np.float32)
-        error, _, special = _core.measure((weights - restored).reshape(-1))
-    error = math.inf if special else error
+    energy, error = _sums(weights, values * np.float32(step), array.dtype)
     return Quantized(params, step, codes, energy, error, plan.row_scales, plan.column_scales)
+
+
+def _quantize_apart(
+    array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
+) -> Quantized:
+    """Quantise a tensor whose elements' errors do not make up for each other."""
+    if not plan.row_scales.size:
+        tensor = measure(array, Target("step", step, forced=True))
+        assert tensor is not None
+        return quantization.quantize(tensor, step, how, run)
+    factors = scale_factors(plan.row_scales)
+    weights = array.astype(np.float32, copy=False)
+    tensor = measure(weights / factors, Target("step", step, forced=True))
+    assert tensor is not None
+    result = quantization.quantize(tensor, step, how, run)
+    values = np.empty(array.size, np.float32)
+    each = _core.chunk_levels(result.params)
+    jobs = [
+        _core.Job(result.params, code, values[number * each : (number + 1) * each], result.step)
+        for number, code in enumerate(result.codes)
+    ]
+    _core.decode(jobs)
+    energy, error = _sums(weights, values * factors, array.dtype)
+    return replace(result, energy=energy, error=error, row_scales=plan.row_scales)
+
+
+def _sums(weights: Float32, values: Float32, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Energy and error of weights that are restored as ``values``; infinite if their type cannot hold them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = weights - values.astype(dtype).astype(np.float32)
+    error, _, special = _core.measure(off.reshape(-1))
+    return _core.measure(weights.reshape(-1))[0], math.inf if special else error
 
 
 def _gain(weights: Float32, values: Float32, plan: Plan) -> float:
