@@ -234,7 +234,8 @@ def _factor(first: Float32, second: Float32) -> tuple[Float64, Float64]:
         for one, other in (halves, halves[::-1]):
             inverse = _inverse(_upper(one, shrinkage))
             found += np.einsum("ij,ij->i", inverse @ other, inverse) / 2
-        return np.maximum(found, _LEAST_IMPORTANCE * found.mean())
+        least: Float64 = np.maximum(found, _LEAST_IMPORTANCE * found.mean())
+        return least
 
     # From the middle towards where it gets better: the score has one minimum.
     place, best = len(_SHRINKAGES) // 2, expected(_SHRINKAGES[len(_SHRINKAGES) // 2])
