@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepcabac import _core
-from deepcabac.container import HEADER, LEVELS, MAGIC, RAW, VERSION, Chunk, Index
+from deepcabac.container import CODED, HEADER, MAGIC, RAW, SCALED, VERSION, Chunk, Index
 from deepcabac.wire import Cursor, blob, varint
 
 
@@ -74,6 +74,11 @@ def levels_rest(
     return struct.pack("<f", step) + chunk_table(codes, params, lengths)
 
 
+def scaled_rest(codes: Sequence[bytes], params: bytes, step: float, rows: bytes, columns: bytes) -> bytes:
+    """The same of coded levels with scales."""
+    return struct.pack("<f", step) + blob(rows) + blob(columns) + chunk_table(codes, params)
+
+
 def chunk_table(codes: Sequence[bytes], params: bytes, lengths: Sequence[int] | None = None) -> bytes:
     """Parameters, lengths (which may lie) and right checksums."""
     lengths = [len(code) for code in codes] if lengths is None else lengths
@@ -102,8 +107,9 @@ def right_checksums(parts: Parts) -> bytes | None:
     for old in index.entries:
         chunks = tuple(_checked(parts.payload, chunk) for chunk in old.chunks)
         rest = varint(max(old.tied_to, 0))
-        if old.method == LEVELS:
-            rest = struct.pack("<f", old.step) + _table(old.params, chunks)
+        if old.method in CODED:
+            scales = blob(old.row_scales) + blob(old.column_scales) if old.method == SCALED else b""
+            rest = struct.pack("<f", old.step) + scales + _table(old.params, chunks)
         elif old.method == RAW:
             rest = b"".join(struct.pack("<I", chunk.crc) for chunk in chunks)
         entries.append(entry(old.name.encode(), dtype_code(old.dtype), old.shape, old.method, rest))

@@ -19,11 +19,11 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
 import forge  # noqa: E402
-from forge import Parts, entry, levels_rest, plain_index, stored, with_stored  # noqa: E402
+from forge import Parts, entry, levels_rest, plain_index, scaled_rest, stored, with_stored  # noqa: E402
 
 import deepcabac  # noqa: E402
 from deepcabac import _core, container  # noqa: E402
-from deepcabac.container import HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, TIED  # noqa: E402
+from deepcabac.container import HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED  # noqa: E402
 from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, UnsupportedError  # noqa: E402
 from deepcabac.wire import blob, varint  # noqa: E402
 
@@ -211,7 +211,9 @@ attack("name-too-long.dcb", "a name longer than the index", "ends early")(
 )
 attack("dtype-0.dcb", "data type 0", "unknown data type")(lambda: one_tensor(dtype=0))
 attack("dtype-16.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=16))
-attack("method-3.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=3))
+attack("method-4.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=4))
+attack("method-255.dcb", "the last method that could ever exist", "unknown method")(lambda: one_tensor(method=255))
+attack("method-3.dcb", "levels without scales, said to have them", "damaged")(lambda: one_tensor(method=SCALED))
 attack("33-dimensions.dcb", "more dimensions than numpy once allowed", "33 dimensions")(
     lambda: one_tensor(shape=(16, 20) + (1,) * 31)
 )
@@ -269,6 +271,93 @@ attack("tied-to-other-shape.dcb", "a tensor tied to one of another shape", "anot
 attack("tied-to-other-type.dcb", "a tensor tied to one of another type", "another type or shape")(
     lambda: _tied((16, 20), 0, dtype=8)
 )
+
+# Scales ---------------------------------------------------------------------------------------------------------------
+
+
+def scaled(
+    rows: bytes = bytes(16),
+    columns: bytes = bytes(20),
+    *,
+    dtype: int = 2,
+    shape: tuple[int, ...] = (16, 20),
+    step: float | None = None,
+    params: bytes | None = None,
+    codes: list[bytes] | None = None,
+) -> bytes:
+    """That tensor with scales, or with something else about it."""
+    right, code, good_step = w()
+    codes = [code] if codes is None else codes
+    rest = scaled_rest(codes, right if params is None else params, good_step if step is None else step, rows, columns)
+    return Parts(b"".join(codes), plain_index([entry(b"w", dtype, shape, SCALED, rest)])).file()
+
+
+ONE, ODD = bytes([0, 96, 1, 1]), bytes([0, 96, 7, 5])  # chunks of 1 and of 35 levels
+NOT_THEIRS = "scales that do not fit its shape"
+LIES: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "rows-15": ("a row scale too few", lambda: scaled(rows=bytes(15))),
+    "rows-17": ("a row scale too many", lambda: scaled(rows=bytes(17))),
+    "columns-19": ("a column scale too few", lambda: scaled(columns=bytes(19))),
+    "columns-21": ("a column scale too many", lambda: scaled(columns=bytes(21))),
+    "each-element": ("a row scale for every element", lambda: scaled(rows=bytes(320))),
+    "swapped": ("scales of rows and columns swapped", lambda: scaled(bytes(20), bytes(16))),
+    "of-inner-rows": (
+        "row scales by the first two dimensions, and column scales by the last",
+        lambda: scaled(bytes(16), bytes(5), shape=(4, 4, 20)),
+    ),
+    "of-a-scalar": (
+        "scales of a tensor without dimensions",
+        lambda: scaled(b"\0", b"\0", shape=(), params=ONE, codes=[_code(ONE, 1)]),
+    ),
+    "of-a-scalar-none": (
+        "a tensor without dimensions that is said to have scales, and has none",
+        lambda: scaled(b"", b"", shape=(), params=ONE, codes=[_code(ONE, 1)]),
+    ),
+    "of-nothing": ("scales of a tensor of 16 x 0 elements", lambda: scaled(columns=b"", shape=(16, 0), codes=[])),
+    "of-no-rows": ("scales of a tensor of 0 x 20 elements", lambda: scaled(rows=b"", shape=(0, 20), codes=[])),
+    "of-nothing-none": ("no scales of no elements", lambda: scaled(b"", b"", shape=(0,), codes=[])),
+    "of-nothing-one": (
+        "one column scale for no elements: a sloppy reader takes the width of nothing to be 1",
+        lambda: scaled(b"", b"\0", shape=(0, 20), codes=[]),
+    ),
+    "across-chunks": (
+        "chunks of 35 levels, so that rows of 20 begin and end inside",
+        lambda: scaled(params=ODD, codes=[_code(ODD, 35)] * 9 + [_code(ODD, 5)]),
+    ),
+    "wider-than-chunks": (
+        "rows of 2^21 elements, wider than any chunk",
+        lambda: scaled(
+            b"\0\0", b"", shape=(2, 1 << 21), params=WIDE, codes=[_core.encode(WIDE, np.zeros(1 << 20, np.int32))] * 4
+        ),
+    ),
+}
+
+
+def _code(params: bytes, count: int) -> bytes:
+    """A chunk of zeros."""
+    return _core.encode(params, np.zeros(count, np.int32))
+
+
+for label, (what, make_lie) in LIES.items():
+    attack(f"scales-{label}.dcb", what, NOT_THEIRS)(make_lie)
+
+for label, step in {"nan": np.nan, "inf": np.inf, "zero": 0.0}.items():
+    attack(f"scales-step-{label}.dcb", f"scales and a step of {step}", "has step")(lambda step=step: scaled(step=step))
+attack("scales-of-integers.dcb", "scales of int32", "has step")(lambda: scaled(dtype=8))
+attack("scales-too-long.dcb", "2^62 row scales", "ends early")(
+    lambda: Parts(
+        w()[1],
+        plain_index([entry(b"w", 2, (1 << 59,), SCALED, struct.pack("<f", 1) + varint(1 << 62) + bytes(16))]),
+    ).file()
+)
+attack("scales-cut.dcb", "the index ends inside the scales", "ends early")(
+    lambda: Parts(w()[1], plain_index([entry(b"w", 2, (16, 20), SCALED, struct.pack("<f", 1) + b"\x10\0\0")])).file()
+)
+attack("scales-params-none.dcb", "scales, and no parameters", "parameters")(lambda: scaled(params=b""))
+attack("scales-chunk-damaged.dcb", "scales, and a chunk that does not decode, checksum right", "does not decode")(
+    lambda: scaled(codes=[w()[1][:-1]])
+)
+
 
 # Chunks ---------------------------------------------------------------------------------------------------------------
 

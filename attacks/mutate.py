@@ -9,6 +9,7 @@ else.
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import sys
 import time
@@ -51,6 +52,23 @@ def small() -> bytes:
         "\u00e4": np.zeros((2, 30), np.float32),
     }
     return deepcabac.compress(tensors, sqnr=12)
+
+
+def scaled() -> bytes:
+    """Levels with scales: of rows, of columns, of both; several chunks; types whose values overflow."""
+    rng = np.random.default_rng(6)
+    payload, entries = b"", []
+    cases = [((12, 20), 2, 12, 0), ((6, 3, 3, 3), 4, 0, 27), ((9, 10), 5, 9, 10), ((40,), 3, 40, 1), ((5, 6), 1, 5, 6)]
+    for number, (shape, dtype, rows, columns) in enumerate(cases):
+        levels = np.rint(rng.normal(size=math.prod(shape)) * 3).astype(np.int32)
+        params = bytes([0, 100]) + container.varint(math.prod(shape[1:])) + b"\5"
+        each = _core.chunk_levels(params)
+        codes = [_core.encode(params, levels[start : start + each]) for start in range(0, levels.size, each)]
+        scales = [rng.integers(-128, 128, count).astype(np.int8).tobytes() for count in (rows, columns)]
+        rest = forge.scaled_rest(codes, params, 0.25, *scales)
+        entries.append(forge.entry(b"%d" % number, dtype, shape, container.SCALED, rest))
+        payload += b"".join(codes)
+    return Parts(payload, forge.plain_index(entries)).file()
 
 
 def medium() -> bytes:
@@ -167,6 +185,7 @@ def seeds() -> list[Seed]:
     """Name, good file, opener, damage behind checksums, and how often it is taken."""
     found: list[Seed] = [
         ("small", small(), open_file, damage_behind_checksums, 4),
+        ("scaled", scaled(), open_file, damage_behind_checksums, 2),
         ("medium", medium(), open_file, damage_behind_checksums, 2),
         ("levels", some_levels(), open_levels, damaged_levels_behind_checksums, 2),
     ]

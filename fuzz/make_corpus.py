@@ -18,7 +18,7 @@ from deepcabac import _core
 def seeds() -> dict[str, bytes]:
     """Names and inputs of ``fuzz_decode``."""
     found = {}
-    files = {"small": mutate.small(), "good": make.good()}
+    files = {"small": mutate.small(), "scaled": mutate.scaled(), "good": make.good(), "good-scaled": make.scaled()}
     levels = {"some": mutate.some_levels(), "good": make.good_levels()}
     for attack in make.ATTACKS:
         kind = files if attack.name.endswith(".dcb") else levels

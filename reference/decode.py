@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
-EXACT, LEVELS, TIED = 0, 1, 2
+EXACT, LEVELS, TIED, SCALED = 0, 1, 2, 3
 EXACT_CHUNK = 1 << 20
 
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -48,6 +48,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
     15: np.dtype("?"),
 }
 FLOATS, BOOL = range(1, 7), 15
+
+#: 2^0, 2^(1/4), 2^(2/4) and 2^(3/4) as float32, by their bits (3.3).
+ROOTS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], dtype=np.uint32).view(np.float32)
 
 
 class Damaged(Exception):
@@ -521,6 +524,8 @@ class Tensor:
     params: Params | None = None
     chunks: list[Chunk] = field(default_factory=list)
     source: int = -1  # of a tied tensor: the number of the tensor that it is the same as
+    row_scales: bytes = b""  # of method 3: a signed byte for each slice of dimension 0, or nothing
+    column_scales: bytes = b""  # likewise for each place in such a slice
 
     @property
     def size(self) -> int:
@@ -548,6 +553,14 @@ def parse_levels(fields: Fields, size: int) -> tuple[Params, list[Chunk]]:
     return params, chunks
 
 
+def parse_scales(fields: Fields, tensor: Tensor) -> None:
+    """Scales of rows and columns (3.3, method 3)."""
+    check(len(tensor.shape) > 0 and tensor.size > 0, "scales of a scalar or of nothing")
+    tensor.row_scales, tensor.column_scales = fields.blob(), fields.blob()
+    check(len(tensor.row_scales) in (0, tensor.shape[0]), "number of row scales")
+    check(len(tensor.column_scales) in (0, math.prod(tensor.shape[1:])), "number of column scales")
+
+
 def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
     """A tensor's entry in the index (3.3)."""
     name, code = fields.text(), fields.byte()
@@ -558,11 +571,15 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
         for start in range(0, size, EXACT_CHUNK):
             length = min(EXACT_CHUNK, size - start)
             tensor.chunks.append(Chunk(length, length, fields.u32()))
-    elif tensor.method == LEVELS:
+    elif tensor.method in (LEVELS, SCALED):
         check(code in FLOATS, "levels of a type that is not floating-point")
         tensor.step = np.float32(struct.unpack("<f", fields.take(4))[0])
         check(bool(np.isfinite(tensor.step) and tensor.step > 0), "step")
+        if tensor.method == SCALED:
+            parse_scales(fields, tensor)
         tensor.params, tensor.chunks = parse_levels(fields, tensor.size)
+        if tensor.method == SCALED:
+            check(tensor.params.chunk_levels % math.prod(tensor.shape[1:]) == 0, "a row in two chunks")
     elif tensor.method == TIED:
         tensor.source = fields.varint()
         check(tensor.source < len(earlier), "tied to a later tensor")
@@ -612,12 +629,28 @@ def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], p
     return np.array(levels, dtype=np.int32).reshape(shape)
 
 
+def factor(scale: int) -> np.float32:
+    """The factor of a scale, a byte as it is stored (3.3, method 3)."""
+    signed = scale - 256 if scale >= 128 else scale
+    return np.float32(ROOTS[signed & 3] * np.float32(2.0 ** (signed >> 2)))
+
+
+def values(tensor: Tensor, levels: Array) -> Array:
+    """Levels as float32, times the step and the factors of row and column, each product rounded (3.3)."""
+    rows = np.asarray(levels.astype(np.float32) * tensor.step).reshape(-1, math.prod(tensor.shape[1:]) or 1)
+    for k, scale in enumerate(tensor.row_scales):
+        rows[k] = rows[k] * factor(scale)
+    for k, scale in enumerate(tensor.column_scales):
+        rows[:, k] = rows[:, k] * factor(scale)
+    return rows.reshape(tensor.shape)
+
+
 def decode_tensor(tensor: Tensor, payload: Fields) -> Array:
     """The elements of a tensor that is not tied (3.3)."""
     if tensor.params is not None:
         levels = decode_levels(tensor.params, tensor.chunks, tensor.shape, payload)
         with np.errstate(all="ignore"):
-            return np.asarray(np.asarray(levels.astype(np.float32) * tensor.step).astype(tensor.dtype))
+            return np.asarray(values(tensor, levels).astype(tensor.dtype))
     raw = b"".join(coded for _, coded in checked_chunks(tensor.chunks, payload))
     if tensor.dtype == DTYPES[BOOL]:
         check(not raw.strip(b"\0\1"), "bool is neither 0 nor 1")
@@ -681,7 +714,8 @@ def main(arguments: list[str]) -> int:
         return 1
     print(f"made from {kind or 'arrays'}, extra {len(extra)} bytes, {len(tensors)} tensors")
     for t in tensors:
-        how = ("exact", f"levels, step {t.step}", f"tied to {t.source}")[t.method]
+        scales = f"{len(t.row_scales)} row and {len(t.column_scales)} column scales"
+        how = ("exact", f"levels, step {t.step}", f"tied to {t.source}", f"levels, step {t.step}, {scales}")[t.method]
         print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {how}, {sum(c.length for c in t.chunks)} bytes")
     return 0
 

@@ -161,6 +161,14 @@ def levels_entry(record: bytes, chunks: Sequence[bytes]) -> bytes:
     return blob(record) + b"".join(varint(len(c)) + zlib.crc32(c).to_bytes(4, "little") for c in chunks)
 
 
+def scaled_entry(
+    step: float, rows: Sequence[int], columns: Sequence[int], record: bytes, chunks: Sequence[bytes]
+) -> bytes:
+    """What follows the method of a tensor of levels with scales (3.3, method 3), right or wrong."""
+    scales = [blob(bytes(scale % 256 for scale in scales)) for scales in (rows, columns)]
+    return struct.pack("<f", step) + b"".join(scales) + levels_entry(record, chunks)
+
+
 def write_levels(shape: Sequence[int], record: bytes, chunks: Sequence[bytes]) -> bytes:
     """Levels by themselves (6)."""
     head = LEVELS_MAGIC + bytes([len(shape)]) + b"".join(map(varint, shape)) + levels_entry(record, chunks)

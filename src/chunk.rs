@@ -2,12 +2,12 @@
 
 use crate::coder::Encoder;
 use crate::context::{COST_BITS, Portable};
+use crate::feedback::{Coupling, Feedback};
 use crate::levels::{self, Cost};
 use crate::params::Params;
 use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
-use crate::feedback::{Coupling, Feedback};
 use crate::trellis::{Contest, Search, Targets, Weights};
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights.
@@ -47,6 +47,19 @@ pub fn quantize(
     if simd::available() {
         return simd::quantize(params, weights, quantizer, coupling, chosen, out);
     }
+    quantize_portable(params, weights, quantizer, coupling, chosen, out)
+}
+
+/// [`quantize`] in plain Rust. Not inlined: the search takes long to compile, and tests want it several times.
+#[inline(never)]
+pub(crate) fn quantize_portable(
+    params: &Params,
+    weights: &[f32],
+    quantizer: Quantizer,
+    coupling: Option<Coupling>,
+    chosen: Option<&mut [i32]>,
+    out: &mut Vec<u8>,
+) -> Sums {
     quantize_on::<Portable>(params, weights, quantizer, coupling, chosen, out)
 }
 
@@ -128,10 +141,10 @@ impl Source for Quantized<'_> {
     #[inline(always)]
     fn look_ahead<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
         match &mut self.choice {
-            Choice::Path(search) if rows::dependent(KIND) && column % Weights::BLOCK == 0 => {
+            Choice::Path(search) if rows::dependent(KIND) && column.is_multiple_of(Weights::BLOCK) => {
                 search.decide::<M, KIND>(rows, index, column);
             }
-            Choice::CoupledPath(search) if rows::dependent(KIND) && column % Feedback::BLOCK == 0 => {
+            Choice::CoupledPath(search) if rows::dependent(KIND) && column.is_multiple_of(Feedback::BLOCK) => {
                 search.decide::<M, KIND>(rows, index, column);
             }
             Choice::Coupled(_, feedback) if column == 0 => feedback.begin(index),

@@ -174,3 +174,172 @@ impl Targets for Feedback<'_> {
         self.errors.push(errors);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::{Quantizer, quantize, quantize_portable};
+    use crate::dependent::States;
+    use crate::lanes::{self, Job, Output};
+    use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::scale::Resolution;
+    use crate::testing::Random;
+
+    /// A number between -1 and 1.
+    fn number(random: &mut Random) -> f32 {
+        random.below(2001) as f32 / 1000.0 - 1.0
+    }
+
+    /// Unit upper triangular matrices, `[count][size][size]`.
+    fn factors(random: &mut Random, count: usize, size: usize) -> Vec<f32> {
+        let mut factors = vec![0.0; count * size * size];
+        for (index, factor) in factors.iter_mut().enumerate() {
+            let (row, column) = (index / size % size, index % size);
+            *factor = if row < column { 0.5 * number(random) / (size as f32).sqrt() } else { f32::from(row == column) };
+        }
+        factors
+    }
+
+    /// `E U` of one row, in column j, and what rows above add to it: plain sums, as the head of this file has them.
+    struct Direct<'a> {
+        width: usize,
+        group_rows: usize,
+        height: usize,
+        columns: &'a [f32],
+        rows: &'a [f32],
+    }
+
+    impl Direct<'_> {
+        fn along(&self, errors: &[f64], row: usize, column: usize, until: usize) -> f64 {
+            let group = row / self.group_rows;
+            let factor = |l: usize| f64::from(self.columns[(group * self.width + l) * self.width + column]);
+            (0..until).map(|l| errors[row * self.width + l] * factor(l)).sum()
+        }
+
+        /// What `Z` at (row, column) is but for the error there.
+        fn others(&self, errors: &[f64], row: usize, column: usize) -> f64 {
+            let above = |before: usize| {
+                let factor = f64::from(self.rows[before * self.height + row]);
+                factor * self.along(errors, before, column, column + 1)
+            };
+            let above: f64 = if self.rows.is_empty() { 0.0 } else { (0..row).map(above).sum() };
+            above + self.along(errors, row, column, column)
+        }
+    }
+
+    #[test]
+    fn targets_of_survivors_are_those_of_a_direct_computation() {
+        const N: usize = 8;
+        let random = &mut Random(7);
+        for (height, width, groups, coupled) in
+            [(3, 5, 1, true), (6, 70, 3, false), (4, 300, 1, true), (4, 9, 4, true), (2, 64, 1, false), (1, 1, 1, true)]
+        {
+            let columns = factors(random, groups, width);
+            let rows = if coupled { factors(random, 1, height) } else { Vec::new() };
+            let direct = Direct { width, group_rows: height / groups, height, columns: &columns, rows: &rows };
+            let weights: Vec<f32> = (0..height * width).map(|_| 4.0 * number(random)).collect();
+            let mut eu = vec![0.0; if coupled { height * width } else { 0 }];
+            let group_rows = height / groups;
+            let coupling =
+                Coupling { width, columns: &columns, group_rows, rows: &rows, first_row: 0, errors: &mut eu };
+            let mut feedback = Feedback::new(&weights, coupling, 1e6);
+            let mut decided = vec![0.0; height * width];
+            let mut start = 0;
+            while start < height * width {
+                let (row, column) = (start / width, start % width);
+                let count = Feedback::BLOCK.min(width - column);
+                let looked_at = (count + 32).min(width - column);
+                feedback.begin(start);
+                // Errors, and levels, of the survivors' paths.
+                let mut survivors = vec![(decided.clone(), vec![0; looked_at]); N];
+                for place in 0..looked_at {
+                    let targets: [f32; N] = feedback.targets(start + place);
+                    for ((errors, _), target) in survivors.iter().zip(targets) {
+                        let expected = f64::from(weights[start + place]) + direct.others(errors, row, column + place);
+                        assert!((f64::from(target) - expected).abs() < 1e-4, "{target} {expected}");
+                    }
+                    let ways: [(usize, i32); N] =
+                        std::array::from_fn(|s| (random.below(N as u64), targets[s].round() as i32 + s as i32 % 3 - 1));
+                    feedback.follow(start + place, &ways);
+                    survivors = ways
+                        .iter()
+                        .map(|(from, level)| {
+                            let (mut errors, mut levels) = survivors[*from].clone();
+                            errors[start + place] = f64::from(weights[start + place]) - f64::from(*level);
+                            levels[place] = *level;
+                            (errors, levels)
+                        })
+                        .collect();
+                }
+                let (errors, levels) = &survivors[random.below(N as u64)];
+                for place in 0..count {
+                    feedback.decided(start + place, levels[place]);
+                    decided[start + place] = errors[start + place];
+                }
+                start += count;
+            }
+            for (index, eu) in eu.iter().enumerate() {
+                let (row, column) = (index / width, index % width);
+                assert!((f64::from(*eu) - direct.along(&decided, row, column, column + 1)).abs() < 1e-4);
+            }
+        }
+    }
+
+    #[test]
+    fn every_machine_finds_the_same_levels_and_they_make_up_for_each_other() {
+        let random = &mut Random(8);
+        let row = Some(RowPrediction { above: 20, column: 10 });
+        let kernel = Some(KernelPrediction { width: 3, size: 9, weights: [20, 20, -10, 3, 3] });
+        let all_states = [None, States::of_bits(3), States::of_bits(4), States::of_bits(5), States::of_bits(6)];
+        for states in all_states {
+            for (height, width, groups, row, kernel) in [
+                (12, 18, 3, None, None),
+                (10, 90, 1, row, None),
+                (12, 27, 1, row, kernel),
+                (6, 200, 2, None, kernel),
+                (40, 1, 1, None, None),
+            ] {
+                for (lambda, limit) in [(0.0, 1 << 24), (0.3, 1 << 24), (0.1, 8)] {
+                    let resolution = Resolution::Coarse;
+                    let params = Params { resolution, mean_log: 96, width, chunk_rows: 5, row, kernel, states };
+                    let columns = factors(random, groups, width);
+                    let rows = factors(random, 1, height);
+                    let weights: Vec<f32> = (0..height * width).map(|_| 20.0 * number(random)).collect();
+                    let code = |portable: bool| {
+                        let (mut bytes, mut levels) = (Vec::new(), vec![0; height * width]);
+                        let mut errors = vec![0.0; height * width];
+                        let chunks = weights.chunks(5 * width).zip(levels.chunks_mut(5 * width));
+                        for (chunk, (weights, levels)) in chunks.enumerate() {
+                            let group_rows = height / groups;
+                            let (columns, rows, errors) = (&columns, &rows, &mut errors);
+                            let coupling = Coupling { width, columns, group_rows, rows, first_row: 5 * chunk, errors };
+                            let quantizer = Quantizer { step: 1.0, lambda, limit };
+                            let mut coded = Vec::new();
+                            let sums = if portable {
+                                let (coupling, levels) = (Some(coupling), Some(&mut *levels));
+                                quantize_portable(&params, weights, quantizer, coupling, levels, &mut coded)
+                            } else {
+                                let (coupling, levels) = (Some(coupling), Some(&mut *levels));
+                                quantize(&params, weights, quantizer, coupling, levels, &mut coded)
+                            };
+                            let pairs =
+                                || weights.iter().zip(levels.iter()).map(|(w, q)| (f64::from(*w), f64::from(*q)));
+                            assert_eq!(sums.error, pairs().map(|(w, q)| (w - q) * (w - q)).sum::<f64>());
+                            let mut decoded = vec![0; levels.len()];
+                            let output = Output::Levels(&mut decoded);
+                            let mut jobs = [Job { params: params.clone(), bytes: &coded, output, good: false }];
+                            lanes::decode(&mut jobs);
+                            assert!(jobs[0].good);
+                            assert_eq!(decoded, levels);
+                            bytes.push(coded);
+                        }
+                        (bytes, levels, errors)
+                    };
+                    let (bytes, levels, errors) = code(false);
+                    assert!(levels.iter().all(|level| level.abs() <= limit));
+                    assert!(code(true) == (bytes, levels, errors));
+                }
+            }
+        }
+    }
+}

@@ -275,8 +275,8 @@ pub unsafe extern "C" fn dc_quantize_coupled(
         // SAFETY: as above.
         let levels = unsafe { output(levels, count)? };
         let params = Params::read(params)?;
-        let inside = width > 0 && count % width == 0 && count / width <= height.checked_sub(first_row)?;
-        if !inside || params.width != width || group_rows == 0 || height % group_rows != 0 {
+        let inside = width > 0 && count.is_multiple_of(width) && count / width <= height.checked_sub(first_row)?;
+        if !inside || params.width != width || group_rows == 0 || !height.is_multiple_of(group_rows) {
             return None;
         }
         let (square, matrix) = (height.checked_mul(height)?, height.checked_mul(width)?);
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn dc_quantize_coupled(
         let rows = if rows.is_null() { &[] } else { unsafe { input(rows, square)? } };
         // SAFETY: as above.
         let errors = if rows.is_empty() { &mut [] } else { unsafe { output(errors, matrix)? } };
-        if !(lambda.is_finite() && lambda >= 0.0) || !(8..=1 << 24).contains(&limit) {
+        if !(lambda.is_finite() && lambda >= 0.0 && (8..=1 << 24).contains(&limit)) {
             return None;
         }
         let mut coded = Vec::new();

@@ -420,8 +420,7 @@ impl<const N: usize> Sites<N> {
 
 #[cfg(test)]
 mod tests {
-    use crate::chunk::{Quantizer, Sums, quantize, quantize_on};
-    use crate::context::Portable;
+    use crate::chunk::{Quantizer, Sums, quantize, quantize_portable};
     use crate::dependent::States;
     use crate::lanes::{self, Job, Output};
     use crate::params::{KernelPrediction, Params, RowPrediction};
@@ -461,8 +460,8 @@ mod tests {
                 let quantizer = Quantizer { step: 1.0, lambda: 0.36, limit };
                 let (mut bytes, mut again) = (Vec::new(), Vec::new());
                 let (mut levels, mut decoded) = (vec![0; weights.len()], vec![0; weights.len()]);
-                let sums = quantize(&params, &weights, quantizer, Some(&mut levels), &mut bytes);
-                assert_eq!(quantize_on::<Portable>(&params, &weights, quantizer, None, &mut again), sums);
+                let sums = quantize(&params, &weights, quantizer, None, Some(&mut levels), &mut bytes);
+                assert_eq!(quantize_portable(&params, &weights, quantizer, None, None, &mut again), sums);
                 assert_eq!(bytes, again);
                 assert!(params.states.is_some_and(|states| states.has_path(&levels)));
                 assert!(levels.iter().all(|level| level.abs() <= limit));
@@ -483,7 +482,7 @@ mod tests {
             let coded = |lambda| -> (Sums, usize) {
                 let mut bytes = Vec::new();
                 let quantizer = Quantizer { step: 1.0, lambda, limit: 1 << 24 };
-                (quantize(&params, &weights, quantizer, None, &mut bytes), bytes.len())
+                (quantize(&params, &weights, quantizer, None, None, &mut bytes), bytes.len())
             };
             let ((near, long), (far, short)) = (coded(0.0), coded(0.36));
             let noise = near.error / weights.len() as f64;

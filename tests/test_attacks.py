@@ -59,6 +59,8 @@ def test_what_the_attacks_start_from_is_good():
     assert [*tensors] == ["w", "b", "again"] and tensors["again"] is tensors["w"]
     assert make.one_tensor() == make.forge.Parts.of(make.one_tensor()).file()
     assert (deepcabac.decompress(make.one_tensor())["w"] == tensors["w"]).all()
+    assert (deepcabac.decompress(make.scaled())["w"] == tensors["w"]).all()
+    assert (deepcabac.decompress(make.scaled(b"\4" * 16, b"\xf8" * 20))["w"] == tensors["w"] / 2).all()
     assert (deepcabac.decode(make.good_levels()) == make.LEVELS_ARRAY).all()
     assert make.levels() == make.good_levels()
     assert deepcabac.decompress(make.zeros(1))["w"].shape == (1, 1 << 20)

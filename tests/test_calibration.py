@@ -350,8 +350,13 @@ def test_batch_norm_statistics_against_finite_differences():
 def small():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(400, 6),
-        nn.Linear(6, 3)
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(400, 6),
+        nn.Linear(6, 3),
     )
     return model, list(torch.randn(12, 2, 10, 10).split(4))
 

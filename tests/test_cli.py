@@ -18,7 +18,9 @@ from click.testing import CliRunner
 import deepcabac
 from deepcabac import report
 from deepcabac.cli import _bytes, program
+from deepcabac.curvature import Curvature, Factors
 
+GOLDEN = Path(__file__).parent / "golden"
 LENET = Path(__file__).parent.parent / "examples" / "lenet300.safetensors"
 COMMAND = [sys.executable, "-c", "from deepcabac.cli import main; main()"]
 
@@ -48,6 +50,25 @@ def folder(tmp_path, monkeypatch):
     Path("words.safetensors").write_text("not a model")
     Path("folder").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def curvatures(folder):
+    """Files of curvatures: of the model in the folder, of others, and of none."""
+    rng = np.random.default_rng(3)
+    samples = rng.standard_normal((2, 500, 48)) * np.linspace(0.1, 4, 48)
+    columns = np.einsum("hni,hnj->hij", samples, samples).astype(np.float32)[:, None]
+    factors = Factors(columns, np.ones(64, np.float32), 1.0, None)
+    Curvature({"a.weight": factors}, samples=500, loss="logits").save("good.curvature")
+    Curvature({"c.weight": factors}, samples=500, loss="logits").save("other.curvature")
+    narrow = Factors(columns[..., 1:, 1:], np.ones(64, np.float32), 1.0, None)
+    Curvature({"a.weight": narrow}, samples=500, loss="logits").save("narrow.curvature")
+    indefinite = Factors(columns * (1 - 9 * np.eye(48, dtype=np.float32)), np.ones(64, np.float32), 1.0, None)
+    Curvature({"a.weight": indefinite}, samples=500, loss="logits").save("indefinite.curvature")
+    data = Path("good.curvature").read_bytes()
+    Path("short.curvature").write_bytes(data[:-100])
+    Path("nan.curvature").write_bytes(data[:-4] + b"\xff" * 4)
+    return folder
 
 
 def files(folder):
@@ -111,6 +132,23 @@ def test_inspect_as_json_is_complete_and_adds_up(folder):
     assert other["method"] == "tied" and other["tied_to"] == "one" and other["coded_bytes"] == 0
     assert n["method"] == "exact" and n["step"] is None
     assert "other is one" in run("inspect", "tied.dcb").stdout
+
+
+def test_inspect_says_which_steps_have_scales(folder):
+    out = run("inspect", GOLDEN / "scaled.dcb").stdout
+    assert re.search(r"tensor +shape +type +bits +step +times +quantizer +bytes", out)
+    assert re.search(r"float32 12x10 rows +12x10 +float32 +\d+\.\d\d +0\.01 +row +trellis 8 ", out)
+    assert re.search(r"float16 6x4x3x3 columns +6x4x3x3 +float16 +\d+\.\d\d +0\.001953 +column +\w", out)
+    assert re.search(r"float32 20 both +20 +float32 +\d+\.\d\d +0\.01 +row column +trellis 32 ", out)
+    assert re.search(r"neither +3x2x2 +float32 +\d+\.\d\d +0\.25 +scalar ", out)
+    assert re.search(r"step +quantizer", run("inspect", "good.dcb").stdout)
+    seen = json.loads(run("inspect", GOLDEN / "scaled.dcb", "--json").stdout)
+    tensors = {tensor["name"]: tensor for tensor in seen["tensors"]}
+    assert {tensor["method"] for tensor in seen["tensors"]} == {"quantized"}
+    counts = [(tensors[name]["row_scales"], tensors[name]["column_scales"]) for name in tensors]
+    assert counts[:3] == [(12, 0), (0, 10), (12, 10)] and tensors["neither"]["row_scales"] == 0
+    assert tensors["float32 6x4x3x3 both"]["column_scales"] == 36
+    assert seen["scales"] == sum(rows + columns for rows, columns in counts)
 
 
 def test_verify_says_what_it_checked(folder):
@@ -212,6 +250,58 @@ def test_options_mean_what_they_mean_to_the_library(folder, given, settings):
     assert run("compress", "model.npz", *given).exit_code == 0
     deepcabac.compress_checkpoint("model.npz", "expected.dcb", options=deepcabac.Options(**settings))
     assert Path("model.dcb").read_bytes() == Path("expected.dcb").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ([], {}),
+        (["--sqnr", "20"], {"sqnr": 20}),
+        (["--bits", "4", "--quantizer", "scalar"], {"bits": 4, "quantizer": "scalar"}),
+        (["--size", "16kB"], {"size": 16_000}),
+        (["--tensor", "a.*=exact"], {"overrides": {"a.*": {"exact": True}}}),
+    ],
+)
+def test_a_curvature_s_file_means_what_it_means_to_the_library(curvatures, given, settings):
+    result = run("compress", "model.npz", "--curvature", "good.curvature", *given)
+    assert (result.exit_code, result.stderr) == (0, "")
+    with Curvature.load("good.curvature") as curvature:
+        options = deepcabac.Options(curvature=curvature, **settings)
+        deepcabac.compress_checkpoint("model.npz", "expected.dcb", options=options)
+    assert Path("model.dcb").read_bytes() == Path("expected.dcb").read_bytes()
+    assert run("verify", "model.dcb").exit_code == 0
+    deepcabac.compress_checkpoint("model.npz", "without.dcb", options=deepcabac.Options(**settings))
+    assert (Path("model.dcb").read_bytes() == Path("without.dcb").read_bytes()) == ("overrides" in settings)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--curvature missing.curvature", "missing.curvature: "),
+        ("--curvature words.txt", "words.txt: "),
+        ("--curvature words.safetensors", "words.safetensors: is not a safetensors file"),
+        ("--curvature folder", "folder: "),
+        ("--curvature model.npz", "model.npz: "),
+        ("--curvature model.safetensors", "model.safetensors: is not a file of Curvature.save"),
+        ("--curvature empty.dcb", "empty.dcb: "),
+        ("--curvature short.curvature", "short.curvature: "),
+        ("--curvature nan.curvature", "nan.curvature: "),
+        ("--curvature other.curvature", "the curvature knows none of these tensors"),
+        ("--curvature narrow.curvature", "the curvature of 'a.weight' is not that of a tensor of shape (64, 48)"),
+        ("--curvature indefinite.curvature", "the curvature of 'a.weight' has a factor that is no sum of squares"),
+        ("--curvature good.curvature --step 0.1", "choose one of --curvature and --step"),
+        ("--curvature good.curvature -o good.curvature", "good.curvature: is the file to read"),
+        ("--curvature good.curvature --size 10", "model.npz: no quality gives a file of 10 bytes"),
+    ],
+)
+def test_a_curvature_that_is_none_or_does_not_fit_is_an_error_of_one_line(curvatures, args, words):
+    assert run("decompress", "good.dcb", "-o", "model.safetensors").exit_code == 0
+    before = files(curvatures)
+    result = run("compress", "model.npz", *args.split())
+    (line,) = result.stderr.splitlines()
+    assert result.exit_code == 2 and result.stdout == ""
+    assert line.startswith("error: ") and words in line and not line.endswith(".")
+    assert files(curvatures) == before
 
 
 def test_version_is_the_package_s():

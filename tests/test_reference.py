@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import deepcabac
+from deepcabac import container
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -249,7 +250,7 @@ def mutated(data: bytes, source: random.Random) -> bytes:
 
 def small_file() -> bytes:
     """A file with little of everything, so that a mutation meets something."""
-    payload, index = b"", encode.blob(b"npz") + encode.blob(b"x") + encode.varint(5)
+    payload, index = b"", encode.blob(b"npz") + encode.blob(b"x") + encode.varint(6)
     record = bytes([7, 100, 5, 3, 20, 30, 2, 4, 30, 30, 226, 0, 0])
     levels = [2, 3, 1, 2, -4, 3, 4, 2, -90, 2, 0, 1, 1, 2, -3, 5, 5, 7, 1, 0]
     chunks = encode.encode_chunks(decode.Params(record), levels)
@@ -261,7 +262,10 @@ def small_file() -> bytes:
     index += encode.blob(b"c") + bytes([3, 1, 6, 1]) + struct.pack("<f", 0.5)
     index += encode.levels_entry(bytes([0, 96, 3, 4]), [plain])
     index += encode.blob(b"d") + bytes([8, 2, 0, 3, 0])
-    payload = b"".join(chunks) + exact + plain
+    scaled = encode.encode_chunks(decode.Params(bytes([0, 96, 3, 1])), [4, 0, -1, 2, 0, 2])
+    index += encode.blob(b"e") + bytes([2, 2, 2, 3, 3])
+    index += encode.scaled_entry(0.5, [-9, 127], [3, 0, -128], bytes([0, 96, 3, 1]), scaled)
+    payload = b"".join(chunks) + exact + plain + b"".join(scaled)
     return bytes(encode.write_file(index, payload))
 
 
@@ -380,7 +384,8 @@ EDGES: dict[str, tuple[bytes, str]] = {
     "largest dimension": (index_of(entry(shape=(2**63 - 1, 0))), "refused"),
     "dimension longer than nine bytes": (index_of(b"\1t\2\1" + b"\x80" * 9 + b"\0\0"), "refused"),
     "dimension with a zero too many": (index_of(b"\1t\2\1\x80\0\0"), "refused"),
-    "method 3": (index_of(entry(rest=b"\3")), "refused"),
+    "method 4": (index_of(entry(rest=b"\4")), "refused"),
+    "method 3 and nothing else": (index_of(entry(rest=b"\3")), "refused"),
     "levels of nothing": (index_of(entry(rest=b"\1" + struct.pack("<f", 1) + NOTHING)), "decoded"),
     "levels of integers": (index_of(entry(dtype=8, rest=b"\1" + struct.pack("<f", 1) + NOTHING)), "refused"),
     "step 0": (index_of(entry(rest=levels_of(0, RECORD))), "refused"),
@@ -413,6 +418,80 @@ EDGES: dict[str, tuple[bytes, str]] = {
 def test_edges_of_the_index(name: str) -> None:
     index, expected = EDGES[name]
     assert agree(encode.write_file(index, b"")) == expected
+
+
+#: Shape, numbers of row and column scales, width and rows of a chunk; whether that is a tensor of method 3.
+SCALED = [
+    *(((4, 6), rows, columns, 6, 2, rows in (0, 4) and columns in (0, 6)) for rows in range(6) for columns in range(8)),
+    *(((4, 6), 4, 6, width, rows, width * rows % 6 == 0) for width in range(1, 9) for rows in range(1, 7)),
+    ((4, 2, 3), 4, 6, 3, 2, True),
+    ((4, 2, 3), 8, 3, 3, 2, False),
+    ((4, 1, 1), 4, 1, 1, 3, True),
+    ((1, 24), 1, 24, 24, 1, True),
+    ((1, 24), 24, 1, 24, 1, False),
+    ((24,), 24, 1, 5, 1, True),
+    ((24,), 24, 0, 24, 1, True),
+    ((24,), 24, 24, 24, 1, False),
+    ((24,), 1, 24, 24, 1, False),
+    ((), 0, 0, 1, 1, False),
+    ((), 1, 0, 1, 1, False),
+    ((), 1, 1, 1, 1, False),
+    *(
+        (shape, rows, columns, 1, 1, False)
+        for shape in [(0,), (0, 3), (3, 0)]
+        for rows in (0, 3)
+        for columns in (0, 1, 3)
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [2, 3, 8])
+def test_scales_have_to_fit_the_shape(dtype: int) -> None:
+    for shape, rows, columns, width, chunk_rows, fits in SCALED:
+        record = bytes([0, 96, width, chunk_rows])
+        size = int(np.prod(shape))
+        chunks = encode.encode_chunks(decode.Params(record), [k % 5 - 2 for k in range(size)])
+        rest = encode.scaled_entry(0.5, range(-9, rows - 9), range(columns), record, chunks)
+        data = encode.write_file(index_of(entry(dtype=dtype, shape=shape, rest=b"\3" + rest)), b"".join(chunks))
+        expected = "decoded" if fits and dtype in (2, 3) else "refused"
+        assert agree(data) == expected, (shape, rows, columns, width, chunk_rows)
+
+
+def test_factors_of_scales() -> None:
+    """The roots are the float32 nearest to the powers of two, and every factor is a root times a power of two."""
+    for scale in range(-128, 128):
+        root = np.float32(2 ** (scale % 4 / 4))
+        assert decode.factor(scale % 256) == float(root) * 2.0 ** (scale // 4)
+        assert container.scale_factors(np.array([scale], np.int8))[0] == decode.factor(scale % 256)
+
+
+def test_every_product_with_scales_is_rounded_in_order() -> None:
+    """Also where a product leaves the range of float32 and another would bring it back."""
+    source = random.Random(11)
+    record = bytes([0, 160, 8, 3])
+    for _ in range(60):
+        levels = [source.choice([0, 1, -1, source.randint(-(2**31), 2**31 - 1)]) for _ in range(40)]
+        scales = [[source.choice([-128, 127, source.randint(-128, 127)]) for _ in range(count)] for count in (5, 8)]
+        bits = struct.pack("<I", source.choice([1, 2**23 - 1, 0x7F7FFFFF, source.randint(1, 0x7F7FFFFF)]))
+        (step,) = struct.unpack("<f", bits)
+        chunks = encode.encode_chunks(decode.Params(record), levels)
+        for dtype in range(1, 7):
+            rest = b"\3" + encode.scaled_entry(step, *scales, record, chunks)
+            data = encode.write_file(index_of(entry(dtype=dtype, shape=(5, 2, 4), rest=rest)), b"".join(chunks))
+            assert agree(data) == "decoded"
+        with np.errstate(all="ignore"):
+            for k, value in enumerate(deepcabac.decompress(scaled_float32(data))["t"].reshape(-1)):
+                expected = np.float32(np.int32(levels[k])) * np.float32(step)
+                for scale in scales[0][k // 8], scales[1][k % 8]:
+                    expected = np.float32(expected * np.float32(2 ** (scale % 4 / 4) * 2.0 ** (scale // 4)))
+                assert value.tobytes() == expected.tobytes() and not np.isnan(value)
+
+
+def scaled_float32(data: bytes) -> bytes:
+    """That file of one tensor, as float32."""
+    index = bytearray(plain_index(data))
+    index[5] = 2
+    return bytes(encode.write_file(bytes(index), payload_of(data)))
 
 
 def test_bool_of_other_value() -> None:

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from . import files, report
 from .atomic import reason
 from .checkpoint import kind_of_path
 from .compressor import Progress
+from .curvature import Curvature
 from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
 from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, Options
 from .report import plural, printable
@@ -191,6 +193,7 @@ def program(context: click.Context) -> None:
         "deepcabac compress model.onnx -o small.dcb --size 4MB",
         "deepcabac compress model.pt --sqnr 35 --tensor '*.embed*=sqnr:45'",
         "deepcabac compress model.npz --tensor 'head.*=exact'",
+        "deepcabac compress model.safetensors --curvature model.curvature --bits 3",
     ),
 )
 @click.argument("model", type=_path)
@@ -255,14 +258,23 @@ def program(context: click.Context) -> None:
     callback=_checked,
     help="Of the trellis: 8, 16, 32 or 64. More are smaller and slower to compress, but not to decompress.",
 )
+@click.option(
+    "--curvature",
+    type=_path,
+    metavar="FILE",
+    help="What deepcabac.torch.calibrate measured on this model: bits go where they matter.",
+)
 @click.option("--lossless", is_flag=True, hidden=True)
 @_THREADS
 @_QUIET
-def compress(model: Path, output: Path | None, lossless: bool, quiet: bool, **settings: Any) -> None:
+def compress(
+    model: Path, output: Path | None, curvature: Path | None, lossless: bool, quiet: bool, **settings: Any
+) -> None:
     """Make a small .dcb file from the checkpoint MODEL.
 
     Choose the quality by one of --sqnr, --bits, --size and --step. With --bits or
-    --size the SQNR that gives this size, to 1 %, is searched.
+    --size the SQNR that gives this size, to 1 %, is searched. With --curvature the
+    SQNR is an average, each tensor weighted by how much it matters.
 
     Stored exactly, bit for bit: integers and bools, scalars, 1-D tensors below
     16,384 elements (biases, norms), tensors with NaN or infinity, and what --tensor
@@ -276,10 +288,18 @@ def compress(model: Path, output: Path | None, lossless: bool, quiet: bool, **se
     targets = [name for name in ("sqnr", "bits", "size", "step") if settings[name] is not None]
     if len(targets) > 1:
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
+    if curvature is not None and settings["step"] is not None:
+        raise click.UsageError("choose one of --curvature and --step: by curvature, every tensor gets its own step")
     options = Options(**settings)
     start = time.perf_counter()
-    with _naming(model, output), _progress("compressing", quiet) as progress:
-        _keep_apart(model, output)
+    with contextlib.ExitStack() as stack:
+        if curvature is not None:
+            options = replace(options, curvature=stack.enter_context(_opened_curvature(curvature)))
+        stack.enter_context(_naming(model, output, curvature))
+        progress = stack.enter_context(_progress("compressing", quiet))
+        for read in (model, curvature):
+            if read is not None:
+                _keep_apart(read, output)
         path, result = files.compress_checkpoint(model, output, options=options, progress=progress)
     if not quiet:
         _print(report.compressed(path, result, time.perf_counter() - start, _width()))
@@ -345,9 +365,11 @@ def inspect(file: Path, as_json: bool) -> None:
     """Show the tensors of the .dcb file FILE and where its bytes go.
 
     Only the index is read. 'bits' is bits an element; 'step' is the distance of
-    two restored values, or how else a tensor is stored; 'quantizer' says how the
-    values were chosen, with the states of the trellis. In the JSON sizes are in
-    bytes, and 'step' is null for tensors that are not quantised.
+    two restored values, or how else a tensor is stored; 'times' says whether each
+    row or column has a scale of its own besides; 'quantizer' how the values were
+    chosen, with the states of the trellis. In the JSON sizes are in bytes, 'step'
+    is null for tensors that are not quantised, and 'row_scales' and
+    'column_scales' are numbers of scales.
     """
     with _decoding(file), files.open_file(file) as opened:
         lines = (
@@ -413,6 +435,20 @@ def _naming(*paths: Path | None) -> Iterator[None]:
         raise type(error)(f"{paths[0]}: {error}") from error
     except OSError as error:  # e.g. a pipe, in which nothing can be sought
         raise CheckpointError(f"{paths[0]}: cannot be read: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _opened_curvature(path: Path) -> Iterator[Curvature]:
+    """A curvature's file. Exit code 1 is for damaged models and .dcb files; what is wrong with this one is mended
+    by giving another.
+    """
+    try:
+        with Curvature.load(path) as curvature:
+            yield curvature
+    except DamagedFileError as error:
+        if not str(error).startswith(f"{path}: "):
+            raise
+        raise _Failure(str(error)) from error
 
 
 @contextlib.contextmanager

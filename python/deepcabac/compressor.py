@@ -192,8 +192,9 @@ class _Pass:
         plan = None
         if self._calibrated and target.kind == "sqnr" and not target.forced:
             plan = self._calibrated.plan(work.spec.name, work.array)
-            target = replace(target, value=target.value - target.raised, raised=0.0, forced=plan is not None)
-            work.target = target
+        if plan is not None:
+            # What depthwise kernels get on top is a guess at what the curvature says.
+            work.target = target = Target("sqnr", float(self._options.sqnr or DEFAULT_SQNR), forced=True)
         tensor = quantization.measure(work.array, target)
         if tensor is None:
             return None
@@ -224,10 +225,13 @@ class _Pass:
         hows = self._options.quantizations
         # So few levels that the path through a trellis has no freedom yet.
         how = hows[-1] if tensor.flat.size < _TINY else hows[0]
-        step = plan.step(slope, how)
+        step = plan.step(slope, how) if tensor.energy > 0 else 1.0
         if step is None:
+            work.note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"
             return None
-        result = coupling.quantize(work.array, plan, step, how, run)
+        result = coupling.quantize(work.array, plan, step, how, run) if tensor.energy > 0 else None
+        if result is None or not math.isfinite(result.error):
+            result = quantization.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
     def _closest(

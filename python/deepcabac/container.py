@@ -176,7 +176,7 @@ _ROOTS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).v
 
 
 def scale_factors(scales: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-    """2^(scale / 4) as float32."""
+    """2^(scale / 4) as float32. All are finite and above 0: from 2^-32 to 2^31.75."""
     factors: npt.NDArray[np.float32] = np.ldexp(_ROOTS[scales & 3], scales >> 2)
     return factors
 
@@ -306,12 +306,19 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
         rows, columns = (cursor.blob(), cursor.blob()) if method == SCALED else (b"", b"")
         params, chunks = read_chunks(cursor, size, offset)
         entry = Entry(name, dtype, shape, method, chunks, params, step, row_scales=rows, column_scales=columns)
-        if method == SCALED:
-            height, width = (shape[0], math.prod(shape[1:])) if shape and size else (0, 1)
-            if len(rows) not in (0, height) or len(columns) not in (0, width) or entry.chunk_size % width:
-                raise cursor.damaged(f"tensor {name!r} has scales that do not fit its shape {shape}")
+        if method == SCALED and not _scales_fit(entry):
+            raise cursor.damaged(f"tensor {name!r} has scales that do not fit its shape {shape}")
         return entry
     raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
+
+
+def _scales_fit(entry: Entry) -> bool:
+    """Whether scales are those of the rows and columns of a tensor of this shape, and chunks hold whole rows."""
+    if entry.size == 0 or not entry.shape:
+        return False
+    height, width = entry.shape[0], math.prod(entry.shape[1:])
+    lengths = len(entry.row_scales), len(entry.column_scales)
+    return lengths[0] in (0, height) and lengths[1] in (0, width) and entry.chunk_size % width == 0
 
 
 def _read_raw_chunks(cursor: Cursor, nbytes: int, offset: int) -> tuple[Chunk, ...]:

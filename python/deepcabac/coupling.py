@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from . import _core, quantization
 from .container import scale_factors
-from .curvature import Factors
+from .curvature import Curvature, Factors
 from .errors import OptionError
 from .options import Quantization, Target
-from .quantization import FLOAT_DTYPES, Array, Quantized, level_limit, measure, no_scales, round_step
+from .quantization import FLOAT_DTYPES, Array, Quantized, largest, level_limit, measure, no_scales, round_step
 
 if TYPE_CHECKING:
     from .compressor import Source
@@ -92,23 +92,33 @@ class Calibrated:
 
         Raises :class:`OptionError` if a tensor has another shape than in the calibrated model, or none is known.
         """
-        self._curvature = curvature
+        for name, factors in curvature.items() if not isinstance(curvature, Curvature) else ():
+            if not isinstance(factors, Factors):
+                raise OptionError(f"the curvature of {name!r} must be deepcabac.curvature.Factors, not {factors!r}")
+        # A plain mapping is checked as what comes from a calibration or a file has been.
+        known = curvature if isinstance(curvature, Curvature) else Curvature(curvature, samples=1, loss="custom")
+        self._curvature = known
         self._plans: dict[str, Plan | None] = {}
         self._held = 0
         self._lock = threading.Lock()
         signal = 0.0
         count = 0
+        found = False
         for spec in source.specs:
-            if spec.name not in curvature or spec.tied_to is not None or spec.dtype not in FLOAT_DTYPES:
+            if spec.name not in known or spec.tied_to is not None or spec.dtype not in FLOAT_DTYPES:
                 continue
-            factors = curvature[spec.name]
+            found = True
+            factors = known[spec.name]
             _check(spec.name, spec.shape, factors)
-            if factors.total > 0:
-                array = source.read(spec.name).reshape(-1).astype(np.float32, copy=False)
+            if factors.total > 0 and spec.size > 0:
+                with np.errstate(over="ignore"):  # float64 beyond float32 is stored exactly
+                    array = source.read(spec.name).reshape(-1).astype(np.float32, copy=False)
                 signal += factors.total / spec.size * _core.measure(array)[0]
                 count += spec.size
-        if count == 0:
+        if not found:
             raise OptionError("the curvature knows none of these tensors: was it measured on another model?")
+        if count == 0:
+            raise OptionError("the curvature of every tensor is zero: were the samples those of this model?")
         self._signal = signal / count
 
     def slope(self, sqnr: float) -> float:
@@ -120,7 +130,12 @@ class Calibrated:
         if name not in self._curvature:
             return None
         if name not in self._plans:
-            made = plan(array, self._curvature[name])
+            try:
+                made = plan(array, self._curvature[name])
+            except np.linalg.LinAlgError:
+                raise OptionError(
+                    f"the curvature of {name!r} has a factor that is no sum of squares: calibrate again"
+                ) from None
             with self._lock:
                 self._held += made.nbytes if made else 0
                 if self._held > _MOST_HELD:
@@ -130,7 +145,7 @@ class Calibrated:
 
 
 def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
-    """Raise :class:`OptionError` unless factors are finite and those of a tensor of this shape."""
+    """Raise :class:`OptionError` unless factors are those of a tensor of this shape."""
     size, height = math.prod(shape), shape[0] if shape else 1
     fits = factors.diagonal is None or factors.diagonal.shape == shape
     if factors.columns is not None:
@@ -140,16 +155,16 @@ def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
         fits = fits and factors.rows.shape in ((height,), (2, height, height))
     if not fits:
         raise OptionError(f"the curvature of {name!r} is not that of a tensor of shape {shape}: calibrate this model")
-    if not math.isfinite(factors.total):
-        raise OptionError(f"the curvature of {name!r} is not finite: calibrate again")
+    if factors.rows is not None and factors.rows.ndim == 1 and factors.rows.min(initial=0) < 0:
+        raise OptionError(f"the curvature of {name!r} has rows below zero: calibrate again")
 
 
 def plan(array: Array, factors: Factors) -> Plan | None:
     """How to quantise a tensor; None if nothing is known of it (its curvature is zero)."""
     shape, size = array.shape, array.size
-    if not (math.isfinite(factors.total) and factors.total > 0):
+    importance = factors.total / size if size else 0.0
+    if not importance > 0:
         return None
-    importance = factors.total / size
     width = _row_width(shape)
     if factors.columns is None or width != factors.columns.shape[-1]:
         return _plan_vector(array, factors.diagonal) if array.ndim == 1 else Plan(_CAUTION * importance)
@@ -159,11 +174,16 @@ def plan(array: Array, factors: Factors) -> Plan | None:
     expected = np.stack([expected for _, expected in pairs])
     across = np.exp(np.log(expected).mean(axis=0))
     row_upper, down = None, np.ones(height)
-    if factors.rows is not None and factors.rows.ndim == 1:
-        down = factors.rows + _UNSEEN * factors.rows.mean()
-        down = down / down.mean()
-    elif factors.rows is not None and height <= _MOST_COUPLED:
-        row_upper, down = _factor(*factors.rows)
+    measured = factors.rows
+    if measured is not None and measured.ndim == 3 and len(pairs) > 1:
+        measured = np.einsum("hii->i", measured)  # groups have inputs of their own: nothing is known across them
+    if measured is not None and measured.ndim == 1:
+        if measured.mean() > 0:
+            down = measured.astype(np.float64)
+            down = down + _UNSEEN * down.mean()
+            down = down / down.mean()
+    elif measured is not None and height <= _MOST_COUPLED:
+        row_upper, down = _factor(*measured)
     row_scales = column_scales = no_scales()
     if len(shape) == 2:
         row_scales, row_importance = _scales(down, size)
@@ -182,11 +202,13 @@ def plan(array: Array, factors: Factors) -> Plan | None:
 
 def _plan_vector(vector: Array, diagonal: Float32 | None) -> Plan | None:
     """How to quantise a vector: as its most sensitive element needs it."""
-    if diagonal is None:
+    if diagonal is None or not diagonal.max() > 0:
         return None
     values = vector.astype(np.float64)
     if values.min() > 0 and values.max() > _WIDE * values.min():
         scales = np.clip(np.rint(np.log2(values) * SCALE_STEPS), -127, 127).astype(np.int8)
+        if max(-scales.min(), scales.max()) == 127:
+            return None  # beyond what scales can say
         importance = float((diagonal * scale_factors(scales).astype(np.float64) ** 2).max())
         return Plan(_CAUTION * importance, row_scales=scales, largest_step=_LARGEST_RELATIVE)
     return Plan(_CAUTION * float(diagonal.max()))
@@ -204,6 +226,8 @@ def _factor(first: Float32, second: Float32) -> tuple[Float64, Float64]:
     """U, and what D is expected to be on other samples, from the second moments of two halves of the samples."""
     halves = []
     for half in (first, second):
+        if np.diagonal(half).min(initial=0) < 0:
+            raise np.linalg.LinAlgError("a sum of squares below zero")
         mean = float(np.trace(half, dtype=np.float64)) / len(half)
         halves.append(half / np.float32(mean) if mean > 0 else np.eye(len(half), dtype=np.float32))
 
@@ -212,7 +236,8 @@ def _factor(first: Float32, second: Float32) -> tuple[Float64, Float64]:
         for one, other in (halves, halves[::-1]):
             inverse = _inverse(_upper(one, shrinkage))
             found += np.einsum("ij,ij->i", inverse @ other, inverse) / 2
-        return np.maximum(found, _LEAST_IMPORTANCE * found.mean())
+        least: Float64 = np.maximum(found, _LEAST_IMPORTANCE * found.mean())
+        return least
 
     # From the middle towards where it gets better: the score has one minimum.
     place, best = len(_SHRINKAGES) // 2, expected(_SHRINKAGES[len(_SHRINKAGES) // 2])
@@ -277,7 +302,11 @@ def _rescaled(upper: Float64, scales: Scales) -> Float32:
 def quantize(
     array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
 ) -> Quantized:
-    """Quantise and code a tensor with this step. ``run`` maps calls to results in order."""
+    """Quantise and code a tensor with this step. ``run`` maps calls to results in order.
+
+    The error is infinite if a value is beyond the tensor's data type: an error that was made up for by a weight that is
+    the largest of its type already.
+    """
     if plan.columns is None:
         return _quantize_apart(array, plan, step, how, run)
     height, width = array.shape[0], plan.columns.shape[-1]
@@ -298,7 +327,8 @@ def quantize(
     levels = np.empty(array.size, np.int32)
     errors = None if plan.rows is None else np.zeros((height, width), np.float32)
     coupled = _core.Coupling(plan.columns, plan.rows, errors, height)
-    limit = max(8, level_limit(array.dtype, step * float(scales.max())))
+    # By the smallest scale: by the largest, it would cut what rows and columns with smaller ones need.
+    limit = max(8, level_limit(array.dtype, step * float(scales.min())))
 
     def chunk(start: int) -> bytes:
         part = slice(start, min(start + each, array.size))
@@ -310,10 +340,10 @@ def quantize(
     calls = [partial(chunk, start) for start in range(0, array.size, each)]
     codes = run(calls) if errors is None else [call() for call in calls]
     values = levels.reshape(height, width).astype(np.float32) * scales
-    step = float(np.float32(step * _gain(weights, values * np.float32(step), plan)))
-    values *= np.float32(step)
-    energy, _, _ = _core.measure(weights.reshape(-1))
-    error, _, _ = _core.measure((weights - values.astype(array.dtype).astype(np.float32)).reshape(-1))
+    gained = float(np.float32(step * _gain(weights / np.float32(step), values, plan)))
+    if gained * float(np.abs(values).max()) <= largest(array.dtype):
+        step = gained
+    energy, error = _sums(weights, values * np.float32(step), array.dtype)
     return Quantized(params, step, codes, energy, error, plan.row_scales, plan.column_scales)
 
 
@@ -321,12 +351,32 @@ def _quantize_apart(
     array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
 ) -> Quantized:
     """Quantise a tensor whose elements' errors do not make up for each other."""
-    if plan.row_scales.size:
-        array = array.astype(np.float32) / scale_factors(plan.row_scales)
-    tensor = measure(array, Target("step", step, forced=True))
+    if not plan.row_scales.size:
+        tensor = measure(array, Target("step", step, forced=True))
+        assert tensor is not None
+        return quantization.quantize(tensor, step, how, run)
+    factors = scale_factors(plan.row_scales)
+    weights = array.astype(np.float32, copy=False)
+    tensor = measure(weights / factors, Target("step", step, forced=True))
     assert tensor is not None
     result = quantization.quantize(tensor, step, how, run)
-    return replace(result, row_scales=plan.row_scales)
+    values = np.empty(array.size, np.float32)
+    each = _core.chunk_levels(result.params)
+    jobs = [
+        _core.Job(result.params, code, values[number * each : (number + 1) * each], result.step)
+        for number, code in enumerate(result.codes)
+    ]
+    _core.decode(jobs)
+    energy, error = _sums(weights, values * factors, array.dtype)
+    return replace(result, energy=energy, error=error, row_scales=plan.row_scales)
+
+
+def _sums(weights: Float32, values: Float32, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Energy and error of weights that are restored as ``values``; infinite if their type cannot hold them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = weights - values.astype(dtype).astype(np.float32)
+    error, _, special = _core.measure(off.reshape(-1))
+    return _core.measure(weights.reshape(-1))[0], math.inf if special else error
 
 
 def _gain(weights: Float32, values: Float32, plan: Plan) -> float:

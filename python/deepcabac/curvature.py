@@ -200,9 +200,7 @@ class Curvature(Mapping[str, Factors]):
     def write(self, path: str | os.PathLike[str], more: Mapping[str, str]) -> None:
         """:meth:`save` with further metadata. For ``calibrate``."""
         header = {"samples": self.samples, "loss": self.loss, "notes": self.notes, "unreached": self.unreached}
-        names = {
-            name: self._entries[name].total if owner == name else owner for name, owner in self._owners.items()
-        }
+        names = {name: self._entries[name].total if owner == name else owner for name, owner in self._owners.items()}
         metadata = {"format": FORMAT, "version": str(VERSION), **more}
         try:
             metadata["header"] = compact_json(header).decode()

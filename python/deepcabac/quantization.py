@@ -171,7 +171,7 @@ def quantize(tensor: Measured, step: float, how: Quantization, run: Callable[[li
     for a uniform reconstruction), except for dtypes narrower than float32, whose rounding is part of the error.
     """
     size, dtype = tensor.flat.size, tensor.flat.dtype
-    step = min(step, _largest(dtype))  # else the level 1 is already infinite
+    step = min(step, largest(dtype))  # else the level 1 is already infinite
     params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits)
     each = _core.chunk_levels(params)
     limit = level_limit(dtype, step)
@@ -192,7 +192,7 @@ def quantize(tensor: Measured, step: float, how: Quantization, run: Callable[[li
     if dtype.itemsize >= 4 and squares > 0 and how.rate_weight > 0:
         fitted = float(np.float32(correlation / squares))
         # The correction is small; a large one would mean that the levels do not follow the weights.
-        if 0.5 < fitted / step < 2 and fitted * limit <= _largest(dtype):
+        if 0.5 < fitted / step < 2 and fitted * limit <= largest(dtype):
             step = fitted
             error = max(energy - 2 * step * correlation + step * step * squares, 0.0)
     return Quantized(params, step, [code for code, _ in results], energy, error)
@@ -205,9 +205,9 @@ def dequantize(levels: npt.NDArray[np.int32], step: float) -> Float32:
 
 def level_limit(dtype: np.dtype[Any], step: float) -> int:
     """Largest magnitude of a level whose reconstruction does not overflow the dtype."""
-    return max(1, min(int(_largest(dtype) / step), _core.MAX_LEVEL))
+    return max(1, min(int(largest(dtype) / step), _core.MAX_LEVEL))
 
 
-def _largest(dtype: np.dtype[Any]) -> float:
+def largest(dtype: np.dtype[Any]) -> float:
     """Largest finite value that a reader's float32 arithmetic can give this dtype."""
     return float(ml_dtypes.finfo(dtype).max) if dtype.itemsize < 8 else 3e38

@@ -48,6 +48,8 @@ class TensorInfo:
     tied_to: str | None
     quantizer: str | None  #: "scalar" or "trellis", if quantized
     states: int | None  #: of the trellis, if it is one
+    row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
+    column_scales: int = 0  #: likewise, one for each place in such a slice, or none
 
     @property
     def size(self) -> int:
@@ -129,6 +131,8 @@ class OpenFile:
             self._index.entries[entry.tied_to].name if entry.method == TIED else None,
             ("trellis" if states > 1 else "scalar") if states else None,
             states if states > 1 else None,
+            len(entry.row_scales),
+            len(entry.column_scales),
         )
 
     def __getitem__(self, name: str) -> Array:
@@ -252,9 +256,13 @@ class OpenFile:
 
 
 def apply_scales(values: npt.NDArray[Any], entry: Entry, start: int) -> None:
-    """Multiply the values of whole rows, from element ``start`` on, by the scales of their rows and columns."""
+    """Multiply the float32 ``values`` of whole rows, from element ``start`` on, by the factors of rows and columns.
+
+    First by that of the row, then by that of the column, each product rounded: FORMAT.md says so. Chunks hold whole
+    rows, which was checked when the index was read.
+    """
     rows = values.reshape(-1, math.prod(entry.shape[1:]))
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore"):  # beyond float32, only in a hostile file
         if entry.row_scales:
             first = start // rows.shape[1]
             scales = np.frombuffer(entry.row_scales, np.int8)[first : first + len(rows)]

@@ -113,11 +113,13 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
             str(info.dtype),
             _bits(info.coded_bytes, info.size) if info.method != "tied" else "",
             info.method if info.step is None else f"{info.step:.4g}",
+            *([_scales(info)] if totals["scales"] else []),
             " ".join(str(part) for part in (info.quantizer, info.states) if part),
             f"{info.coded_bytes:,}",
         ]
         for info in infos
     ]
+    scales = ["times"] if totals["scales"] else []
     origin = f"from {printable(opened.kind)}" if opened.kind else "from arrays"
     return [
         f"{printable(path)}: format version {VERSION}, {origin}",
@@ -125,7 +127,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
         "",
         *table(["", ">elements", ">bits", ">bytes", ">of file"], rows, width),
         "",
-        *table(["tensor", "shape", "type", ">bits", ">step", "quantizer", ">bytes"], listed, width),
+        *table(["tensor", "shape", "type", ">bits", ">step", *scales, "quantizer", ">bytes"], listed, width),
         *(f"{printable(info.name)} is {printable(info.tied_to)}" for info in infos if info.tied_to is not None),
     ]
 
@@ -151,6 +153,8 @@ def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
                 "coded_bytes": info.coded_bytes,
                 "bits_per_weight": info.bits_per_weight,
                 "step": info.step,
+                "row_scales": info.row_scales,
+                "column_scales": info.column_scales,
                 "quantizer": info.quantizer,
                 "states": info.states,
                 "tied_to": info.tied_to,
@@ -173,6 +177,7 @@ def _totals(opened: OpenFile, infos: Sequence[TensorInfo]) -> dict[str, Any]:
         "payload_bytes": payload,
         "tensor_bytes": sum(info.nbytes for info in own),
         "elements": elements,
+        "scales": sum(info.row_scales + info.column_scales for info in own),
         "bits_per_weight": 8 * opened.file_bytes / elements if elements else 0.0,
     }
 
@@ -185,6 +190,11 @@ def _quality(tensors: Sequence[TensorReport]) -> str:
     low, typical, high = (f"{value:.1f}" for value in (min(values), statistics.median(values), max(values)))
     spread = "" if low == high else f" ({low} to {high})"
     return f"SQNR {typical} dB{spread} in {plural(len(values), 'quantized tensor')}; {exact:,} exact"
+
+
+def _scales(info: TensorInfo) -> str:
+    """What the step of a tensor is multiplied by, in words."""
+    return " ".join(word for word, count in (("row", info.row_scales), ("column", info.column_scales)) if count)
 
 
 def _ratio(before: int, after: int) -> str:

@@ -276,6 +276,50 @@ def exotic() -> bytes:
     return bytes(encode.write_file(index, payload))
 
 
+def scaled() -> bytes:
+    """Levels with scales, by the reference encoder: of rows, of columns, both, neither; the widest; both quantisers.
+
+    Not by the writer: which scales it takes, and which levels, hangs on the linear algebra of the machine.
+    """
+    payload, index = b"", b""
+    row, kernel = bytes([20, 40]), bytes([3, 9, 30, 30, 0xE0, 0, 0])
+    # Names, codes of data types, and steps with which the largest scales stay within the type.
+    dtypes = [("float64", 1, 0.5), ("float32", 2, 0.01), ("float16", 3, 2.0**-9), ("bfloat16", 4, 0.003)]
+    dtypes += [("float8_e4m3fn", 5, 2.0**-7), ("float8_e5m2", 6, 2.0**-6)]
+    shapes = [([12, 10], 10, 5, b""), ([6, 4, 3, 3], 36, 2, kernel), ([20], 1, 7, b"")]
+    cases: list[tuple[str, int, float, list[int], list[int], list[int], list[int], bytes]] = []
+    for number, (name, code, step) in enumerate(dtypes):
+        for shape, width, chunk_rows, taps in shapes:
+            for which in range(3):
+                seed = 130 + 9 * number + 3 * len(shape) + which
+                scales = [int(x) % 41 - 20 for x in bits(seed, shape[0] + width)]
+                rows, columns = scales[: shape[0]], scales[shape[0] :]
+                states = bytes([3 + which]) if number % 2 else b""
+                params = record(100, width, chunk_rows, row=row if which else b"", kernel=taps, states=states)
+                numbers = [int(x) for x in bell(seed, int(np.prod(shape))) // 60]
+                label = f"{name} {'x'.join(map(str, shape))} {('rows', 'columns', 'both')[which]}"
+                cases.append(
+                    (label, code, step, shape, numbers, rows if which != 1 else [], columns if which else [], params)
+                )
+    ends, small = [-128, -127, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 126, 127], [1, -1, 0, 3]
+    cases += [
+        ("every end", 2, 1.0, [15, 4], small * 15, ends, [], record(96, 4, 16)),
+        ("infinite", 2, 3e38, [15, 4], small * 15, ends, [0, -128, 127, 1], record(96, 1, 4)),
+        ("tiny", 2, 2.0**-149, [15, 4], small * 15, ends, [0, -128, 127, 1], record(96, 8, 16)),
+        ("narrow", 5, 1.0, [15, 4], small * 15, ends, [], record(96, 4, 16)),
+        ("neither", 2, 0.25, [3, 2, 2], small * 3, [], [], record(96, 2, 2)),
+        ("one", 2, 0.25, [1, 1], [5], [9], [-7], record(96, 1, 1)),
+    ]
+    for name, dtype, step, shape, numbers, rows, columns, params in cases:
+        levels = encode.levels_of(decode.Params(params), numbers) if params[0] & 8 else numbers
+        chunks = encode.encode_chunks(decode.Params(params), levels)
+        index += encode.blob(name.encode()) + bytes([dtype, len(shape)]) + b"".join(map(encode.varint, shape))
+        index += b"\3" + encode.scaled_entry(step, rows, columns, params, chunks)
+        payload += b"".join(chunks)
+    head = encode.blob(b"") + encode.blob(b"") + encode.varint(len(cases))
+    return bytes(encode.write_file(head + index, payload))
+
+
 EXTREMES = np.array([[-(2**31), 2**31 - 1, 0], [1, -1, -(2**31)], [2**31 - 1, 2**31 - 1, 7]])
 
 GOLDEN: dict[str, Callable[[], bytes]] = {
@@ -313,6 +357,7 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "trellis64.levels": exotic_trellis(6, 160, 5),
     "exotic.levels": exotic_levels,
     "exotic.dcb": exotic,
+    "scaled.dcb": scaled,
     "scalar.levels": levels(np.array(-5)),
     "empty.levels": levels(np.zeros((4, 0), np.int32)),
     "line.levels": levels(bell(99, 700) // 30),
