@@ -51,7 +51,7 @@ _CAUTION = 4.0
 #: small one must not become zero. Relative steps are at most LARGEST.
 _WIDE, _LARGEST_RELATIVE = 8.0, 0.125
 #: What a row counts that the samples never used, as a share of the mean.
-_UNSEEN = 0.1
+_UNSEEN = 1.0
 #: Bytes of factors that are kept from one pass to the next.
 _MOST_HELD = 1 << 31
 
