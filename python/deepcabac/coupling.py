@@ -66,15 +66,13 @@ class Plan:
     rows: Float32 | None = None  #: [r, r], V
     row_scales: Scales = field(default_factory=no_scales)  #: [r] or none: log2 in 1/SCALE_STEPS
     column_scales: Scales = field(default_factory=no_scales)  #: [d] or none
+    largest_step: float = math.inf
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
         parts = (self.columns, self.diagonal, self.rows)
         return sum(part.nbytes for part in parts if part is not None)
-
-    #: A relative step is at most this.
-    largest_step: float = math.inf
 
     def step(self, slope: float, how: Quantization) -> float | None:
         """The step with which a bit buys ``slope`` of loss: the error a weight is noise * step^2, and a bit divides it
