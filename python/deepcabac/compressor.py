@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Protocol
@@ -23,6 +23,7 @@ from .coupling import Calibrated
 from .errors import OptionError
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
+from .reader import OpenFile
 
 #: Bytes of tensors that are held at once, unless a single one is larger.
 _IN_FLIGHT = 1 << 26
@@ -33,6 +34,8 @@ _TINY = 1 << 8
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
 Progress = Callable[[int, int], None]
+#: From all tensors as they will be decoded to new values of some, which make up for what the others lost.
+Correct = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class Source(Protocol):
@@ -90,19 +93,58 @@ class Report:
         return notes
 
 
-def compress(source: Source, file: BinaryIO, options: Options, progress: Progress | None = None) -> Report:
-    """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start."""
+def compress(
+    source: Source,
+    file: BinaryIO,
+    options: Options,
+    progress: Progress | None = None,
+    correct: Correct | None = None,
+    calibrated: Calibrated | None = None,
+) -> Report:
+    """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start.
+
+    With ``correct``, the file is then decoded, and written again with the values that it returns; the levels of all
+    other tensors stay as they are. ``calibrated`` is what the options' curvature says of ``source``, if it is known.
+    """
     for spec in source.specs:
         container.check_writable(spec.name, spec.shape)
     with pool(options.threads) as executor:
         elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
-        calibrated = None if options.curvature is None else Calibrated(options.curvature, source)
+        if options.curvature is not None and calibrated is None:
+            calibrated = Calibrated(options.curvature, source)
         size = options.size if options.bits is None else round(float(options.bits) * elements / 8)
+        last: _Pass | None = None
 
         def attempt(options: Options) -> Report:
-            return _Pass(source, file, options, calibrated, executor, progress).run()
+            nonlocal last
+            last = _Pass(source, file, options, calibrated, executor, progress, keep=correct is not None)
+            return last.run()
 
-        return attempt(options) if size is None else _reach(int(size), options, attempt)
+        report = attempt(options) if size is None else _reach(int(size), options, attempt)
+        if correct is None or last is None:
+            return report
+        decoded = dict(OpenFile(file, threads=options.threads).items())
+        return last.again(_Corrected(source, correct(decoded))).run()
+
+
+class _Corrected:
+    """A source some of whose tensors have other values."""
+
+    def __init__(self, source: Source, changed: Mapping[str, Array]) -> None:
+        """Raise :class:`OptionError` if what changed is not a tensor of the source, of its shape."""
+        self.kind, self.specs, self.extra = source.kind, source.specs, source.extra
+        self._source = source
+        own = {spec.name: spec for spec in source.specs if spec.tied_to is None}
+        self.changed: dict[str, Array] = {}
+        for name, array in changed.items():
+            if name not in own or np.shape(array) != own[name].shape:
+                raise OptionError(f"the correction has {name!r} of shape {np.shape(array)}, which is no tensor here")
+            if not np.isfinite(array).all():
+                raise OptionError(f"the correction of {name!r} is not finite")
+            self.changed[name] = np.asarray(array).astype(own[name].dtype)
+
+    def read(self, name: str) -> Array:
+        return self.changed[name] if name in self.changed else self._source.read(name)
 
 
 @dataclass
@@ -116,6 +158,15 @@ class _Work:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What became of a tensor, but for where it lies in the file."""
+
+    result: Quantized | None
+    target: Target
+    note: str
+
+
 class _Pass:
     """One time through all tensors."""
 
@@ -127,7 +178,10 @@ class _Pass:
         calibrated: Calibrated | None,
         executor: Executor,
         progress: Progress | None,
+        keep: bool = False,
+        known: Mapping[str, _Kept] | None = None,
     ) -> None:
+        """``keep`` what becomes of each tensor for :meth:`again`; ``known`` is what became of some the last time."""
         self._source = source
         self._calibrated = calibrated
         self._file = file
@@ -139,6 +193,15 @@ class _Pass:
         self._offset = container.HEADER.size
         self._numbers: dict[str, int] = {}
         self._total = sum(spec.nbytes for spec in source.specs if spec.tied_to is None)
+        self._kept: dict[str, _Kept] | None = {} if keep else None
+        self._known = known or {}
+
+    def again(self, source: _Corrected) -> _Pass:
+        """The same again, with other values of some tensors."""
+        known = {name: kept for name, kept in (self._kept or {}).items() if name not in source.changed}
+        return _Pass(
+            source, self._file, self._options, self._calibrated, self._executor, self._progress, known=known
+        )
 
     def run(self) -> Report:
         self._file.seek(0)
@@ -174,6 +237,9 @@ class _Pass:
         array = self._source.read(spec.name)
         target = self._options.for_tensor(spec.name, spec.shape)
         work = _Work(spec, array, target, lambda: None)
+        known = self._known.get(spec.name)
+        if known is not None:
+            return _Work(spec, array, known.target, lambda: known.result, known.note)
 
         def all_at_once() -> Quantized | None:
             return self._quantize(work, lambda calls: [call() for call in calls])
@@ -268,6 +334,8 @@ class _Pass:
 
     def _finish(self, work: _Work) -> None:
         result = work.result.result() if isinstance(work.result, Future) else work.result()
+        if self._kept is not None:
+            self._kept[work.spec.name] = _Kept(result, work.target, work.note)
         del work.result  # it refers to the work: a cycle that would keep the array until the next collection
         spec = work.spec
         if result is None:

@@ -15,7 +15,7 @@ from . import compressor, reader
 from .atomic import AtomicFile
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import DTYPES, TensorSpec
-from .compressor import Progress, Report
+from .compressor import Correct, Progress, Report
 from .errors import OptionError, UnsupportedError
 from .options import Options
 from .reader import OpenFile
@@ -81,6 +81,7 @@ def save_file(
     *,
     options: Options | None = None,
     progress: Progress | None = None,
+    correct: Correct | None = None,
     **settings: Any,
 ) -> Report:
     """Compress arrays into a .dcb file, which appears whole or not at all.
@@ -90,12 +91,15 @@ def save_file(
     default), ``bits=``, ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``,
     ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored exactly.
 
+    ``correct`` is a function from the tensors as they will be decoded, by name, to new values of some of them, which
+    are then compressed instead, while the others stay as they are; such as :func:`deepcabac.torch.correction`.
+
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """
     source = _Arrays(tensors)
     chosen = Options.of(options, settings)
     with AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress)
+        return compressor.compress(source, target.file, chosen, progress, correct)
 
 
 def load_file(

@@ -15,7 +15,7 @@ from . import compressor
 from .atomic import AtomicFile
 from .checkpoint.base import DTYPES, TensorSpec
 from .checkpoint.skeleton import assemble, dissolve
-from .compressor import Progress, Report
+from .compressor import Correct, Progress, Report
 from .curvature import Curvature
 from .errors import CheckpointError, OptionError, UnsupportedError
 from .files import open_file
@@ -32,8 +32,10 @@ except ImportError as _cause:
     raise MissingTorchError("deepcabac.torch needs torch: pip install 'deepcabac[torch]'") from _cause
 
 from .calibration import calibrate
+from .correction import correction
+from .folding import fold_batch_norm
 
-__all__ = ["Curvature", "calibrate", "load_model", "save_model"]
+__all__ = ["Curvature", "calibrate", "correction", "fold_batch_norm", "load_model", "save_model"]
 
 Array = npt.NDArray[Any]
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -48,6 +50,7 @@ def save_model(
     *,
     options: Options | None = None,
     progress: Progress | None = None,
+    correct: Correct | None = None,
     **settings: Any,
 ) -> Report:
     """Compress a model, or a state dict, into a .dcb file, which appears whole or not at all.
@@ -58,6 +61,7 @@ def save_model(
 
     ``settings`` are the fields of :class:`deepcabac.Options` by name: ``sqnr=30`` (dB, the default), ``bits=``,
     ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.
+    ``correct=deepcabac.torch.correction(model, batches)`` lets biases and batch norms make up for what the others lost.
 
     Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors; objects that
     are no plain data) or :class:`CheckpointError` (the file cannot be written).
@@ -65,7 +69,7 @@ def save_model(
     source = _StateDict(model)
     chosen = Options.of(options, settings)
     with AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress)
+        return compressor.compress(source, target.file, chosen, progress, correct)
 
 
 @overload
