@@ -50,8 +50,9 @@ def correction(
     Every linear, convolution and norm layer with a bias gets the mean that its outputs had in the original model, for
     each channel. ``batch_norm`` says what else happens to batch norms: with ``"match"`` their outputs' deviations too
     become the original's, by their weights (or, without weights, by their running statistics), which is one scale for
-    each output channel; with ``"means"`` nothing. ``"estimate"`` sets their running means and variances to those of the quantised model on ``batches``, the older
-    method, for which a few hundred samples are too few in networks that have seen a million.
+    each output channel; with ``"means"`` nothing. ``"estimate"`` sets their running means and variances to those of the
+    quantised model on ``batches``: the older method, for which a few hundred samples are too few in networks that have
+    seen a million.
 
     The function raises :class:`OptionError` (no tensor is the model's, other shapes) and :class:`CalibrationError` (no
     samples, outputs that are not finite).
