@@ -21,6 +21,7 @@ from .checkpoint.base import TensorSpec
 from .container import LEVELS, RAW, SCALED, TIED, Chunk, Entry, Index
 from .coupling import Calibrated
 from .errors import OptionError
+from .importance import TINY, Weighted
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
 
@@ -28,7 +29,6 @@ from .quantization import Array, Measured, Quantized
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
-_TINY = 1 << 8
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
@@ -97,10 +97,12 @@ def compress(source: Source, file: BinaryIO, options: Options, progress: Progres
     with pool(options.threads) as executor:
         elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
         calibrated = None if options.curvature is None else Calibrated(options.curvature, source)
+        known = options.importance is not None or options.sigma is not None
+        weighted = Weighted(options, source) if known else None
         size = options.size if options.bits is None else round(float(options.bits) * elements / 8)
 
         def attempt(options: Options) -> Report:
-            return _Pass(source, file, options, calibrated, executor, progress).run()
+            return _Pass(source, file, options, calibrated, weighted, executor, progress).run()
 
         return attempt(options) if size is None else _reach(int(size), options, attempt)
 
@@ -125,11 +127,13 @@ class _Pass:
         file: BinaryIO,
         options: Options,
         calibrated: Calibrated | None,
+        weighted: Weighted | None,
         executor: Executor,
         progress: Progress | None,
     ) -> None:
         self._source = source
         self._calibrated = calibrated
+        self._weighted = weighted
         self._file = file
         self._options = options
         self._executor = executor
@@ -189,6 +193,10 @@ class _Pass:
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
         target = work.target
+        # An SQNR that was asked for by name is that of the tensor alone, in which all weights count the same.
+        own = target.kind == "exact" or (target.forced and target.kind == "sqnr")
+        if self._weighted and work.spec.name in self._weighted and not own:
+            return self._quantize_weighted(self._weighted, work, run)
         plan = None
         if self._calibrated and target.kind == "sqnr" and not target.forced:
             plan = self._calibrated.plan(work.spec.name, work.array)
@@ -218,13 +226,23 @@ class _Pass:
             return None
         return result
 
+    def _quantize_weighted(
+        self, weighted: Weighted, work: _Work, run: Callable[[list[Any]], list[Any]]
+    ) -> Quantized | None:
+        """The tensor coded by the importance of its weights, or None if it is to be stored exactly."""
+        if work.target.kind == "sqnr":
+            # What depthwise kernels get on top is a guess at what the importance says.
+            work.target = replace(work.target, value=float(self._options.sqnr or DEFAULT_SQNR), raised=0.0)
+        result = weighted.quantize(work.spec.name, work.array, work.target, run)
+        return result if result is not None and result.coded_bytes < work.spec.nbytes else None
+
     def _quantize_by(
         self, plan: coupling.Plan, slope: float, work: _Work, tensor: Measured, run: Callable[[list[Any]], list[Any]]
     ) -> Quantized | None:
         """The tensor coded such that a bit buys ``slope`` of loss, or None if it is to be stored exactly."""
         hows = self._options.quantizations
         # So few levels that the path through a trellis has no freedom yet.
-        how = hows[-1] if tensor.flat.size < _TINY else hows[0]
+        how = hows[-1] if tensor.flat.size < TINY else hows[0]
         step = plan.step(slope, how) if tensor.energy > 0 else 1.0
         if step is None:
             work.note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"
