@@ -10,7 +10,7 @@ use crate::rows::{self, Rows, Site, for_kind};
 use crate::simd;
 use crate::trellis::{Contest, Search, Targets, Weights};
 
-/// Sums over the weights and levels of a chunk, each in the order of the weights.
+/// Sums over the weights and levels of a chunk, each in the order of the weights, each term times the weight's importance.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 #[repr(C)]
 pub struct Sums {
@@ -23,6 +23,9 @@ pub struct Sums {
     /// Sum of q^2.
     pub levels: f64,
 }
+
+/// Levels that are tried on either side of a weight's nearest, if it matters little enough.
+const FARTHEST: i32 = 32;
 
 /// Appends the code of `levels` to `out`.
 pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
@@ -38,7 +41,7 @@ pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
 pub fn quantize(
     params: &Params,
     weights: &[f32],
-    quantizer: Quantizer,
+    quantizer: Quantizer<'_>,
     coupling: Option<Coupling>,
     chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
@@ -55,7 +58,7 @@ pub fn quantize(
 pub(crate) fn quantize_portable(
     params: &Params,
     weights: &[f32],
-    quantizer: Quantizer,
+    quantizer: Quantizer<'_>,
     coupling: Option<Coupling>,
     chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
@@ -72,27 +75,31 @@ pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut V
 pub(crate) fn quantize_on<M: Contest>(
     params: &Params,
     weights: &[f32],
-    quantizer: Quantizer,
+    quantizer: Quantizer<'_>,
     coupling: Option<Coupling>,
     chosen: Option<&mut [i32]>,
     out: &mut Vec<u8>,
 ) -> Sums {
     // Levels of either quantiser and parity lie so near to every target.
     let limit = (quantizer.limit - 3).max(0);
-    let Quantizer { step, lambda, limit: largest } = quantizer;
+    let Quantizer { step, lambda, limit: largest, importance, reach, keeps_zeros } = quantizer;
     let choice = match (params.states, coupling) {
         (None, None) => Choice::Greedy(quantizer),
-        (None, Some(coupling)) => Choice::Coupled(quantizer, Feedback::new(weights, coupling, limit as f32)),
+        (None, Some(coupling)) => {
+            Choice::Coupled(quantizer, Feedback::new(weights, keeps_zeros, coupling, limit as f32))
+        }
         (Some(states), None) => {
-            let targets = Weights { weights, scale: 1.0 / f64::from(step), limit: f64::from(limit) };
-            Choice::Path(Box::new(Search::new(targets, states, params.width, lambda, largest)))
+            let scale = 1.0 / f64::from(step);
+            let targets = Weights { weights, importance, keeps_zeros, scale, limit: f64::from(limit) };
+            Choice::Path(Box::new(Search::new(targets, states, params.width, lambda, reach, largest)))
         }
         (Some(states), Some(coupling)) => {
-            let targets = Feedback::new(weights, coupling, limit as f32);
-            Choice::CoupledPath(Box::new(Search::new(targets, states, params.width, lambda, largest)))
+            let targets = Feedback::new(weights, keeps_zeros, coupling, limit as f32);
+            Choice::CoupledPath(Box::new(Search::new(targets, states, params.width, lambda, reach, largest)))
         }
     };
-    let mut quantized = Quantized { weights, step: f64::from(quantizer.step), choice, chosen, sums: Sums::default() };
+    let step = f64::from(step);
+    let mut quantized = Quantized { weights, keeps_zeros, importance, step, choice, chosen, sums: Sums::default() };
     code::<M>(params, weights.len(), out, &mut quantized);
     quantized.sums
 }
@@ -119,6 +126,8 @@ impl Source for Given<'_> {
 
 struct Quantized<'a> {
     weights: &'a [f32],
+    keeps_zeros: bool,
+    importance: &'a [f32],
     step: f64,
     choice: Choice<'a>,
     chosen: Option<&'a mut [i32]>,
@@ -128,11 +137,11 @@ struct Quantized<'a> {
 /// How levels are chosen.
 enum Choice<'a> {
     /// One by one.
-    Greedy(Quantizer),
+    Greedy(Quantizer<'a>),
     /// As a path through the trellis of two quantisers.
     Path(Box<Search<Weights<'a>>>),
     /// One by one, with error feedback.
-    Coupled(Quantizer, Feedback<'a>),
+    Coupled(Quantizer<'a>, Feedback<'a>),
     /// As a path, with error feedback.
     CoupledPath(Box<Search<Feedback<'a>>>),
 }
@@ -155,11 +164,14 @@ impl Source for Quantized<'_> {
     #[inline(always)]
     fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32 {
         let weight = f64::from(self.weights[index]);
+        let zero = self.keeps_zeros && weight == 0.0;
         let level = match &mut self.choice {
-            Choice::Greedy(quantizer) => quantizer.choose::<KIND>(rows, site, weight),
+            Choice::Greedy(_) if zero => 0,
+            Choice::Greedy(quantizer) => quantizer.choose::<KIND>(rows, site, weight, index),
             Choice::Path(search) => search.level(column),
             Choice::Coupled(quantizer, feedback) => {
-                let level = quantizer.choose::<KIND>(rows, site, f64::from(feedback.target(index)));
+                let target = f64::from(feedback.target(index));
+                let level = if zero { 0 } else { quantizer.choose::<KIND>(rows, site, target, index) };
                 feedback.decided(index, level);
                 level
             }
@@ -171,10 +183,11 @@ impl Source for Quantized<'_> {
         };
         let value = f64::from(level);
         let error = weight - value * self.step;
-        self.sums.energy += weight * weight;
-        self.sums.error += error * error;
-        self.sums.correlation += weight * value;
-        self.sums.levels += value * value;
+        let counts = self.importance.get(index).map_or(1.0, |importance| f64::from(*importance));
+        self.sums.energy += counts * weight * weight;
+        self.sums.error += counts * error * error;
+        self.sums.correlation += counts * weight * value;
+        self.sums.levels += counts * value * value;
         if let Some(chosen) = &mut self.chosen {
             chosen[index] = level;
         }
@@ -184,28 +197,43 @@ impl Source for Quantized<'_> {
 
 /// How a weight becomes a level.
 ///
-/// Weight w becomes the level q that minimises `(w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts as
-/// they stand (DeepCABAC's greedy rule with F = 1). Tried are the nearest level and the two behind it towards the
-/// predicted one: further off both terms grow.
+/// Weight w becomes the level q that minimises `F (w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts as
+/// they stand (DeepCABAC's greedy rule). With F = 1 the nearest level is tried and the two behind it towards the predicted
+/// one: further off both terms grow.
 #[derive(Clone, Copy, Debug)]
-pub struct Quantizer {
+pub struct Quantizer<'a> {
     /// Distance of two reconstruction values.
     pub step: f32,
     /// Squared steps of error that a bit is worth; 0 is nearest rounding.
     pub lambda: f32,
     /// Largest magnitude of a level.
     pub limit: i32,
+    /// F of each weight, finite and not negative; or empty: it is 1.
+    pub importance: &'a [f32],
+    /// Levels but the nearest have at most this `F (w / step - q)^2`.
+    pub reach: f32,
+    /// Whether a weight of zero keeps its level: pruned weights stay pruned.
+    pub keeps_zeros: bool,
 }
 
-impl Quantizer {
+impl Quantizer<'_> {
+    /// Every weight for itself, and all alike.
+    #[must_use]
+    pub const fn new(step: f32, lambda: f32, limit: i32) -> Self {
+        Self { step, lambda, limit, importance: &[], reach: f32::INFINITY, keeps_zeros: false }
+    }
+
     #[inline(always)]
-    fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64) -> i32 {
+    fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64, index: usize) -> i32 {
         // `as` saturates; the limit keeps every candidate inside i32.
         let limit = f64::from(self.limit);
         let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
         let nearest = exact.round_ties_even() as i32;
         if self.lambda == 0.0 {
             return nearest;
+        }
+        if let Some(importance) = self.importance.get(index) {
+            return self.choose_weighted::<KIND>(rows, site, exact, f64::from(*importance));
         }
         let toward = (i64::from(site.predicted) - i64::from(nearest)).clamp(-2, 2) as i32;
         if toward == 0 {
@@ -223,6 +251,37 @@ impl Quantizer {
             let cost = error * error + lambda * f64::from(self.cost::<KIND>(rows, site, level));
             if cost < best.0 {
                 best = (cost, level);
+            }
+        }
+        best.1
+    }
+
+    /// DeepCABAC's rule to the letter: every level is tried from the nearest one downwards, then upwards, as far as the error
+    /// alone does not cost more than the best so far; the first of equals wins. A weight that matters little would have
+    /// levels without end, so beyond [`FARTHEST`] only zero and the predicted level are looked at.
+    #[inline(never)]
+    fn choose_weighted<const KIND: u8>(&self, rows: &mut Rows, site: Site, exact: f64, importance: f64) -> i32 {
+        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
+        let nearest = exact.round_ties_even() as i32;
+        let mut best = (f64::INFINITY, nearest);
+        // Whether levels further off may still win.
+        let mut attempt = |level: i32| {
+            let distance = exact - f64::from(level);
+            let error = importance * distance * distance;
+            if level != nearest && (error >= best.0 || error > f64::from(self.reach) || level.abs() > self.limit) {
+                return false;
+            }
+            let cost = error + lambda * f64::from(self.cost::<KIND>(rows, site, level));
+            if cost < best.0 {
+                best = (cost, level);
+            }
+            true
+        };
+        let _ = (0..=FARTHEST).all(|distance| attempt(nearest - distance));
+        let _ = (1..=FARTHEST).all(|distance| attempt(nearest + distance));
+        for level in [0, site.predicted] {
+            if level.abs_diff(nearest) > FARTHEST as u32 {
+                attempt(level);
             }
         }
         best.1

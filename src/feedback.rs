@@ -44,6 +44,8 @@ impl Coupling<'_> {
 /// The targets of a chunk of a matrix.
 pub struct Feedback<'a> {
     weights: &'a [f32],
+    /// Whether a weight of zero stays zero, whatever it could make up for.
+    keeps_zeros: bool,
     coupling: Coupling<'a>,
     limit: f32,
     /// Targets of the present row, by the errors of all weights whose levels are decided.
@@ -61,10 +63,11 @@ pub struct Feedback<'a> {
 impl<'a> Feedback<'a> {
     /// `weights` in steps, the rows from `coupling.first_row` on; targets are kept within `limit`.
     #[must_use]
-    pub fn new(weights: &'a [f32], coupling: Coupling<'a>, limit: f32) -> Self {
+    pub fn new(weights: &'a [f32], keeps_zeros: bool, coupling: Coupling<'a>, limit: f32) -> Self {
         let width = coupling.width;
         Self {
             weights,
+            keeps_zeros,
             coupling,
             limit,
             row: vec![0.0; width],
@@ -126,6 +129,11 @@ impl Targets for Feedback<'_> {
     #[inline(always)]
     fn count(&self) -> usize {
         self.weights.len()
+    }
+
+    #[inline(always)]
+    fn is_zero(&self, index: usize) -> bool {
+        self.keeps_zeros && self.weights[index] == 0.0
     }
 
     #[inline(always)]
@@ -242,7 +250,7 @@ mod tests {
             let group_rows = height / groups;
             let coupling =
                 Coupling { width, columns: &columns, group_rows, rows: &rows, first_row: 0, errors: &mut eu };
-            let mut feedback = Feedback::new(&weights, coupling, 1e6);
+            let mut feedback = Feedback::new(&weights, false, coupling, 1e6);
             let mut decided = vec![0.0; height * width];
             let mut start = 0;
             while start < height * width {
@@ -313,7 +321,7 @@ mod tests {
                             let group_rows = height / groups;
                             let (columns, rows, errors) = (&columns, &rows, &mut errors);
                             let coupling = Coupling { width, columns, group_rows, rows, first_row: 5 * chunk, errors };
-                            let quantizer = Quantizer { step: 1.0, lambda, limit };
+                            let quantizer = Quantizer::new(1.0, lambda, limit);
                             let mut coded = Vec::new();
                             let sums = if portable {
                                 let (coupling, levels) = (Some(coupling), Some(&mut *levels));

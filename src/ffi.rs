@@ -100,7 +100,7 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    3
+    4
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
@@ -198,8 +198,9 @@ pub unsafe extern "C" fn dc_encode(
 }
 
 /// Quantises and encodes one chunk of weights. `step` and `lambda` are finite, `step` is positive, `lambda` is not
-/// negative and in squared steps per bit, `limit` bounds |level|. `levels` may be null; `sums` receives four numbers:
-/// sum of w^2, of (w - step q)^2, of w q, of q^2.
+/// negative and in squared steps per bit, `limit` bounds |level|. `importance` says what each squared error counts, or is
+/// null; `reach` is positive ([`Quantizer::reach`]); with `keeps_zeros` weights of zero stay zero. `levels` may be null; `sums` receives four numbers: sum of w^2,
+/// of (w - step q)^2, of w q, of q^2, terms times importance.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -209,9 +210,12 @@ pub unsafe extern "C" fn dc_quantize(
     params_length: usize,
     weights: *const f32,
     count: usize,
+    importance: *const f32,
     step: f32,
     lambda: f32,
+    reach: f32,
     limit: i32,
+    keeps_zeros: bool,
     levels: *mut i32,
     sums: *mut f64,
     out: *mut u8,
@@ -222,6 +226,14 @@ pub unsafe extern "C" fn dc_quantize(
         // SAFETY: valid by this function's contract.
         let (params, weights) = unsafe { (input(params, params_length)?, input(weights, count)?) };
         // SAFETY: as above.
+        let importance = if importance.is_null() { &[] } else { unsafe { input(importance, count)? } };
+        if reach.is_nan()
+            || reach <= 0.0
+            || importance.iter().any(|importance| !(importance.is_finite() && *importance >= 0.0))
+        {
+            return None;
+        }
+        // SAFETY: as above.
         let (out, length, sums) = unsafe { (output(out, capacity)?, output(length, 1)?, output(sums, 4)?) };
         // SAFETY: as above.
         let levels = if levels.is_null() { None } else { Some(unsafe { output(levels, count)? }) };
@@ -230,7 +242,7 @@ pub unsafe extern "C" fn dc_quantize(
             return None;
         }
         let mut coded = Vec::new();
-        let quantizer = Quantizer { step, lambda, limit };
+        let quantizer = Quantizer { importance, reach, keeps_zeros, ..Quantizer::new(step, lambda, limit) };
         let Sums { energy, error, correlation, levels: squares } =
             chunk::quantize(&Params::read(params)?, weights, quantizer, None, levels, &mut coded);
         sums.copy_from_slice(&[energy, error, correlation, squares]);
@@ -242,7 +254,7 @@ pub unsafe extern "C" fn dc_quantize(
 /// has `height` rows of `width`, the parameters' width. `columns` holds the unit upper triangular factor, `[width][width]`,
 /// for each group of `group_rows` rows. `rows` is that of the rows, `[height][height]`, or null: rows are independent.
 /// `errors`, `[height][width]`, is null without it, else kept from call to call, which are in the order of the rows.
-/// `lambda`, `limit`, `levels` and `sums` are as for [`dc_quantize`] with a step of one.
+/// `lambda`, `limit`, `keeps_zeros`, `levels` and `sums` are as for [`dc_quantize`] with a step of one.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -261,6 +273,7 @@ pub unsafe extern "C" fn dc_quantize_coupled(
     errors: *mut f32,
     lambda: f32,
     limit: i32,
+    keeps_zeros: bool,
     levels: *mut i32,
     sums: *mut f64,
     out: *mut u8,
@@ -291,7 +304,7 @@ pub unsafe extern "C" fn dc_quantize_coupled(
             return None;
         }
         let mut coded = Vec::new();
-        let quantizer = Quantizer { step: 1.0, lambda, limit };
+        let quantizer = Quantizer { keeps_zeros, ..Quantizer::new(1.0, lambda, limit) };
         let coupling = Coupling { width, columns, group_rows, rows, first_row, errors };
         let Sums { energy, error, correlation, levels: squares } =
             chunk::quantize(&params, weights, quantizer, Some(coupling), Some(levels), &mut coded);

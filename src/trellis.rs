@@ -20,6 +20,8 @@ const LEAST_AHEAD: usize = 8;
 /// Costs are tabulated anew after so many weights at first, and at last.
 const FIRST_REFRESH: usize = 32;
 const LAST_REFRESH: usize = 512;
+/// Levels of a parity that are tried from the nearest one towards the prediction, if a weight matters little enough.
+const FARTHEST: i32 = 16;
 /// Magnitudes with a cost of their own in a table.
 pub(crate) const TABULATED: usize = 32;
 /// Entries of a table.
@@ -33,6 +35,13 @@ pub(crate) trait Targets {
     const BLOCK: usize;
     /// Number of weights.
     fn count(&self) -> usize;
+    /// Whether the `index`-th weight is zero, and is to remain so.
+    fn is_zero(&self, index: usize) -> bool;
+    /// What a squared error of the `index`-th weight counts; None is 1, for all of them.
+    #[inline(always)]
+    fn importance(&self, _index: usize) -> Option<f32> {
+        None
+    }
     /// The search begins again at the `index`-th weight, the levels of all before it being decided.
     #[inline(always)]
     fn begin(&mut self, _index: usize) {}
@@ -46,6 +55,10 @@ pub(crate) trait Targets {
 /// Weights as they are: all survivors have the same target.
 pub(crate) struct Weights<'a> {
     pub weights: &'a [f32],
+    /// Of each; or empty: it is 1.
+    pub importance: &'a [f32],
+    /// Whether a weight of zero stays zero.
+    pub keeps_zeros: bool,
     /// Steps in a unit of the weights.
     pub scale: f64,
     /// Largest magnitude of a target.
@@ -59,6 +72,16 @@ impl Targets for Weights<'_> {
     #[inline(always)]
     fn count(&self) -> usize {
         self.weights.len()
+    }
+
+    #[inline(always)]
+    fn is_zero(&self, index: usize) -> bool {
+        self.keeps_zeros && self.weights[index] == 0.0
+    }
+
+    #[inline(always)]
+    fn importance(&self, index: usize) -> Option<f32> {
+        self.importance.get(index).copied()
     }
 
     #[inline(always)]
@@ -204,6 +227,8 @@ pub(crate) struct Search<T> {
     pub(crate) targets: T,
     tables: Tables,
     states: States,
+    /// See [`crate::chunk::Quantizer::reach`].
+    reach: f32,
     limit: i32,
     width: usize,
     /// Levels of the present block.
@@ -212,8 +237,8 @@ pub(crate) struct Search<T> {
 
 impl<T: Targets> Search<T> {
     /// A search with `lambda` squared steps for a bit and magnitudes of levels up to `limit`.
-    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, limit: i32) -> Self {
-        Self { targets, tables: Tables::new(lambda), states, limit, width, path: Vec::new() }
+    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, reach: f32, limit: i32) -> Self {
+        Self { targets, tables: Tables::new(lambda), states, reach, limit, width, path: Vec::new() }
     }
 
     /// The level at this place in the present block.
@@ -280,7 +305,9 @@ impl<T: Targets> Search<T> {
                 row = [rows.mean; N];
                 in_row = false;
             }
-            let targets = self.targets.targets::<N>(index);
+            // With a limit of zero there is one level: pruned weights stay pruned.
+            let zero = self.targets.is_zero(index);
+            let (targets, limit) = if zero { ([0.0; N], 0) } else { (self.targets.targets::<N>(index), self.limit) };
             let share = rows.shares[column];
             // Behind the row's end, predictions still have the neighbours of this row in them.
             let above =
@@ -288,7 +315,11 @@ impl<T: Targets> Search<T> {
             let predictions = neighbours.predictions::<KIND>(rows, column, above);
             let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
             let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
-            let (metrics, levels) = M::choose(&sites, &self.tables.costs, &shifts, &targets, self.limit);
+            let costs_of = &self.tables.costs;
+            let (metrics, levels) = match self.targets.importance(index) {
+                Some(importance) => sites.choose_weighted(costs_of, &shifts, &targets, limit, importance, self.reach),
+                None => M::choose(&sites, costs_of, &shifts, &targets, limit),
+            };
             let expected = sites.expected;
             let odd;
             (odd, best) = M::survive(&mut costs, &metrics);
@@ -416,6 +447,51 @@ impl<const N: usize> Sites<N> {
         let (first, second) = (cost(nearest), cost(nearest + 2 * (predicted - nearest).signum()));
         if second.0 < first.0 { second } else { first }
     }
+
+    /// By parity and site as [`Contest::choose`], errors counting `importance`: the nearest, and all on the way to the
+    /// prediction ([`FARTHEST`] at most, and then that itself) whose error is within reach.
+    #[inline(never)]
+    fn choose_weighted(
+        &self,
+        costs: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+        importance: f32,
+        reach: f32,
+    ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
+        let (mut metrics, mut levels) = ([[f32::INFINITY; N]; 2], [[0; N]; 2]);
+        for parity in 0..2 {
+            for lane in 0..N {
+                let (predicted, down, odd) = (self.predicted[lane], self.down[lane], lane as i32 & 1);
+                let (best, chosen) = (&mut metrics[parity][lane], &mut levels[parity][lane]);
+                let (target, parity) = (targets[lane], parity as i32);
+                let exact = 0.25 * (target + if target < 0.0 { -odd as f32 } else { odd as f32 });
+                let nearest =
+                    if parity == 0 { 2 * exact.round_ties_even() as i32 } else { 2 * exact.floor() as i32 + 1 };
+                let way = predicted - nearest;
+                // The last of this parity before the prediction, or it.
+                let steps = way.abs() / 2;
+                for step in (0..=steps.min(FARTHEST)).chain((steps > FARTHEST).then_some(steps)) {
+                    let index = nearest + 2 * step * way.signum();
+                    let level = dependent::level(index, odd);
+                    let error = target - level as f32;
+                    let error = importance * error * error;
+                    if step > 0 && (error >= *best || error > reach) {
+                        break;
+                    }
+                    let residual = ((index - predicted) ^ down) - down;
+                    let magnitude = (residual.unsigned_abs() >> shifts[lane]).min(TABULATED as u32 - 1);
+                    let entry = magnitude as usize + if residual < 0 { TABULATED } else { 0 };
+                    let cost = error + costs[(self.sets[lane] as usize * ENTRIES + entry) % (SETS * ENTRIES)];
+                    if cost < *best && level.abs() <= limit {
+                        (*best, *chosen) = (cost, level);
+                    }
+                }
+            }
+        }
+        (metrics, levels)
+    }
 }
 
 #[cfg(test)]
@@ -457,7 +533,7 @@ mod tests {
             for (size, limit) in [(0.3, 1 << 24), (4.0, 1 << 24), (60.0, 1 << 24), (30.0, 20), (1e9, 1 << 24), (4.0, 1)]
             {
                 let weights = weights(random, 900.min(500 * params.width), size);
-                let quantizer = Quantizer { step: 1.0, lambda: 0.36, limit };
+                let quantizer = Quantizer::new(1.0, 0.36, limit);
                 let (mut bytes, mut again) = (Vec::new(), Vec::new());
                 let (mut levels, mut decoded) = (vec![0; weights.len()], vec![0; weights.len()]);
                 let sums = quantize(&params, &weights, quantizer, None, Some(&mut levels), &mut bytes);
@@ -481,7 +557,7 @@ mod tests {
             let weights = weights(random, 500 * params.width.min(90), 8.0);
             let coded = |lambda| -> (Sums, usize) {
                 let mut bytes = Vec::new();
-                let quantizer = Quantizer { step: 1.0, lambda, limit: 1 << 24 };
+                let quantizer = Quantizer::new(1.0, lambda, 1 << 24);
                 (quantize(&params, &weights, quantizer, None, None, &mut bytes), bytes.len())
             };
             let ((near, long), (far, short)) = (coded(0.0), coded(0.36));

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 3
+_INTERFACE = 4
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
@@ -151,10 +151,15 @@ def quantize(
     rate_weight: float,
     levels: npt.NDArray[np.int32] | None = None,
     limit: int = MAX_LEVEL,
+    importance: npt.NDArray[np.float32] | None = None,
+    reach: float = math.inf,
+    keeps_zeros: bool = False,
 ) -> tuple[bytes, Sums]:
     """Quantise one chunk of weights and code it.
 
-    ``rate_weight`` is lambda in squared steps per bit. Chosen levels are also written to ``levels`` if given.
+    ``rate_weight`` is lambda in squared steps per bit. Chosen levels are also written to ``levels`` if given. The error
+    of each weight, and its terms in the sums, count ``importance`` times; levels but the nearest cost at most ``reach``
+    squared steps in error. With ``keeps_zeros`` weights of zero stay zero.
     """
     sums = np.empty(4)
     code = _deliver(
@@ -163,9 +168,12 @@ def quantize(
             len(params),
             _pointer(weights, "float *"),
             weights.size,
+            ffi.NULL if importance is None else _pointer(importance, "float *"),
             step,
             rate_weight,
+            reach,
             limit,
+            keeps_zeros,
             ffi.NULL if levels is None else _pointer(levels, "int32_t *"),
             _pointer(sums, "double *"),
             out,
@@ -195,6 +203,7 @@ def quantize_coupled(
     rate_weight: float,
     levels: npt.NDArray[np.int32],
     limit: int = MAX_LEVEL,
+    keeps_zeros: bool = False,
 ) -> tuple[bytes, Sums]:
     """Quantise one chunk of a matrix, ``weights`` in steps, with error feedback, and code it.
 
@@ -217,6 +226,7 @@ def quantize_coupled(
             ffi.NULL if coupling.errors is None else _pointer(coupling.errors, "float *"),
             rate_weight,
             limit,
+            keeps_zeros,
             _pointer(levels, "int32_t *"),
             _pointer(sums, "double *"),
             out,

@@ -25,7 +25,7 @@ import click
 
 from . import files, report
 from .atomic import reason
-from .checkpoint import kind_of_path
+from .checkpoint import kind_of_path, open_checkpoint
 from .compressor import Progress
 from .curvature import Curvature
 from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
@@ -194,6 +194,7 @@ def program(context: click.Context) -> None:
         "deepcabac compress model.pt --sqnr 35 --tensor '*.embed*=sqnr:45'",
         "deepcabac compress model.npz --tensor 'head.*=exact'",
         "deepcabac compress model.safetensors --curvature model.curvature --bits 3",
+        "deepcabac compress model.safetensors --sigma sigma.npz --S 64 --lambda 0.01",
     ),
 )
 @click.argument("model", type=_path)
@@ -264,17 +265,46 @@ def program(context: click.Context) -> None:
     metavar="FILE",
     help="What deepcabac.torch.calibrate measured on this model: bits go where they matter.",
 )
+@click.option(
+    "--importance",
+    type=_path,
+    metavar="FILE",
+    help="A checkpoint of arrays like MODEL's: what the squared error of each weight costs.",
+)
+@click.option("--sigma", type=_path, metavar="FILE", help="Likewise the standard deviation of each weight: DC-v1.")
+@click.option(
+    "--S",
+    "S",
+    type=float,
+    metavar="N",
+    help="With --sigma and --lambda: steps by DC-v1's rule, 2m / (ceil(2m / min(sigma)) + N).",
+)
+@click.option(
+    "--lambda",
+    "lambda_",
+    type=float,
+    metavar="X",
+    help="With --sigma and --S or --step: price of a bit, in squared halves of sigma.",
+)
 @click.option("--lossless", is_flag=True, hidden=True)
 @_THREADS
 @_QUIET
 def compress(
-    model: Path, output: Path | None, curvature: Path | None, lossless: bool, quiet: bool, **settings: Any
+    model: Path,
+    output: Path | None,
+    curvature: Path | None,
+    importance: Path | None,
+    sigma: Path | None,
+    lossless: bool,
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Make a small .dcb file from the checkpoint MODEL.
 
     Choose the quality by one of --sqnr, --bits, --size and --step. With --bits or
     --size the SQNR that gives this size, to 1 %, is searched. With --curvature the
-    SQNR is an average, each tensor weighted by how much it matters.
+    SQNR is an average, each tensor weighted by how much it matters; with
+    --importance or --sigma each weight is.
 
     Stored exactly, bit for bit: integers and bools, scalars, 1-D tensors below
     16,384 elements (biases, norms), tensors with NaN or infinity, and what --tensor
@@ -285,19 +315,21 @@ def compress(
     """
     if lossless:
         raise _Failure("--lossless is not in this version; --tensor '*=exact' stores every tensor bit for bit")
-    targets = [name for name in ("sqnr", "bits", "size", "step") if settings[name] is not None]
+    targets = [name for name in ("sqnr", "bits", "size", "step", "S") if settings[name] is not None]
     if len(targets) > 1:
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
     if curvature is not None and settings["step"] is not None:
         raise click.UsageError("choose one of --curvature and --step: by curvature, every tensor gets its own step")
-    options = Options(**settings)
+    given = {"importance": importance, "sigma": sigma}
+    arrays: dict[str, Any] = {name: _arrays(path) for name, path in given.items() if path is not None}
+    options = Options(**settings, **arrays)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if curvature is not None:
             options = replace(options, curvature=stack.enter_context(_opened_curvature(curvature)))
-        stack.enter_context(_naming(model, output, curvature))
+        stack.enter_context(_naming(model, output, curvature, importance, sigma))
         progress = stack.enter_context(_progress("compressing", quiet))
-        for read in (model, curvature):
+        for read in (model, curvature, importance, sigma):
             if read is not None:
                 _keep_apart(read, output)
         path, result = files.compress_checkpoint(model, output, options=options, progress=progress)
@@ -435,6 +467,12 @@ def _naming(*paths: Path | None) -> Iterator[None]:
         raise type(error)(f"{paths[0]}: {error}") from error
     except OSError as error:  # e.g. a pipe, in which nothing can be sought
         raise CheckpointError(f"{paths[0]}: cannot be read: {reason(error)}") from error
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """All tensors of a checkpoint."""
+    with _naming(path), open_checkpoint(path) as source:
+        return {spec.name: source.read(spec.tied_to or spec.name) for spec in source.specs}
 
 
 @contextlib.contextmanager

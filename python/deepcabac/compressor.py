@@ -21,6 +21,7 @@ from .checkpoint.base import TensorSpec
 from .container import LEVELS, RAW, SCALED, TIED, Chunk, Entry, Index
 from .coupling import Calibrated
 from .errors import OptionError
+from .importance import TINY, Weighted
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
 from .reader import OpenFile
@@ -29,7 +30,6 @@ from .reader import OpenFile
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
-_TINY = 1 << 8
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
@@ -112,12 +112,14 @@ def compress(
         elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
         if options.curvature is not None and calibrated is None:
             calibrated = Calibrated(options.curvature, source)
+        known = options.importance is not None or options.sigma is not None
+        weighted = Weighted(options, source) if known else None
         size = options.size if options.bits is None else round(float(options.bits) * elements / 8)
         last: _Pass | None = None
 
         def attempt(options: Options) -> Report:
             nonlocal last
-            last = _Pass(source, file, options, calibrated, executor, progress, keep=correct is not None)
+            last = _Pass(source, file, options, calibrated, weighted, executor, progress, keep=correct is not None)
             return last.run()
 
         report = attempt(options) if size is None else _reach(int(size), options, attempt)
@@ -176,6 +178,7 @@ class _Pass:
         file: BinaryIO,
         options: Options,
         calibrated: Calibrated | None,
+        weighted: Weighted | None,
         executor: Executor,
         progress: Progress | None,
         keep: bool = False,
@@ -184,6 +187,7 @@ class _Pass:
         """``keep`` what becomes of each tensor for :meth:`again`; ``known`` is what became of some the last time."""
         self._source = source
         self._calibrated = calibrated
+        self._weighted = weighted
         self._file = file
         self._options = options
         self._executor = executor
@@ -200,7 +204,14 @@ class _Pass:
         """The same again, with other values of some tensors."""
         known = {name: kept for name, kept in (self._kept or {}).items() if name not in source.changed}
         return _Pass(
-            source, self._file, self._options, self._calibrated, self._executor, self._progress, known=known
+            source,
+            self._file,
+            self._options,
+            self._calibrated,
+            self._weighted,
+            self._executor,
+            self._progress,
+            known=known,
         )
 
     def run(self) -> Report:
@@ -255,6 +266,10 @@ class _Pass:
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
         target = work.target
+        # An SQNR that was asked for by name is that of the tensor alone, in which all weights count the same.
+        own = target.kind == "exact" or (target.forced and target.kind == "sqnr")
+        if self._weighted and work.spec.name in self._weighted and not own:
+            return self._quantize_weighted(self._weighted, work, run)
         plan = None
         if self._calibrated and target.kind == "sqnr" and not target.forced:
             plan = self._calibrated.plan(work.spec.name, work.array)
@@ -284,13 +299,23 @@ class _Pass:
             return None
         return result
 
+    def _quantize_weighted(
+        self, weighted: Weighted, work: _Work, run: Callable[[list[Any]], list[Any]]
+    ) -> Quantized | None:
+        """The tensor coded by the importance of its weights, or None if it is to be stored exactly."""
+        if work.target.kind == "sqnr":
+            # What depthwise kernels get on top is a guess at what the importance says.
+            work.target = replace(work.target, value=float(self._options.sqnr or DEFAULT_SQNR), raised=0.0)
+        result = weighted.quantize(work.spec.name, work.array, work.target, run)
+        return result if result is not None and result.coded_bytes < work.spec.nbytes else None
+
     def _quantize_by(
         self, plan: coupling.Plan, slope: float, work: _Work, tensor: Measured, run: Callable[[list[Any]], list[Any]]
     ) -> Quantized | None:
         """The tensor coded such that a bit buys ``slope`` of loss, or None if it is to be stored exactly."""
         hows = self._options.quantizations
         # So few levels that the path through a trellis has no freedom yet.
-        how = hows[-1] if tensor.flat.size < _TINY else hows[0]
+        how = hows[-1] if tensor.flat.size < TINY else hows[0]
         step = plan.step(slope, how) if tensor.energy > 0 else 1.0
         if step is None:
             work.note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"

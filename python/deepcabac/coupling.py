@@ -23,7 +23,17 @@ from .container import scale_factors
 from .curvature import Curvature, Factors
 from .errors import OptionError
 from .options import Quantization, Target
-from .quantization import FLOAT_DTYPES, Array, Quantized, largest, level_limit, measure, no_scales, round_step
+from .quantization import (
+    FLOAT_DTYPES,
+    Array,
+    Quantized,
+    is_pruned,
+    largest,
+    level_limit,
+    measure,
+    no_scales,
+    round_step,
+)
 
 if TYPE_CHECKING:
     from .compressor import Source
@@ -315,12 +325,9 @@ def quantize(
     if plan.column_scales.size:
         scales *= scale_factors(plan.column_scales)
     scaled = (weights / (scales * np.float32(step))).reshape(-1)
-    params = _core.fit(
-        array.shape,
-        np.concatenate([scaled[run] for run in _core.sample_runs(array.shape, array.size)]),
-        1.0,
-        how.state_bits,
-    )
+    runs = _core.sample_runs(array.shape, array.size)
+    params = _core.fit(array.shape, np.concatenate([scaled[run] for run in runs]), 1.0, how.state_bits)
+    pruned = is_pruned(np.concatenate([weights.reshape(-1)[run] for run in runs]))
     each = _core.chunk_levels(params)
     levels = np.empty(array.size, np.int32)
     errors = None if plan.rows is None else np.zeros((height, width), np.float32)
@@ -331,7 +338,7 @@ def quantize(
     def chunk(start: int) -> bytes:
         part = slice(start, min(start + each, array.size))
         code, _ = _core.quantize_coupled(
-            params, scaled[part], start // width, coupled, _RATE * how.rate_weight, levels[part], limit
+            params, scaled[part], start // width, coupled, _RATE * how.rate_weight, levels[part], limit, pruned
         )
         return code
 

@@ -114,6 +114,17 @@ def _beyond_float32(piece: Array) -> bool:
     return bool(magnitude.size and not (magnitude.min() > 1e-37 and magnitude.max() < 1e38))
 
 
+def is_pruned(sample: Float32) -> bool:
+    """Whether weights were pruned, so that those of zero are to stay zero.
+
+    More of them are zero then than of the next magnitude; a bell that was rounded to a narrow type has half as many.
+    """
+    magnitudes = np.abs(sample)
+    other = magnitudes[magnitudes > 0]
+    zeros = sample.size - other.size
+    return bool(zeros and other.size and zeros > np.count_nonzero(other == other.min()))
+
+
 def choose(tensor: Measured, target: Target, hows: Sequence[Quantization]) -> tuple[Quantization, float] | None:
     """How to quantise, and the step that reaches the target on a sample of the tensor; None if it is out of range.
 
@@ -164,8 +175,17 @@ def round_step(step: float) -> float | None:
     return math.ldexp(round(mantissa * 4096), exponent - 12)
 
 
-def quantize(tensor: Measured, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]) -> Quantized:
+def quantize(
+    tensor: Measured,
+    step: float,
+    how: Quantization,
+    run: Callable[[list[Any]], list[Any]],
+    importance: Float32 | None = None,
+    reach: float = math.inf,
+) -> Quantized:
     """Quantise and code the whole tensor with this step. ``run`` maps calls to results in order.
+
+    The error of each weight counts ``importance`` times, [size], in all sums too; see :func:`_core.quantize`.
 
     The step that is stored is then fitted to the levels: ``sum(w q) / sum(q^2)`` minimises the error (Lloyd's condition
     for a uniform reconstruction), except for dtypes narrower than float32, whose rounding is part of the error.
@@ -175,15 +195,17 @@ def quantize(tensor: Measured, step: float, how: Quantization, run: Callable[[li
     params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits)
     each = _core.chunk_levels(params)
     limit = level_limit(dtype, step)
+    pruned = importance is not None or is_pruned(tensor.sample)
 
     def chunk(start: int) -> tuple[bytes, _core.Sums]:
         weights = tensor.float32(start, min(start + each, size))
+        counts = None if importance is None else importance[start : start + weights.size]
         if dtype.itemsize >= 4:
-            return _core.quantize(params, weights, step, how.rate_weight, limit=limit)
+            return _core.quantize(params, weights, step, how.rate_weight, None, limit, counts, reach, pruned)
         levels = np.empty(weights.size, np.int32)
-        code, sums = _core.quantize(params, weights, step, how.rate_weight, levels, limit)
-        value = dequantize(levels, step).astype(dtype).astype(np.float32)
-        error, _, _ = _core.measure(weights - value)
+        code, sums = _core.quantize(params, weights, step, how.rate_weight, levels, limit, counts, reach, pruned)
+        off = weights - dequantize(levels, step).astype(dtype).astype(np.float32)
+        error, _, _ = _core.measure(off if counts is None else off * np.sqrt(counts))
         return code, _core.Sums(sums.energy, error, sums.correlation, sums.levels)
 
     results = run([lambda start=start: chunk(start) for start in range(0, size, each)])
