@@ -81,7 +81,7 @@ def test_exact_tensors_come_back_bit_for_bit(tensors):
 @settings(max_examples=100, deadline=None)
 def test_any_tensors_come_back_with_their_names_types_and_shapes(tensors, sqnr):
     report = deepcabac.compressor.compress(
-        deepcabac.files._Arrays(tensors), io.BytesIO(), deepcabac.Options(sqnr=sqnr, threads=1)
+        deepcabac.files.Arrays(tensors), io.BytesIO(), deepcabac.Options(sqnr=sqnr, threads=1)
     )
     restored = deepcabac.decompress(deepcabac.compress(tensors, sqnr=sqnr, threads=1), threads=1)
     assert list(restored) == list(tensors)

@@ -8,6 +8,7 @@ from .errors import (
     CheckpointError,
     DamagedFileError,
     DeepCabacError,
+    EvaluationError,
     LimitError,
     OptionError,
     UnsupportedError,
@@ -23,6 +24,7 @@ from .files import (
 )
 from .options import Options
 from .reader import OpenFile, TensorInfo
+from .search import SearchResult, search
 
 __all__ = [
     "CalibrationError",
@@ -30,11 +32,13 @@ __all__ = [
     "Curvature",
     "DamagedFileError",
     "DeepCabacError",
+    "EvaluationError",
     "LimitError",
     "OpenFile",
     "OptionError",
     "Options",
     "Report",
+    "SearchResult",
     "TensorInfo",
     "TensorReport",
     "UnsupportedError",
@@ -47,4 +51,5 @@ __all__ = [
     "load_file",
     "open_file",
     "save_file",
+    "search",
 ]

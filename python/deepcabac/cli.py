@@ -1,4 +1,4 @@
-"""The command line: ``deepcabac compress``, ``decompress``, ``inspect`` and ``verify``.
+"""The command line: ``deepcabac compress``, ``decompress``, ``inspect``, ``verify`` and ``search``.
 
 Results go to stdout, progress and notes to stderr. What the user can mend is one line, ``error: ...``. Exit codes: 0;
 1 for a damaged file; 2 for anything else that went wrong; 130 after Ctrl-C.
@@ -16,21 +16,25 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from . import files, report
+from . import files, plotting, report
 from .atomic import reason
 from .checkpoint import kind_of_path, open_checkpoint
 from .compressor import Progress
 from .curvature import Curvature
-from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
+from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError, UnsupportedError
 from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, Options
 from .report import plural, printable
+from .search import EVALUATIONS, METHODS
+from .search import Progress as Searching
+from .search import search as find
+from .trials import Reference
 
 DAMAGED, USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 2, 130, 143, 141
 
@@ -128,12 +132,13 @@ def _overrides(context: click.Context, parameter: click.Parameter, values: Seque
         pattern, equals, setting = value.rpartition("=")
         kind, colon, number = setting.partition(":")
         try:
-            if not (equals and pattern) or kind not in ("exact", "sqnr", "step") or (kind == "exact") == bool(colon):
+            known = kind in ("exact", "sqnr", "step", "offset")
+            if not (equals and pattern and known) or (kind == "exact") == bool(colon):
                 raise ValueError
             settings = {kind: True if kind == "exact" else float(number)}
         except ValueError:
-            text = f"{value!r} is not like 'PATTERN=exact', 'PATTERN=sqnr:40' or 'PATTERN=step:0.01'"
-            raise click.BadParameter(text, context, parameter) from None
+            forms = "'PATTERN=exact', 'PATTERN=sqnr:40', 'PATTERN=step:0.01' or 'PATTERN=offset:-3'"
+            raise click.BadParameter(f"{value!r} is not like {forms}", context, parameter) from None
         overrides.pop(pattern, None)  # the last one wins, also by its place
         overrides[pattern] = settings
     _checked(context, parameter, overrides)
@@ -223,7 +228,8 @@ def program(context: click.Context) -> None:
     multiple=True,
     metavar="PATTERN=SETTING",
     callback=_overrides,
-    help="For tensors whose name matches (* and ?): exact, sqnr:DB or step:S. Can be repeated; the last match counts.",
+    help="For tensors whose name matches (* and ?): exact, sqnr:DB, step:S, or offset:DB from the others. Can be "
+    "repeated; the last match counts.",
 )
 @click.option(
     "--depthwise",
@@ -320,13 +326,9 @@ def compress(
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
     if curvature is not None and settings["step"] is not None:
         raise click.UsageError("choose one of --curvature and --step: by curvature, every tensor gets its own step")
-    given = {"importance": importance, "sigma": sigma}
-    arrays: dict[str, Any] = {name: _arrays(path) for name, path in given.items() if path is not None}
-    options = Options(**settings, **arrays)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        if curvature is not None:
-            options = replace(options, curvature=stack.enter_context(_opened_curvature(curvature)))
+        options = stack.enter_context(_measured(settings, curvature, importance, sigma))
         stack.enter_context(_naming(model, output, curvature, importance, sigma))
         progress = stack.enter_context(_progress("compressing", quiet))
         for read in (model, curvature, importance, sigma):
@@ -449,6 +451,129 @@ def verify(file: Path, threads: int | None) -> None:
         )
 
 
+@program.command(
+    short_help="Find the smallest file that keeps a metric.",
+    epilog=_examples(
+        "deepcabac search model.safetensors --eval my_model:accuracy --max-drop 0.003",
+        "deepcabac search model.pt --eval my_model:loss --lower-is-better --max-drop 0.01",
+    ),
+)
+@click.argument("model", type=_path)
+@click.option("--output", "-o", type=_path, metavar="OUT.dcb", help="File to write. [default: MODEL's name with .dcb]")
+@click.option(
+    "--eval",
+    "evaluate",
+    required=True,
+    metavar="MODULE:FUNCTION",
+    help="Takes a dict of arrays by name, returns a number. MODULE is imported, or the path of a .py file.",
+)
+@click.option(
+    "--max-drop", type=float, required=True, metavar="X", help="What the metric may lose, in its own unit, 0 or more."
+)
+@click.option("--lower-is-better", is_flag=True, help="The metric is a loss: less is better.")
+@click.option(
+    "--evaluations", type=int, metavar="N", default=EVALUATIONS, show_default=True, help="Evaluations at most."
+)
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Try this one. Can be repeated.")
+@click.option("--grid", is_flag=True, help="Try a full grid instead, whatever that takes.")
+@click.option("--jobs", type=int, metavar="N", default=1, show_default=True, help="Trials at once.")
+@click.option("--patience", type=float, metavar="SECONDS", help="What one evaluation may take. [default: no limit]")
+@click.option("--trials", type=_path, metavar="CSV", help="Where trials are kept. [default: OUT.search.csv]")
+@_QUIET
+def search(
+    model: Path,
+    output: Path | None,
+    evaluate: str,
+    trials: Path | None,
+    methods: Sequence[str],
+    quiet: bool,
+    curvature: Path | None,
+    importance: Path | None,
+    sigma: Path | None,
+    max_drop: float,
+    lower_is_better: bool,
+    evaluations: int,
+    grid: bool,
+    jobs: int,
+    patience: float | None,
+    **settings: Any,
+) -> None:
+    """Find the smallest .dcb file of MODEL that loses at most X of its metric.
+
+    FUNCTION measures the decoded tensors. What it measures on chooses the file, so
+    give it other data than you will report on. Trials are kept as they finish:
+    after Ctrl-C the same command goes on where it was.
+
+    Writes the .dcb file, a CSV file of all trials, and plots of them (.png and
+    .svg, if matplotlib is installed). The file that is chosen is decoded and
+    measured once more.
+    """
+    target = output or files.default_output(model)
+    with contextlib.ExitStack() as stack:
+        options = stack.enter_context(_measured(settings, curvature, importance, sigma))
+        stack.enter_context(_naming(model, target, curvature, importance, sigma, trials))
+        for read in (model, curvature, importance, sigma):
+            if read is not None:
+                _keep_apart(read, target)
+        watch = stack.enter_context(_search_progress(quiet))
+        result = find(
+            model,
+            Reference(evaluate),
+            max_drop=max_drop,
+            output=target,
+            lower_is_better=lower_is_better,
+            evaluations=evaluations,
+            methods=list(methods) or None,
+            grid=grid,
+            jobs=jobs,
+            patience=patience,
+            trials=trials,
+            options=options,
+            progress=watch,
+        )
+    if not quiet:
+        _print(report.searched(result))
+    try:
+        drawn = plotting.plot(
+            result.trials, result.best, max_drop, lower_is_better, target.with_suffix(".search.png")
+        )
+        if not quiet:
+            _print([f"plots    {', '.join(printable(path) for path in drawn)}"])
+    except UnsupportedError as error:
+        _say(f"note: {error}")
+
+
+#: Settings of compress that a search leaves as they are.
+_FIXED = ("overrides", "depthwise", "quantizer", "states", "curvature", "importance", "sigma", "threads")
+search.params += [parameter for parameter in compress.params if parameter.name in _FIXED]
+
+
+@contextlib.contextmanager
+def _search_progress(quiet: bool) -> Iterator[Callable[[Searching], None] | None]:
+    """A bar on stderr with the best file so far; a line for each trial where there is no terminal."""
+    if quiet or sys.stderr is None:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield lambda now: _say(f"{now.done}/{now.total} {report.trial(now.trial)}{_so_far(now)}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("searching", total=None)
+
+        def update(now: Searching) -> None:
+            bar.update(task, completed=now.done, total=now.total, description=f"searching{_so_far(now)}")
+
+        yield update
+
+
+def _so_far(now: Searching) -> str:
+    return "; none does yet" if now.best is None else f"; best: {now.best.bytes:,} bytes, lost {now.best.drop:.4g}"
+
+
 def _keep_apart(source: Path, target: Path | None) -> None:
     """Refuse to write onto what is read, by whatever name or link."""
     with contextlib.suppress(OSError):  # one of them does not exist, or worse, which is said when it is opened
@@ -473,6 +598,21 @@ def _arrays(path: Path) -> dict[str, Any]:
     """All tensors of a checkpoint."""
     with _naming(path), open_checkpoint(path) as source:
         return {spec.name: source.read(spec.tied_to or spec.name) for spec in source.specs}
+
+
+@contextlib.contextmanager
+def _measured(
+    settings: Mapping[str, Any], curvature: Path | None, importance: Path | None, sigma: Path | None
+) -> Iterator[Options]:
+    """``settings`` with what these files say about the weights."""
+    given = {"importance": importance, "sigma": sigma}
+    arrays: dict[str, Any] = {name: _arrays(path) for name, path in given.items() if path is not None}
+    options = Options(**settings, **arrays)
+    if curvature is None:
+        yield options
+        return
+    with _opened_curvature(curvature) as held:
+        yield replace(options, curvature=held)
 
 
 @contextlib.contextmanager

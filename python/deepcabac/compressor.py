@@ -274,8 +274,7 @@ class _Pass:
         if self._calibrated and target.kind == "sqnr" and not target.forced:
             plan = self._calibrated.plan(work.spec.name, work.array)
         if plan is not None:
-            # What depthwise kernels get on top is a guess at what the curvature says.
-            work.target = target = Target("sqnr", float(self._options.sqnr or DEFAULT_SQNR), forced=True)
+            work.target = target = replace(target.by_measure(), forced=True)
         tensor = quantization.measure(work.array, target)
         if tensor is None:
             return None
@@ -303,9 +302,7 @@ class _Pass:
         self, weighted: Weighted, work: _Work, run: Callable[[list[Any]], list[Any]]
     ) -> Quantized | None:
         """The tensor coded by the importance of its weights, or None if it is to be stored exactly."""
-        if work.target.kind == "sqnr":
-            # What depthwise kernels get on top is a guess at what the importance says.
-            work.target = replace(work.target, value=float(self._options.sqnr or DEFAULT_SQNR), raised=0.0)
+        work.target = work.target.by_measure()
         result = weighted.quantize(work.spec.name, work.array, work.target, run)
         return result if result is not None and result.coded_bytes < work.spec.nbytes else None
 

@@ -36,6 +36,10 @@ class CalibrationError(DeepCabacError):
     """A model cannot be calibrated with these samples: nothing to measure, or values that are not finite."""
 
 
+class EvaluationError(DeepCabacError):
+    """The function that measures a model in a search failed: it raised, returned no number, or took too long."""
+
+
 class LimitError(DeepCabacError):
     """Decoding would need more memory than the caller allowed with ``max_bytes``."""
 

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 Path_ = str | os.PathLike[str]
 
 
-class _Arrays:
+class Arrays:
     """Arrays in memory, as a source. The same array under two names is tied."""
 
     kind = ""
@@ -63,7 +63,7 @@ def _plain(name: str, array: Array) -> Array:
 def compress(tensors: Mapping[str, npt.ArrayLike], *, options: Options | None = None, **settings: Any) -> bytes:
     """:func:`save_file` to memory: the bytes of a .dcb file."""
     file = io.BytesIO()
-    compressor.compress(_Arrays(tensors), file, Options.of(options, settings))
+    compressor.compress(Arrays(tensors), file, Options.of(options, settings))
     return file.getvalue()
 
 
@@ -96,7 +96,7 @@ def save_file(
 
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """
-    source = _Arrays(tensors)
+    source = Arrays(tensors)
     chosen = Options.of(options, settings)
     with AtomicFile(Path(path)) as target:
         return compressor.compress(source, target.file, chosen, progress, correct)

@@ -28,8 +28,10 @@ DEFAULT_SQNR = 30.0
 DEFAULT_DEPTHWISE = 10.0
 #: SQNR that can be asked for, in dB. Above it float32 has no more to give.
 MAX_SQNR = 120.0
-_TARGETS = ("sqnr", "bits", "size", "step", "S")
-_PER_TENSOR = ("sqnr", "step", "exact")
+#: SQNR of a tensor whose offset would take it lower, in dB.
+LEAST_SQNR = 0.5
+TARGETS = ("sqnr", "bits", "size", "step", "S")
+_PER_TENSOR = ("sqnr", "step", "exact", "offset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Options:
     """States of the trellis, 8, 16, 32 or 64: more are smaller and slower to compress, but not to decompress."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit
-    for bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target. ``{"exact": False}`` quantises a small 1-D tensor."""
+    for bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target, ``{"offset": dB}`` moves it from the common quality,
+    whatever that is given by. ``{"exact": False}`` quantises a small 1-D tensor."""
     curvature: Mapping[str, Factors] | None = None
     """What ``deepcabac.torch.calibrate`` measured, a :class:`deepcabac.Curvature`. Bits then go where they matter, and
     levels make up for each other's errors. ``sqnr`` becomes an average over the network, weighted by what matters."""
@@ -79,7 +82,7 @@ class Options:
     """Number of threads; by default one a core. The bytes do not depend on it."""
 
     def __post_init__(self) -> None:
-        given = [name for name in _TARGETS if getattr(self, name) is not None]
+        given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise OptionError(f"choose one of {' and '.join(given)}: each fixes the quality")
         _check_positive("sqnr", self.sqnr, MAX_SQNR, "dB")
@@ -139,10 +142,13 @@ class Options:
         target = Target("sqnr", min(float(self.sqnr or DEFAULT_SQNR) + raised, MAX_SQNR), raised=raised)
         if self.step is not None:
             target = Target("step", float(self.step))
+        offset = 0.0
         for pattern, settings in self.overrides.items():
             if not fnmatch.fnmatchcase(name, pattern):
                 continue
-            if settings.get("exact"):
+            if "offset" in settings:
+                offset = float(settings["offset"])
+            elif settings.get("exact"):
                 target = Target("exact")
             elif "sqnr" in settings:
                 target = Target("sqnr", float(settings["sqnr"]), forced=True)
@@ -150,7 +156,11 @@ class Options:
                 target = Target("step", float(settings["step"]), forced=True)
             else:
                 target = replace(target, forced=True)
-        return target
+        if target.forced or target.kind == "exact":
+            return target
+        if target.kind == "step":
+            return replace(target, value=target.value * 10 ** (-offset / 20))
+        return replace(target, value=min(max(target.value + offset, LEAST_SQNR), MAX_SQNR))
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,10 @@ class Target:
     value: float = 0.0
     raised: float = 0.0  #: dB of ``value`` that are due to the tensor's shape
     forced: bool = False  #: asked for by name: applies to small 1-D tensors too, and is not moved to reach a file size
+
+    def by_measure(self) -> Target:
+        """The same where it was measured what matters, of which ``raised`` is a guess."""
+        return replace(self, value=self.value - self.raised, raised=0.0)
 
 
 def _is_depthwise(shape: tuple[int, ...]) -> bool:
@@ -224,10 +238,13 @@ def _check_override(pattern: str, settings: Mapping[str, Any]) -> None:
     if not isinstance(pattern, str):
         raise OptionError(f"overrides go by name pattern, a string, not {pattern!r}")
     if not isinstance(settings, Mapping) or len(settings) != 1 or next(iter(settings)) not in _PER_TENSOR:
-        raise OptionError(f"the override of {pattern!r} must be one of exact, sqnr or step, not {settings!r}")
+        raise OptionError(f"the override of {pattern!r} must be one of exact, sqnr, step or offset, not {settings!r}")
     (name, value), *_ = settings.items()
     if name == "exact":
         if not isinstance(value, bool):
             raise OptionError(f"the override of {pattern!r}: exact must be True or False, not {value!r}")
+    elif name == "offset":
+        if not (_is_number(value) and abs(value) <= MAX_SQNR):
+            raise OptionError(f"the override of {pattern!r}: offset must be a number of dB, not {value!r}")
     else:
         _check_positive(f"the override of {pattern!r}: {name}", value, MAX_SQNR if name == "sqnr" else 1e30, "")

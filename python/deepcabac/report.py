@@ -10,6 +10,8 @@ from typing import Any
 from .compressor import Report, TensorReport
 from .container import VERSION
 from .reader import OpenFile, TensorInfo
+from .search import SearchResult
+from .trials import Trial
 
 #: Rows of the table that ``compress`` prints.
 _LARGEST = 8
@@ -195,6 +197,26 @@ def _quality(tensors: Sequence[TensorReport]) -> str:
 def _scales(info: TensorInfo) -> str:
     """What the step of a tensor is multiplied by, in words."""
     return " ".join(word for word, count in (("row", info.row_scales), ("column", info.column_scales)) if count)
+
+
+def trial(one: Trial) -> str:
+    """A line for a trial of a search."""
+    plain = {name: value for name, value in one.settings.items() if name != "overrides"}
+    said = " ".join(f"{name}={value:g}" for name, value in plain.items())
+    return f"{one.method} {said}: {one.bytes:,} bytes, metric {one.metric:.6g}, lost {one.drop:.4g}"
+
+
+def searched(result: SearchResult) -> list[str]:
+    """What ``search`` prints."""
+    best, original = result.best, result.trials[0]
+    again = f", {result.repeated:,} of them from before" if result.repeated else ""
+    return [
+        f"before   metric {result.original:.6g}, {original.bytes:,} bytes as an exact .dcb file",
+        f"after    metric {best.metric:.6g} (lost {best.drop:.4g}), {best.bytes:,} bytes in {printable(result.path)}",
+        f"ratio    {_ratio(original.bytes, best.bytes)}",
+        f"by       {trial(best)}",
+        f"trials   {len(result.trials):,}{again}, in {printable(result.trials_path)}",
+    ]
 
 
 def _ratio(before: int, after: int) -> str:
