@@ -3,8 +3,8 @@
     python bench/equal_accuracy.py [--models FOLDER] [--baselines FILE] [--only NAME] [--cache FOLDER] [--plot FILE]
 
 For each network: `deepcabac.torch.calibrate` on samples that are not the test's, then `deepcabac.save_file` with that
-curvature at a fixed grid of SQNRs; the file's bytes, and what the network's own test says of the decoded tensors.
-baselines.jsonl holds NNCodec's bytes and metrics, with dependent quantisation and `lambda_scale` 0 and 1. The bytes of
+curvature at a fixed grid of SQNRs, biases and batch norms corrected afterwards; the file's bytes, and what the
+network's own test says of the decoded tensors. baselines.jsonl holds NNCodec's bytes and metrics, with dependent quantisation and `lambda_scale` 0 and 1. The bytes of
 both are read off their curves where these cross the same metric. Needs torch, tokenizers, pillow; matplotlib to plot.
 """
 
@@ -30,7 +30,7 @@ from networks_torch import Trained
 
 import deepcabac
 import deepcabac.torch
-from deepcabac import calibration, curvature
+from deepcabac import calibration, curvature, folding
 
 CAVEATS = (
     "Bytes are whole files. Ours hold every tensor of the checkpoint, names and index; NNCodec's are as they were "
@@ -63,6 +63,8 @@ class Case:
     loss: str | None  #: for calibrate
     samples: int
     grid: tuple[float, ...]  #: SQNRs in dB
+    fold: bool = False  #: batch norms into the convolutions before them; chosen on held-out calibration data
+    correct: bool = True  #: biases and batch norms after quantisation
     higher_is_better: bool = True
     scale: float = 1.0  #: from the metric to what is shown
     digits: int = 2  #: as shown
@@ -88,7 +90,8 @@ CASES = (
         within=0.003,
         loss=None,
         samples=2000,
-        grid=_decibels(22, 34),
+        grid=_decibels(20, 32),
+        fold=True,
         scale=100,
     ),
     Case(
@@ -98,7 +101,8 @@ CASES = (
         within=0.003,
         loss=None,
         samples=2000,
-        grid=_decibels(20, 32),
+        grid=_decibels(18, 30),
+        fold=True,
         scale=100,
     ),
     Case(
@@ -131,6 +135,7 @@ CASES = (
         loss="likelihood",
         samples=192,
         grid=_decibels(24, 36),
+        correct=False,  # it has no biases
         higher_is_better=False,
         digits=4,
     ),
@@ -255,8 +260,9 @@ class Calibration:
 
 def calibrate(case: Case, trained: Trained, cache: Path) -> tuple[deepcabac.Curvature, Calibration]:
     """The network's curvature, from the cache if it holds one of the same weights, samples, loss and code."""
-    label = hashlib.sha256(f"{case.loss} {case.samples}".encode())
-    for path in (trained.checkpoint, *(Path(str(one.__file__)) for one in (calibration, curvature, networks_torch))):
+    label = hashlib.sha256(f"{case.loss} {case.samples} {case.fold}".encode())
+    sources = (Path(str(module.__file__)) for module in (calibration, curvature, folding, networks_torch))
+    for path in (trained.checkpoint, *sources):
         label.update(path.read_bytes())
     file = cache / f"{case.name}-{label.hexdigest()[:12]}.curvature"
     costs = file.with_suffix(".json")
@@ -301,6 +307,8 @@ def measure(
 ) -> tuple[float, list[Row]]:
     """The original's metric, and ours at each quality."""
     settings: dict[str, Any] = {} if states is None else {"states": states}
+    if case.correct:
+        settings["correct"] = deepcabac.torch.correction(trained.model, trained.batches(case.samples))
     original = trained.measure(trained.tensors)
     _common.note(f"{case.name}: float32, {case.shown(original.value)}")
     rows = []
@@ -535,6 +543,8 @@ def main() -> None:
         cache.mkdir(parents=True, exist_ok=True)
         for case in chosen:
             trained = case.load(arguments.models, cache)
+            if case.fold:
+                trained = networks_torch.folded(trained)
             held, found = calibrate(case, trained, cache)
             with held:
                 original, mine = measure(case, trained, held, arguments.sqnr or case.grid, arguments.states)

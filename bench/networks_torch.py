@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import deepcabac.torch
 from deepcabac.checkpoint import open_checkpoint
 
 Array = npt.NDArray[Any]
@@ -47,6 +48,13 @@ class Trained:
     tensors: dict[str, Array]  #: all of the checkpoint's
     batches: Callable[[int], list[Any]]  #: so many samples in batches that the model takes; never of the test's data
     measure: Callable[[Arrays], Measured]  #: the test, with these tensors
+
+
+def folded(trained: Trained) -> Trained:
+    """The same network with its batch norms folded into the convolutions before them."""
+    model = deepcabac.torch.fold_batch_norm(trained.model, trained.batches(2)[0])
+    values = {name: value.numpy() for name, value in model.state_dict().items() if name in trained.tensors}
+    return replace(trained, model=model, tensors={name: values.get(name, one) for name, one in trained.tensors.items()})
 
 
 def divergence(original: Tensor, other: Tensor) -> float:
