@@ -4,8 +4,9 @@
 
 For each network: `deepcabac.torch.calibrate` on samples that are not the test's, then `deepcabac.save_file` with that
 curvature at a fixed grid of SQNRs, biases and batch norms corrected afterwards; the file's bytes, and what the
-network's own test says of the decoded tensors. baselines.jsonl holds NNCodec's bytes and metrics, with dependent quantisation and `lambda_scale` 0 and 1. The bytes of
-both are read off their curves where these cross the same metric. Needs torch, tokenizers, pillow; matplotlib to plot.
+network's own test says of the decoded tensors. baselines.jsonl holds NNCodec's bytes and metrics, with dependent
+quantisation and `lambda_scale` 0 and 1. The bytes of both are read off their curves where these cross the same metric.
+Needs torch, tokenizers, pillow; matplotlib to plot.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ BAD = [
     {"overrides": 5}, {"overrides": [("*", {"exact": True})]}, {"overrides": {3: {"exact": True}}},
     {"overrides": {"*": True}}, {"overrides": {"*": {}}}, {"overrides": {"*": {"exact": 1}}},
     {"overrides": {"*": {"sqnr": 0}}}, {"overrides": {"*": {"sqnr": 500}}}, {"overrides": {"*": {"step": -1}}},
+    {"overrides": {"*": {"offset": "3"}}}, {"overrides": {"*": {"offset": float("nan")}}},
     {"overrides": {"*": {"bits": 3}}}, {"overrides": {"*": {"sqnr": 3, "step": 1}}},
 ]  # fmt: skip
 
@@ -106,6 +107,19 @@ def test_small_vectors_are_exact_unless_asked_for_by_name():
     for settings in ({"exact": False}, {"sqnr": 30}):
         restored = deepcabac.decompress(deepcabac.compress(vectors, overrides={"bias": settings}))["bias"]
         assert not (restored == vectors["bias"]).all()
+
+
+@pytest.mark.parametrize("target", [{"sqnr": 20}, {"step": 0.5}, {"bits": 5}])
+def test_offsets_are_from_the_common_quality(target):
+    rng = np.random.default_rng(8)
+    tensors = {name: rng.standard_normal((64, 256)).astype(np.float32) for name in ("a", "b", "c", "d")}
+    overrides = {"[ab]": {"offset": 6}, "b": {"offset": -3}, "d": {"exact": True}}
+    restored = deepcabac.decompress(deepcabac.compress(tensors, overrides=overrides, **target))
+    noise = {name: np.mean((tensors[name] - restored[name]) ** 2) for name in "abc"}
+    found = {name: -10 * np.log10(noise[name]) for name in noise}
+    assert found["a"] - found["c"] == pytest.approx(6, abs=0.3)
+    assert found["b"] - found["c"] == pytest.approx(-3, abs=0.3)
+    assert np.array_equal(restored["d"], tensors["d"])
 
 
 def test_overrides_hold_while_a_size_is_sought():

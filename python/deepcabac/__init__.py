@@ -1,5 +1,7 @@
 """Trained neural networks made small: rate-distortion quantisation and context-adaptive arithmetic coding."""
 
+from importlib.metadata import version as _version
+
 from .codec import decode, encode
 from .compressor import Report, TensorReport
 from .curvature import Curvature
@@ -53,3 +55,5 @@ __all__ = [
     "save_file",
     "search",
 ]
+
+__version__ = _version("deepcabac")
