@@ -109,7 +109,7 @@ def test_small_vectors_are_exact_unless_asked_for_by_name():
         assert not (restored == vectors["bias"]).all()
 
 
-@pytest.mark.parametrize("target", [{"sqnr": 20}, {"step": 0.5}, {"bits": 5}])
+@pytest.mark.parametrize("target", [{"sqnr": 20}, {"step": 0.5}, {"bits": 12}])
 def test_offsets_are_from_the_common_quality(target):
     rng = np.random.default_rng(8)
     tensors = {name: rng.standard_normal((64, 256)).astype(np.float32) for name in ("a", "b", "c", "d")}
