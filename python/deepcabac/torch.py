@@ -32,8 +32,20 @@ except ImportError as _cause:
     raise MissingTorchError("deepcabac.torch needs torch: pip install 'deepcabac[torch]'") from _cause
 
 from .calibration import calibrate
+from .posterior import fisher, variational
+from .sparsity import MagnitudePruning, VariationalDropout, sparsify
 
-__all__ = ["Curvature", "calibrate", "load_model", "save_model"]
+__all__ = [
+    "Curvature",
+    "MagnitudePruning",
+    "VariationalDropout",
+    "calibrate",
+    "fisher",
+    "load_model",
+    "save_model",
+    "sparsify",
+    "variational",
+]
 
 Array = npt.NDArray[Any]
 Module = TypeVar("Module", bound=torch.nn.Module)
