@@ -34,8 +34,22 @@ except ImportError as _cause:
 from .calibration import calibrate
 from .correction import correction
 from .folding import fold_batch_norm
+from .posterior import fisher, variational
+from .sparsity import MagnitudePruning, VariationalDropout, sparsify
 
-__all__ = ["Curvature", "calibrate", "correction", "fold_batch_norm", "load_model", "save_model"]
+__all__ = [
+    "Curvature",
+    "MagnitudePruning",
+    "VariationalDropout",
+    "calibrate",
+    "correction",
+    "fisher",
+    "fold_batch_norm",
+    "load_model",
+    "save_model",
+    "sparsify",
+    "variational",
+]
 
 Array = npt.NDArray[Any]
 Module = TypeVar("Module", bound=torch.nn.Module)
