@@ -62,7 +62,7 @@ class Recipe:
 
 RECIPES = {
     "lenet300": Recipe(epochs=20, learning_rate=0.05, sparsity=0.96, sparse_epochs=20, tolerance=2),
-    "lenet5": Recipe(epochs=6, learning_rate=0.03, sparsity=0.98, sparse_epochs=6, tolerance=0),
+    "lenet5": Recipe(epochs=6, learning_rate=0.03, sparsity=0.98, sparse_epochs=5, tolerance=0),
 }
 
 
@@ -172,7 +172,7 @@ BIASES = {"*bias": {"sqnr": 25}}
 
 def curved(tensors: dict[str, Any], net: nn.Module, data: Data, evaluate: Evaluate, least: int) -> Choice | None:
     """Curvature from training images, error feedback, trellis or one quantiser; one price of a bit."""
-    images = data.train[0][:20_000].split(200)
+    images = data.train[0][:10_000].split(200)
     curvature = calibrate(net, list(images), loss="logits")
     found = None
     for quantizer in ("trellis", "scalar"):
@@ -195,13 +195,14 @@ def dc_v2(tensors: dict[str, Any], net: nn.Module, data: Data, evaluate: Evaluat
 
 def dc_v1(tensors: dict[str, Any], net: nn.Module, data: Data, evaluate: Evaluate, least: int) -> Choice | None:
     """DeepCABAC, variant 1: standard deviations by variational training, its step rule; S and lambda are searched."""
-    pairs = list(zip(data.train[0].split(250), data.train[1].split(250), strict=True))
+    pairs = list(zip(data.train[0][:10_000].split(250), data.train[1][:10_000].split(250), strict=True))
     sigma = variational(
         net,
         pairs,
         lambda outputs, batch: functional.cross_entropy(outputs, batch[1]),
         forward=lambda model, batch: model(batch[0]),
-        passes=2,
+        samples=len(data.train[1]),
+        passes=3,
     )
     found = None
     for s in (0, 64, 256):

@@ -119,11 +119,11 @@ def command(verb: str, source: Path, target: Path) -> list[str]:
     return [sys.executable, "-c", code, verb, str(source), "-o", str(target)]
 
 
-def run(verb: str, source: Path, target: Path, checkpoint_bytes: int) -> Run:
+def run(verb: str, source: Path, target: Path, checkpoint_bytes: int, *options: str) -> Run:
     """Run one command and watch its memory."""
     _common.note(f"{verb} ...")
     start = time.perf_counter()
-    process = subprocess.Popen(command(verb, source, target), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command(verb, source, target), *options], stdout=subprocess.DEVNULL)
     high_water = 0
     while True:
         high_water = max(high_water, resident_peak(process.pid))
