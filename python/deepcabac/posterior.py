@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -179,10 +180,10 @@ class _Replaced(nn.Module):
     def __init__(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         # Not registered: it keeps its parameters.
-        self.__dict__["_model"], self.__dict__["_replacing"] = model, tensors
+        self.__dict__["run"] = partial(torch.func.functional_call, model, tensors)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(self._model, self._replacing, args, kwargs)
+        return self.__dict__["run"](args, kwargs)
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

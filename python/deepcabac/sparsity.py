@@ -180,8 +180,7 @@ class VariationalDropout:
     def penalty(self) -> Tensor:
         """What to add to the loss, a scalar."""
         weight = min(1.0, (self._done + 1) / self._warm_up) if self._warm_up else 1.0
-        total: Any = sum(_divergence(_log_alpha(w, v)) for _, w, v in self._layers)
-        return total * (weight / self._samples)
+        return torch.stack([_divergence(_log_alpha(w, v)) for _, w, v in self._layers]).sum() * (weight / self._samples)
 
     def step(self) -> None:
         """To be called behind every step of the optimizer."""
@@ -235,9 +234,10 @@ class _Noisy:
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer: Any = self._layer
-        return (
-            functional.linear(x, weight, bias) if isinstance(layer, nn.Linear) else layer._conv_forward(x, weight, bias)
-        )
+        if isinstance(layer, nn.Linear):
+            return functional.linear(x, weight, bias)
+        outputs: Tensor = layer._conv_forward(x, weight, bias)
+        return outputs
 
 
 def _log_alpha(weight: Tensor, log_variance: Tensor) -> Tensor:
