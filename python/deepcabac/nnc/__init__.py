@@ -1,0 +1,1 @@
+"""ISO/IEC 15938-17 (NNC) streams."""
