@@ -14,8 +14,9 @@ use crate::fit::{self, Layout};
 use crate::lanes::{self, Job, Output};
 use crate::measure::{self, Measure};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
+use crate::nnc_quantize;
 use crate::params::Params;
-use crate::{bytes, coder, mcoder};
+use crate::{bytes, coder, dc2019, mcoder};
 
 /// Success.
 pub const DC_OK: i32 = 0;
@@ -511,4 +512,113 @@ pub unsafe extern "C" fn dc_nnc_decode(
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_most_bins(bytes_length: usize) -> usize {
     mcoder::most_bins(bytes_length)
+}
+
+/// Quantises the weights of a tensor, as many as it has levels. `step` is finite and positive, `lambda` finite, not negative
+/// and in squared steps a bit. The status is `DC_DAMAGED` if the step is too small for 32 bits, or a weight is not finite.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_nnc_quantize(
+    given: *const DcNncTensor,
+    weights: *const f32,
+    count: usize,
+    step: f32,
+    lambda: f64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (given, weights) = unsafe { (input(given, 1)?.first()?, input(weights, count)?) };
+        // SAFETY: as above.
+        let (tensor, levels) = unsafe { (nnc_tensor(given)?, output(given.levels, count)?) };
+        let valid = step.is_normal() && step > 0.0 && lambda.is_finite() && lambda >= 0.0 && count == tensor.count();
+        let quantizer = nnc_quantize::Quantizer { step, lambda, settings: given.chosen };
+        let done = valid.then(|| nnc_quantize::quantize(&tensor, weights, quantizer, levels))?;
+        Some(if done { DC_OK } else { DC_DAMAGED })
+    })
+}
+
+/// A layer of a stream of 2019.
+#[repr(C)]
+pub struct DcLayer {
+    /// Its dimensions: one, two or four, each below 2^16.
+    pub shape: *const u64,
+    /// Their number.
+    pub dimensions: usize,
+    /// As many as the shape says.
+    pub weights: *const f32,
+    /// Standard deviations of the weights.
+    pub intervals: *const f32,
+    /// As many, or one for all.
+    pub intervals_count: usize,
+    /// Distance of two values.
+    pub step: f32,
+    /// What a bit is worth.
+    pub rate_weight: f32,
+}
+
+/// Quantises and encodes layers as the software of 2019 does. The status is `DC_DAMAGED` if a level does not fit.
+///
+/// # Safety
+/// `layers` is valid for `count` layers, every pointer in them for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_dc2019_encode(
+    layers: *const DcLayer,
+    count: usize,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (given, out, length) = unsafe { (input(layers, count)?, output(out, capacity)?, output(length, 1)?) };
+        let mut layers = Vec::with_capacity(given.len());
+        for layer in given {
+            // SAFETY: as above.
+            let shape = unsafe { input(layer.shape, layer.dimensions)? };
+            let valid = [1, 2, 4].contains(&shape.len()) && shape.iter().all(|&size| size < 1 << 16);
+            let weights = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size as usize))?;
+            if !valid || ![1, weights].contains(&layer.intervals_count) {
+                return None;
+            }
+            // SAFETY: as above.
+            let (weights, intervals) =
+                unsafe { (input(layer.weights, weights)?, input(layer.intervals, layer.intervals_count)?) };
+            layers.push(dc2019::Layer { shape, weights, intervals, step: layer.step, lambda: layer.rate_weight });
+        }
+        match dc2019::encode(&layers) {
+            Some(code) => deliver(&code, out, length),
+            None => Some(DC_DAMAGED),
+        }
+    })
+}
+
+/// Decodes a stream of 2019 to numbers of four bytes: for each layer the number of dimensions, the dimensions, the bits of the
+/// step, the levels.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_dc2019_decode(
+    bytes: *const u8,
+    bytes_length: usize,
+    out: *mut u8,
+    capacity: usize,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (bytes, out, length) =
+            unsafe { (input(bytes, bytes_length)?, output(out, capacity)?, output(length, 1)?) };
+        let Some(layers) = dc2019::decode(bytes) else { return Some(DC_DAMAGED) };
+        let mut numbers = Vec::new();
+        for layer in layers {
+            numbers.extend((layer.shape.len() as u32).to_le_bytes());
+            numbers.extend(layer.shape.iter().flat_map(|size| size.to_le_bytes()));
+            numbers.extend(layer.step.to_le_bytes());
+            numbers.extend(layer.levels.iter().flat_map(|level| level.to_le_bytes()));
+        }
+        deliver(&numbers, out, length)
+    })
 }

@@ -10,7 +10,8 @@
 //! 4. the levels that are not in skipped rows, block by block (in one block without block scan). Every row of blocks but the
 //!    first is an entry point: contexts begin anew.
 
-use crate::mcoder::{Bins, Context, Decoder, Encoder, SETTINGS};
+use crate::mcoder::{Bins, Context, Decoder, Encoder, Learner, SETTINGS};
+use crate::mlevels::{Around, Binarisation, PREFIXES, code_level};
 use crate::nnc_settings::Trials;
 
 /// Most decisions "greater than k" of a level.
@@ -20,7 +21,7 @@ pub const MOST_UNARY: usize = 256;
 pub const NEXT: [[u8; 2]; 8] = [[0, 2], [7, 5], [1, 3], [6, 4], [2, 0], [5, 7], [3, 1], [4, 6]];
 
 /// Largest magnitude of a level of dependent quantisation: its multiple of the step fits 32 bits.
-const MOST_DEPENDENT: u32 = (1 << 30) - 1;
+pub(crate) const MOST_DEPENDENT: u32 = (1 << 30) - 1;
 
 // The first of each kind of context.
 const ZERO: usize = 0;
@@ -29,8 +30,6 @@ const ZERO_HISTORY: usize = 40;
 const SIGN: usize = 48;
 const SIGN_TEMPORAL: usize = 51;
 const GREATER: usize = 53;
-/// Contexts of the prefix of what is left after `unary` decisions.
-const PREFIXES: usize = 31;
 
 /// Everything about a tensor but its levels.
 #[derive(Clone, Copy, Default)]
@@ -71,7 +70,7 @@ impl Tensor<'_> {
     }
 
     /// Edge of a block, and 0 where the scan makes no difference.
-    fn edge(&self) -> usize {
+    pub(crate) fn edge(&self) -> usize {
         if self.width == 1 || self.rows == 1 { 0 } else { self.block }
     }
 
@@ -83,16 +82,17 @@ impl Tensor<'_> {
         }
     }
 
-    /// The largest magnitude of a level of this sign, None for no limit.
-    fn limit(&self, negative: bool) -> Option<u32> {
+    /// How its levels become decisions.
+    pub(crate) fn binarisation(&self) -> Binarisation {
         let (size, zero) = self.codebook;
-        (self.extended && size > 0).then(|| if negative { zero } else { size - zero - 1 })
-    }
-
-    /// The sign of all levels, if they have but one.
-    fn only_sign(&self) -> Option<bool> {
-        let (size, zero) = self.codebook;
-        (self.extended && size > 0 && (zero == 0 || zero == size - 1)).then_some(zero != 0)
+        let book = self.extended && size > 0;
+        Binarisation {
+            unary: self.unary,
+            prefix: self.prefix(),
+            most: if self.dependent { MOST_DEPENDENT } else { i32::MAX as u32 },
+            limits: if book { [size - zero - 1, zero] } else { [u32::MAX; 2] },
+            only_sign: (book && (zero == 0 || zero == size - 1)).then_some(zero != 0),
+        }
     }
 
     fn prefix(&self) -> usize {
@@ -126,7 +126,7 @@ impl Tensor<'_> {
         group(size != 1, ZERO, 3 * states)
             .chain(group(size != 1 && temporal, ZERO_TEMPORAL, 2 * states))
             .chain(group(size != 1 && history, ZERO_HISTORY, states))
-            .chain(group(size != 1 && self.only_sign().is_none(), SIGN, if temporal { 5 } else { 3 }))
+            .chain(group(size != 1 && self.binarisation().only_sign.is_none(), SIGN, if temporal { 5 } else { 3 }))
             .chain(group(true, GREATER, greater))
             .chain(group(temporal, GREATER + 2 * self.unary, greater_temporal))
             .chain(group(true, self.prefix(), prefixes))
@@ -174,77 +174,16 @@ trait Follower<B: Bins> {
     fn go_on(&self, bins: &B) -> bool;
 }
 
-/// Contexts of a level that depend on what is around it.
-struct Around {
-    zero: usize,
-    sign: usize,
-    greater: usize,
-    /// Magnitude of the base's level if it is not zero: it decides about the contexts of `greater`, not the sign.
-    base: u32,
-}
-
-/// Codes one level. None if it does not fit 32 bits.
+/// Contexts of a level without a base, after the level `before` in this state.
 #[inline(always)]
-fn code_level<B: Bins, const PLAIN: bool>(
-    bins: &mut B,
-    contexts: &mut [Context],
-    tensor: &Tensor,
-    around: &Around,
-    level: i32,
-) -> Option<i32> {
-    let magnitude = level.unsigned_abs();
-    if !bins.bin(contexts, around.zero, magnitude != 0) {
-        return Some(0);
-    }
-    let negative = match tensor.only_sign() {
-        Some(sign) if !PLAIN => sign,
-        _ => bins.bin(contexts, around.sign, level < 0),
-    };
-    let signed = |magnitude: u32| Some(if negative { -(magnitude as i32) } else { magnitude as i32 });
-    let limit = if PLAIN { u32::MAX } else { tensor.limit(negative).unwrap_or(u32::MAX) };
-    let mut coded = 1;
-    for k in 0..tensor.unary as u32 {
-        if !PLAIN && coded >= limit {
-            return signed(coded);
-        }
-        let second = if PLAIN || around.base == 0 { negative } else { around.base < k };
-        if !bins.bin(contexts, around.greater + 2 * k as usize + usize::from(second), magnitude > coded) {
-            return signed(coded);
-        }
-        coded += 1;
-    }
-    let most = if tensor.dependent { MOST_DEPENDENT } else { i32::MAX as u32 };
-    code_rest(bins, contexts, tensor.prefix(), limit, coded, magnitude).filter(|&coded| coded <= most).and_then(signed)
-}
-
-/// Codes what a magnitude has above `coded`: Exp-Golomb code of order 0 whose prefix has contexts. None if it does not fit 32 bits.
-#[cold]
-#[inline(never)]
-fn code_rest<B: Bins>(
-    bins: &mut B,
-    contexts: &mut [Context],
-    prefix: usize,
-    limit: u32,
-    coded: u32,
-    magnitude: u32,
-) -> Option<u32> {
-    let (mut coded, limit) = (u64::from(coded), u64::from(limit));
-    let mut exponent = 0;
-    while exponent < PREFIXES as u32 && (if exponent == 0 { coded < limit } else { coded + (1 << exponent) <= limit }) {
-        let more = u64::from(magnitude) >= coded + (1 << exponent);
-        if !bins.bin(contexts, prefix + exponent as usize, more) {
-            break;
-        }
-        coded += 1 << exponent;
-        exponent += 1;
-    }
-    coded += u64::from(bins.bypass((u64::from(magnitude).wrapping_sub(coded)) as u32, exponent));
-    u32::try_from(coded).ok()
+pub(crate) fn around(state: u8, before: i32) -> Around {
+    let class = usize::from(before != 0) + usize::from(before > 0);
+    Around { zero: ZERO + 3 * usize::from(state) + class, sign: SIGN + class, greater: GREATER, base: 0 }
 }
 
 /// The integer multiple of the step that a level of dependent quantisation stands for.
 #[inline(always)]
-fn multiple(level: i32, state: u8) -> i32 {
+pub(crate) fn multiple(level: i32, state: u8) -> i32 {
     level.wrapping_mul(2).wrapping_sub(level.signum() * i32::from(state & 1))
 }
 
@@ -268,6 +207,7 @@ fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
         0 => (rows, width),
         edge => (edge, edge),
     };
+    let form = tensor.binarisation();
     let (mut state, mut before) = (0, 0i32);
     for top in (0..rows).step_by(high) {
         if top > 0 {
@@ -288,13 +228,7 @@ fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
                 for at in row * width + left..row * width + (left + wide).min(width) {
                     let given = levels.get(at);
                     let level = if tensor.dependent { (given + given.signum() * i32::from(state & 1)) >> 1 } else { given };
-                    let class = if before == 0 { 0 } else { 2 - usize::from(before < 0) };
-                    let mut around = Around {
-                        zero: ZERO + 3 * usize::from(state) + class,
-                        sign: SIGN + class,
-                        greater: GREATER,
-                        base: 0,
-                    };
+                    let mut around = around(state, before);
                     if !PLAIN {
                         if let Some(base) = tensor.base.map(|base| base[at]).filter(|&base| base != 0) {
                             around = Around {
@@ -308,7 +242,7 @@ fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
                             around.zero = ZERO_HISTORY + usize::from(state);
                         }
                     }
-                    let level = code_level::<B, PLAIN>(bins, contexts, tensor, &around, level)?;
+                    let level = code_level::<B, PLAIN>(bins, contexts, &form, &around, level)?;
                     before = level;
                     if tensor.dependent {
                         levels.put(at, multiple(level, state));
@@ -361,7 +295,7 @@ fn code_flags<B: Bins>(bins: &mut B, contexts: &mut [Context], tensor: &Tensor, 
 }
 
 /// Codes point 3. `choose` says which setting a context shall have, given what the flag costs either way; a decoder ignores it.
-pub(crate) fn code_settings<B: Bins>(
+fn code_settings<B: Bins>(
     bins: &mut B,
     contexts: &mut [Context],
     tensor: &Tensor,
@@ -492,12 +426,6 @@ impl UnitEncoder {
             return false;
         }
         let history = tensor.history.is_some() && tensor.has_row_flags() && tensor.update;
-        let trials = |skipped: &[bool]| {
-            let mut trials = Trials::new(tensor.contexts().len());
-            code_any(&mut trials, &mut tensor.contexts(), tensor, skipped, history, &mut Given(levels), &mut Marks);
-            trials.finish();
-            trials
-        };
         let skipped = if tools.rows { zero_rows(tensor, levels) } else { Vec::new() };
         let bins = &mut self.0;
         if tensor.qp_bits > 0 {
@@ -505,7 +433,7 @@ impl UnitEncoder {
         }
         let contexts = &mut tensor.contexts()[..];
         let (skipped, history) = code_flags(bins, contexts, tensor, skipped, history);
-        let tried = tools.settings.then(|| trials(&skipped));
+        let tried = tools.settings.then(|| try_settings(tensor, &skipped, history, levels));
         code_settings(bins, contexts, tensor, history, |number, flag| {
             tried.as_ref().map_or(0, |tried| tried.best(number, flag))
         });
@@ -521,9 +449,26 @@ impl UnitEncoder {
     }
 }
 
+/// Tries all settings of all contexts on these levels.
+fn try_settings(tensor: &Tensor, skipped: &[bool], history: bool, levels: &[i32]) -> Trials {
+    let mut trials = Trials::new(tensor.contexts().len());
+    code_any(&mut trials, &mut tensor.contexts(), tensor, skipped, history, &mut Given(levels), &mut Marks);
+    trials.finish();
+    trials
+}
+
+/// Contexts that begin as suits these levels, but for skipped rows and history.
+pub(crate) fn choose_settings(tensor: &Tensor, levels: &[i32]) -> Vec<Context> {
+    let tried = try_settings(tensor, &[], false, levels);
+    let mut contexts = tensor.contexts();
+    code_settings(&mut Learner, &mut contexts, tensor, false, |number, flag| tried.best(number, flag));
+    contexts
+}
+
 /// Whether a decoder could give these levels.
 fn valid(tensor: &Tensor, levels: &[i32]) -> bool {
-    let fits = |level: i32| level.unsigned_abs() <= tensor.limit(level < 0).unwrap_or(i32::MAX as u32 - 2);
+    let form = tensor.binarisation();
+    let fits = |level: i32| level.unsigned_abs() <= form.limits[usize::from(level < 0)].min(form.most - 2);
     if !tensor.dependent {
         return levels.iter().all(|&level| fits(level));
     }

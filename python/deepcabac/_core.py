@@ -343,3 +343,51 @@ def nnc_decode(code: bytes | memoryview, tensors: Sequence[NncTensor]) -> None:
 def most_bins(length: int) -> int:
     """Most context-coded decisions in ``length`` bytes of a stream of ISO/IEC 15938-17."""
     return int(lib.dc_most_bins(length))
+
+
+def nnc_quantize(tensor: NncTensor, weights: npt.NDArray[np.float32], step: float, rate_weight: float) -> bool:
+    """Choose ``tensor.levels`` for as many weights, at the least sum of squared errors in steps and ``rate_weight`` a bit.
+
+    False if the step is too small for 32 bits, or a weight is not finite; then levels are undefined.
+    """
+    native = _nnc_tensors([tensor], known=False)
+    status = lib.dc_nnc_quantize(native, _pointer(weights, "float *"), weights.size, step, rate_weight)
+    if status == _DAMAGED:
+        return False
+    _checked(status)
+    return True
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer for a stream of 2019: one, two or four dimensions below 2^16."""
+
+    weights: npt.NDArray[np.float32]
+    intervals: npt.NDArray[np.float32]  #: standard deviations, like ``weights`` or a single one
+    step: float
+    rate_weight: float
+
+
+def dc2019_encode(layers: Sequence[Layer]) -> bytes:
+    """The stream of the DeepCABAC authors' software. Raises DamagedFileError if a level does not fit 32 bits."""
+    native = ffi.new("DcLayer[]", len(layers))
+    shapes = [np.array(layer.weights.shape, np.uint64) for layer in layers]
+    for slot, layer, shape in zip(native, layers, shapes, strict=True):
+        slot.shape, slot.dimensions = _pointer(shape, "uint64_t *"), shape.size
+        slot.weights = _pointer(layer.weights, "float *")
+        slot.intervals, slot.intervals_count = _pointer(layer.intervals, "float *"), layer.intervals.size
+        slot.step, slot.rate_weight = layer.step, layer.rate_weight
+    return _deliver(
+        lambda out, capacity, length: lib.dc_dc2019_encode(native, len(layers), out, capacity, length),
+        64 + sum(2 * layer.weights.size for layer in layers),
+    )
+
+
+def dc2019_decode(code: bytes | memoryview) -> bytes:
+    """Numbers of four bytes: for each layer the number of dimensions, the dimensions, the step, the levels."""
+    return _deliver(
+        lambda out, capacity, length: lib.dc_dc2019_decode(
+            ffi.from_buffer("uint8_t[]", code), len(code), out, capacity, length
+        ),
+        64 * len(code) + 64,
+    )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import run_all
-from ..errors import DamagedFileError, LimitError, OptionError, UnsupportedError
+from ..errors import DamagedFileError, LimitError, OptionError
 from . import syntax
 from .syntax import DataHeader, Payload, Stream
 
@@ -228,17 +228,17 @@ def load(
     model: dict[str, Array] = {}
     for base in bases:
         if isinstance(base, Mapping):
-            _accumulate(model, base)
+            accumulate(model, base)
         else:
             tensors = load_with(base, memory, max_bytes=max_bytes, threads=threads)
             if apply:
-                _accumulate(model, tensors)
+                accumulate(model, tensors)
     last = load_with(data, memory, max_bytes=max_bytes, threads=threads)
     if not apply:
         return last
     if not bases:
         raise OptionError("apply needs a base: the model that the update is to be added to")
-    _accumulate(model, last)
+    accumulate(model, last)
     return model
 
 
@@ -251,7 +251,8 @@ def load_with(
     return {tensor.name: tensor.values(None) for tensor in decode_units(stream, memory, threads)}
 
 
-def _accumulate(model: dict[str, Array], update: Mapping[str, Array]) -> None:
+def accumulate(model: dict[str, Array], update: Mapping[str, Array]) -> None:
+    """Add an update to a model; what the model lacks is the update's."""
     for name, values in update.items():
         if name not in model:
             model[name] = values
@@ -262,4 +263,4 @@ def _accumulate(model: dict[str, Array], update: Mapping[str, Array]) -> None:
         model[name] = model[name] + values.astype(model[name].dtype, copy=False)
 
 
-__all__ = ["FREE_ELEMENTS", "Memory", "Tensor", "UnsupportedError", "load", "load_with", "step_size"]
+__all__ = ["FREE_ELEMENTS", "Memory", "Tensor", "accumulate", "load", "load_with", "step_size"]
