@@ -87,6 +87,20 @@ class Tensor:
         return values.reshape(self.shape)
 
 
+def coded_qp(stream: Stream, header: DataHeader, payload: bytes | memoryview) -> int | None:
+    """The quantisation parameter of a unit's first tensor, at the head of its payload; None if it has none."""
+    if header.payload not in (Payload.FLOATS, Payload.BLOCK):
+        return None
+    count = _STEP_BITS + stream.density
+    code = int.from_bytes(bytes(payload[:4]).ljust(4, b"\0"), "big")
+    value, qp = code >> 23, 0
+    for place in range(1, count + 1):  # bits without contexts, in a range of 510
+        value = value << 1 | code >> 23 - place & 1
+        qp = qp << 1 | (value >= 510)
+        value -= 510 * (value >= 510)
+    return qp - (qp >> (count - 1) << count) + stream.qp
+
+
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Rows and their width: levels are coded as a matrix with dimension 0 as its rows."""
     return (shape[0], math.prod(shape[1:])) if shape else (1, 1)

@@ -143,7 +143,8 @@ def compress(
 
 
 def _plain(name: str, array: Array, notes: list[str]) -> Array:
-    """Little-endian float32 or int32, C-contiguous."""
+    """Little-endian float32 or int32, C-contiguous; scalars as NNCodec stores them, with one dimension of one."""
+    array = array.reshape(array.shape or (1,))
     if "\0" in name:
         raise UnsupportedError(f"tensor {name!r}: a name in a .nnc file cannot hold a zero character")
     if array.dtype.kind in "iub":
@@ -169,7 +170,7 @@ def _differences(tensors: Mapping[str, Array], model: Mapping[str, Array]) -> di
     for name, array in tensors.items():
         if name not in model:
             raise OptionError(f"tensor {name!r} is not in the base: give the streams that lead to it, oldest first")
-        base = model[name]
+        base = model[name].reshape(model[name].shape or (1,))
         if base.shape != array.shape or (base.dtype.kind in "iub") != (array.dtype == np.int32):
             raise OptionError(f"tensor {name!r} is {array.dtype}{list(array.shape)}, in the base {base.dtype}{list(base.shape)}")
         result[name] = array - base.astype(array.dtype, copy=False)
@@ -181,7 +182,7 @@ def _tensor(name: str, number: int, array: Array, settings: Settings, memory: Me
     floats = array.dtype == np.float32
     update = memory is not None
     known = memory.tensors.get(name) if memory is not None else None
-    shape = array.shape or (1,)
+    shape = array.shape
     several = len(shape) > 1
     rows, width = matrix_shape(shape)
     header = DataHeader(
@@ -223,12 +224,12 @@ def _tensor(name: str, number: int, array: Array, settings: Settings, memory: Me
     if floats:
         difference = array.reshape(rows, width) - job.levels.astype(np.float32) * np.float32(step)
         error = float(np.vdot(difference.astype(np.float64), difference))
+    ways = [(header, job)]
     if update and settings.temporal and known is not None and known.levels.shape == job.levels.shape:
-        header = replace(header, parent=Parent(True))
-        job.base = known.levels
-    unit = _unit(header, job, update)
-    if settings.codebook and floats:
-        unit = min([unit, *(_unit(*book, update) for book in _codebooks(header, job))], key=len)
+        ways.append((replace(header, parent=Parent(True)), replace(job, base=known.levels)))
+    if settings.codebook and array.size and floats:
+        ways += _codebooks(header, job)
+    unit = min((_unit(*way, update) for way in ways), key=len)
     return unit, Coded(name, array.size, len(unit), error, energy), note
 
 
@@ -259,7 +260,7 @@ def _unit(header: DataHeader, job: _core.NncTensor, updates: bool) -> bytes:
 def _codebooks(header: DataHeader, job: _core.NncTensor) -> list[tuple[DataHeader, _core.NncTensor]]:
     """The same values as numbers of places in a codebook, with some choices of the one that is level 0."""
     values, places, counts = np.unique(job.levels, return_inverse=True, return_counts=True)
-    if values.size > _MOST_VALUES or job.base is not None:
+    if values.size > _MOST_VALUES:
         return []
     books = []
     for zero in sorted({int(counts.argmax()), int(np.abs(values).argmin()), values.size // 2}):
