@@ -43,13 +43,7 @@ pub struct Levels {
 }
 
 fn binarisation(unary: usize) -> Binarisation {
-    Binarisation {
-        unary,
-        prefix: GREATER + 2 * unary,
-        most: i32::MAX as u32,
-        limits: [u32::MAX; 2],
-        only_sign: None,
-    }
+    Binarisation { unary, prefix: GREATER + 2 * unary, most: i32::MAX as u32, limits: [u32::MAX; 2], only_sign: None }
 }
 
 fn contexts() -> Vec<Context> {

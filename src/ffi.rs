@@ -461,8 +461,7 @@ pub unsafe extern "C" fn dc_nnc_encode(
 ) -> i32 {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (tensors, out, length) =
-            unsafe { (input(tensors, count)?, output(out, capacity)?, output(length, 1)?) };
+        let (tensors, out, length) = unsafe { (input(tensors, count)?, output(out, capacity)?, output(length, 1)?) };
         let mut encoder = UnitEncoder::default();
         for given in tensors {
             // SAFETY: as above.
@@ -609,8 +608,7 @@ pub unsafe extern "C" fn dc_dc2019_decode(
 ) -> i32 {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (bytes, out, length) =
-            unsafe { (input(bytes, bytes_length)?, output(out, capacity)?, output(length, 1)?) };
+        let (bytes, out, length) = unsafe { (input(bytes, bytes_length)?, output(out, capacity)?, output(length, 1)?) };
         let Some(layers) = dc2019::decode(bytes) else { return Some(DC_DAMAGED) };
         let mut numbers = Vec::new();
         for layer in layers {

@@ -29,8 +29,8 @@ const SETTING: [[i16; 4]; SETTINGS] = [
 
 /// How far a counter moves, by where it stands: against the decision first, with it last.
 const CURVE: [i16; 32] = [
-    2512, 2288, 2064, 1840, 1616, 1392, 1168, 944, 720, 560, 464, 368, 272, 208, 144, 80, 64, 64, 64, 64, 64, 64, 64, 64,
-    64, 64, 64, 64, 64, 64, 64, 0,
+    2512, 2288, 2064, 1840, 1616, 1392, 1168, 944, 720, 560, 464, 368, 272, 208, 144, 80, 64, 64, 64, 64, 64, 64, 64,
+    64, 64, 64, 64, 64, 64, 64, 64, 0,
 ];
 
 /// The part of the range that the less probable value gets: by range (8 classes), then by certainty (32 classes).
@@ -93,14 +93,59 @@ const MORE_PROBABLE_COST: [u16; 512] = [
     358, 355, 352, 349, 346, 344, 341, 338, 335, 332, 329, 326, 324, 321, 318, 316, 313, 310,
 ];
 
+/// Costs of a zero and of a one in units of 2^-15 bits, by the sum of the counters over 8, plus 512.
+static COSTS: [[u32; 1024]; 2] = {
+    let mut costs = [[0; 1024]; 2];
+    let mut place = 0;
+    while place < 1024 {
+        let one_is_more_probable = place >= 512;
+        let distance = if one_is_more_probable { place - 512 } else { 512 - place };
+        let certainty = if distance > 511 { 511 } else { distance };
+        let less_probable = ((2_160_650_100 + 26_266_759 * certainty as u64) >> 16) as u32;
+        costs[one_is_more_probable as usize][place] = MORE_PROBABLE_COST[certainty] as u32;
+        costs[!one_is_more_probable as usize][place] = less_probable;
+        place += 1;
+    }
+    costs
+};
+
+/// What a zero and a one add to the fast counter, by its shift (4 to 7) and itself, plus 128.
+static FAST: [[[i8; 256]; 2]; 4] = {
+    let mut moves = [[[0; 256]; 2]; 4];
+    let mut place = 0;
+    while place < 4 * 256 {
+        let (shift, counter) = (place / 256, (place % 256) as i32 - 128);
+        moves[shift][1][place % 256] = (CURVE[(16 + (counter >> 3)) as usize & 31] >> (shift + 4)) as i8;
+        moves[shift][0][place % 256] = -((CURVE[(16 + (-counter >> 3)) as usize & 31] >> (shift + 4)) as i8);
+        place += 1;
+    }
+    moves
+};
+
+/// What a zero and a one add to the slow counter, by its shift (4 to 7) and itself, over 128 (rounded up for a zero, down for a
+/// one), plus 16.
+static SLOW: [[[i16; 64]; 2]; 4] = {
+    let mut moves = [[[0; 64]; 2]; 4];
+    let mut place = 0;
+    while place < 4 * 64 {
+        let (shift, counter) = (place / 64, place % 64);
+        moves[shift][1][counter] = CURVE[counter & 31] >> (shift + 4);
+        moves[shift][0][counter] = -(CURVE[(32 - counter as i32) as usize & 31] >> (shift + 4));
+        place += 1;
+    }
+    moves
+};
+
 /// An adaptive probability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// In -123..=123; the sign says which value is the more probable, as in the slow one.
-    fast: i16,
     /// In -2000..=2000.
     slow: i16,
+    /// In -123..=123; the sign says which value is the more probable, as in the slow one.
+    fast: i8,
+    /// Less 4.
     fast_shift: u8,
+    /// Less 4.
     slow_shift: u8,
     setting: u8,
 }
@@ -111,10 +156,10 @@ impl Context {
     pub const fn new(setting: usize) -> Context {
         let [fast_shift, slow_shift, sum, fast] = SETTING[setting];
         Context {
-            fast,
             slow: sum - 16 * fast,
-            fast_shift: fast_shift as u8 + 4,
-            slow_shift: slow_shift as u8,
+            fast: fast as i8,
+            fast_shift: fast_shift as u8,
+            slow_shift: slow_shift as u8 - 4,
             setting: setting as u8,
         }
     }
@@ -139,23 +184,16 @@ impl Context {
     /// Cost of a decision in units of 2^-15 bits.
     #[inline(always)]
     pub fn cost(self, one: bool) -> u32 {
-        let certainty = self.sum() >> 3;
-        let more_probable = (certainty >= 0) == one;
-        let certainty = if certainty < 0 { (-certainty).min(511) } else { certainty & 511 } as usize;
-        if more_probable {
-            u32::from(MORE_PROBABLE_COST[certainty])
-        } else {
-            ((2_160_650_100 + 26_266_759 * certainty as u64) >> 16) as u32
-        }
+        COSTS[usize::from(one)][(512 + (self.sum() >> 3)) as usize & 1023]
     }
 
     /// Learns from a decision.
     #[inline(always)]
     pub fn adapt(&mut self, one: bool) {
-        let sign = 2 * i16::from(one) - 1;
-        let curve = |counter: i16, shift: u32| CURVE[(16 + (counter >> shift)) as usize & 31];
-        self.fast += sign * (curve(sign * self.fast, 3) >> self.fast_shift);
-        self.slow += sign * (curve(sign * self.slow, 7) >> self.slow_shift);
+        let bit = usize::from(one);
+        let up = i32::from(self.slow) + (127 & (bit as i32 - 1));
+        self.slow += SLOW[usize::from(self.slow_shift & 3)][bit][(16 + (up >> 7)) as usize & 63];
+        self.fast += FAST[usize::from(self.fast_shift & 3)][bit][usize::from(self.fast as u8 ^ 128)];
     }
 }
 
@@ -163,8 +201,18 @@ impl Context {
 pub trait Bins {
     /// A decision with the context of this number.
     fn bin(&mut self, contexts: &mut [Context], number: usize, one: bool) -> bool;
+    /// The same for a decision that nothing is chosen by at once, such as a sign: for a decoder that is better without a branch.
+    #[inline(always)]
+    fn bin_apart(&mut self, contexts: &mut [Context], number: usize, one: bool) -> bool {
+        self.bin(contexts, number, one)
+    }
     /// The low `count <= 32` bits of `bits`, which has no others; without a context.
     fn bypass(&mut self, bits: u32, count: u32) -> u32;
+    /// Runs a loop, or a rarely called function, on a copy of its own, so that the state can stay in registers.
+    #[inline(always)]
+    fn locally<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
+        body(self)
+    }
 }
 
 /// Adds up costs in units of 2^-15 bits; leaves the contexts as they are.
@@ -324,6 +372,14 @@ pub struct Decoder<'a> {
     range: u32,
 }
 
+/// The next eight bytes, with zeros behind the end.
+#[cold]
+#[inline(never)]
+fn near_end(bytes: &[u8], taken: usize) -> u64 {
+    let rest = bytes.get(taken..).unwrap_or_default();
+    u64::from_be_bytes(array::from_fn(|i| rest.get(i).copied().unwrap_or(0)))
+}
+
 impl<'a> Decoder<'a> {
     /// At the beginning of a stream.
     pub fn new(bytes: &'a [u8]) -> Self {
@@ -337,19 +393,12 @@ impl<'a> Decoder<'a> {
     fn refill(&mut self) {
         let next = match self.bytes.get(self.taken..).and_then(|rest| rest.first_chunk()) {
             Some(bytes) => u64::from_be_bytes(*bytes),
-            None => self.near_end(),
+            None => near_end(self.bytes, self.taken),
         };
         self.value |= next >> 1 >> self.bits;
         let bytes = (63 - self.bits) / 8;
         self.taken += bytes as usize;
         self.bits += 8 * bytes;
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn near_end(&self) -> u64 {
-        let rest = self.bytes.get(self.taken..).unwrap_or_default();
-        u64::from_be_bytes(array::from_fn(|i| rest.get(i).copied().unwrap_or(0)))
     }
 
     #[inline(always)]
@@ -396,8 +445,40 @@ impl<'a> Decoder<'a> {
 }
 
 impl Bins for Decoder<'_> {
+    /// A branch on the more probable value: where it is foreseen, the next decision need not wait for this one.
     #[inline(always)]
     fn bin(&mut self, contexts: &mut [Context], number: usize, _one: bool) -> bool {
+        let context = &mut contexts[number];
+        let less = (context.shares() >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
+        let more = self.range - less;
+        let bound = u64::from(more) << VALUE_SHIFT;
+        let one_is_more = context.sum() >= 0;
+        if self.value < bound {
+            context.adapt(one_is_more);
+            let shift = (more >> (RANGE_BITS - 1)) ^ 1; // at least half of the range is left
+            self.range = more << shift;
+            self.drop(shift);
+            one_is_more
+        } else {
+            context.adapt(!one_is_more);
+            self.value -= bound;
+            let shift = less.leading_zeros() - (32 - RANGE_BITS);
+            self.range = less << shift;
+            self.drop(shift);
+            !one_is_more
+        }
+    }
+
+    #[inline(always)]
+    fn locally<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
+        let mut local = self.clone();
+        let result = body(&mut local);
+        *self = local;
+        result
+    }
+
+    #[inline(always)]
+    fn bin_apart(&mut self, contexts: &mut [Context], number: usize, _one: bool) -> bool {
         let context = &mut contexts[number];
         let less = (context.shares() >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
         let more = self.range - less;

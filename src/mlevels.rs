@@ -52,7 +52,7 @@ pub fn code_level<B: Bins, const PLAIN: bool>(
     }
     let negative = match form.only_sign {
         Some(sign) if !PLAIN => sign,
-        _ => bins.bin(contexts, around.sign, level < 0),
+        _ => bins.bin_apart(contexts, around.sign, level < 0),
     };
     let signed = |magnitude: u32| {
         let mask = -i32::from(negative);
@@ -70,7 +70,8 @@ pub fn code_level<B: Bins, const PLAIN: bool>(
         }
         coded += 1;
     }
-    code_rest(bins, contexts, form.prefix, limit, coded, magnitude).filter(|&coded| coded <= form.most).and_then(signed)
+    let rest = bins.locally(|bins| code_rest(bins, contexts, form.prefix, limit, coded, magnitude));
+    rest.filter(|&coded| coded <= form.most).and_then(signed)
 }
 
 /// Codes what a magnitude has above `coded`. None if it does not fit 32 bits.

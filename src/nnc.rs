@@ -13,6 +13,8 @@
 use crate::mcoder::{Bins, Context, Decoder, Encoder, Learner, SETTINGS};
 use crate::mlevels::{Around, Binarisation, PREFIXES, code_level};
 use crate::nnc_settings::Trials;
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 
 /// Most decisions "greater than k" of a level.
 pub const MOST_UNARY: usize = 256;
@@ -121,7 +123,8 @@ impl Tensor<'_> {
         let unary = self.unary as u64;
         let group = |on: bool, first: usize, count: usize| if on { first..first + count } else { 0..0 };
         let greater = (2 * self.unary).min(usize::try_from(most.saturating_mul(2)).unwrap_or(usize::MAX));
-        let greater_temporal = (2 * self.unary).min(usize::try_from(most.saturating_sub(1).saturating_mul(2)).unwrap_or(usize::MAX));
+        let greater_temporal =
+            (2 * self.unary).min(usize::try_from(most.saturating_sub(1).saturating_mul(2)).unwrap_or(usize::MAX));
         let prefixes = (0..PREFIXES as u32).take_while(|a| most == u64::MAX || unary + (2 << a) - 2 < most).count();
         group(size != 1, ZERO, 3 * states)
             .chain(group(size != 1 && temporal, ZERO_TEMPORAL, 2 * states))
@@ -225,32 +228,36 @@ fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
                     }
                     continue;
                 }
-                for at in row * width + left..row * width + (left + wide).min(width) {
-                    let given = levels.get(at);
-                    let level = if tensor.dependent { (given + given.signum() * i32::from(state & 1)) >> 1 } else { given };
-                    let mut around = around(state, before);
-                    if !PLAIN {
-                        if let Some(base) = tensor.base.map(|base| base[at]).filter(|&base| base != 0) {
-                            around = Around {
-                                zero: ZERO_TEMPORAL + 2 * usize::from(state) + usize::from(base.unsigned_abs() > 1),
-                                sign: SIGN_TEMPORAL + usize::from(base > 0),
-                                greater: GREATER + 2 * tensor.unary,
-                                base: base.unsigned_abs(),
-                            };
+                bins.locally(|bins| {
+                    for at in row * width + left..row * width + (left + wide).min(width) {
+                        let given = levels.get(at);
+                        let level =
+                            if tensor.dependent { (given + given.signum() * i32::from(state & 1)) >> 1 } else { given };
+                        let mut around = around(state, before);
+                        if !PLAIN {
+                            if let Some(base) = tensor.base.map(|base| base[at]).filter(|&base| base != 0) {
+                                around = Around {
+                                    zero: ZERO_TEMPORAL + 2 * usize::from(state) + usize::from(base.unsigned_abs() > 1),
+                                    sign: SIGN_TEMPORAL + usize::from(base > 0),
+                                    greater: GREATER + 2 * tensor.unary,
+                                    base: base.unsigned_abs(),
+                                };
+                            }
+                            if history && tensor.history.is_some_and(|history| history[at] == 1) {
+                                around.zero = ZERO_HISTORY + usize::from(state);
+                            }
                         }
-                        if history && tensor.history.is_some_and(|history| history[at] == 1) {
-                            around.zero = ZERO_HISTORY + usize::from(state);
+                        let level = code_level::<B, PLAIN>(bins, contexts, &form, &around, level)?;
+                        before = level;
+                        if tensor.dependent {
+                            levels.put(at, multiple(level, state));
+                            state = NEXT[state as usize][(level & 1) as usize];
+                        } else {
+                            levels.put(at, level);
                         }
                     }
-                    let level = code_level::<B, PLAIN>(bins, contexts, &form, &around, level)?;
-                    before = level;
-                    if tensor.dependent {
-                        levels.put(at, multiple(level, state));
-                        state = NEXT[state as usize][(level & 1) as usize];
-                    } else {
-                        levels.put(at, level);
-                    }
-                }
+                    Some(())
+                })?;
             }
         }
     }
@@ -258,6 +265,7 @@ fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
 }
 
 /// [`code_levels`], compiled for what the tensor needs.
+#[inline(always)]
 fn code_any<B: Bins, L: Levels, F: Follower<B>>(
     bins: &mut B,
     contexts: &mut [Context],
@@ -280,7 +288,13 @@ fn code_any<B: Bins, L: Levels, F: Follower<B>>(
 }
 
 /// Codes what comes before the levels: point 2 for `skipped` (empty: no rows are skipped) and `history`. They are returned.
-fn code_flags<B: Bins>(bins: &mut B, contexts: &mut [Context], tensor: &Tensor, skipped: Vec<bool>, history: bool) -> (Vec<bool>, bool) {
+fn code_flags<B: Bins>(
+    bins: &mut B,
+    contexts: &mut [Context],
+    tensor: &Tensor,
+    skipped: Vec<bool>,
+    history: bool,
+) -> (Vec<bool>, bool) {
     if !tensor.has_row_flags() {
         return (Vec::new(), false);
     }
@@ -289,8 +303,7 @@ fn code_flags<B: Bins>(bins: &mut B, contexts: &mut [Context], tensor: &Tensor, 
         return (Vec::new(), history);
     }
     let number = tensor.row_context();
-    let skipped =
-        (0..tensor.rows).map(|row| bins.bin(contexts, number, skipped.get(row) == Some(&true))).collect();
+    let skipped = (0..tensor.rows).map(|row| bins.bin(contexts, number, skipped.get(row) == Some(&true))).collect();
     (skipped, history)
 }
 
@@ -377,33 +390,49 @@ impl<'a> UnitDecoder<'a> {
     /// `entries` has [`Tensor::entries`] elements: entry points, compared if they are `known`, else filled in.
     /// None if the stream is damaged.
     pub fn decode(&mut self, tensor: &Tensor, levels: &mut [i32], entries: &mut [u64], known: bool) -> Option<i32> {
-        let bins = &mut self.0;
-        let qp = match tensor.qp_bits {
-            0 => 0,
-            bits => (bins.bypass(0, bits) << (32 - bits)) as i32 >> (32 - bits),
-        };
-        let contexts = &mut tensor.contexts()[..];
-        let (skipped, history) = code_flags(bins, contexts, tensor, Vec::new(), false);
-        if history && tensor.history.is_none() {
-            return None;
+        #[cfg(target_arch = "x86_64")]
+        if simd::available() {
+            return simd::nnc_decode(self, tensor, levels, entries, known);
         }
-        code_settings(bins, contexts, tensor, history, |_, _| 0);
-        if skipped.contains(&true) {
-            levels.fill(0);
-        }
-        if tensor.entries() > 0 {
-            bins.entry_point();
-        }
-        let last = bins.position();
-        let mut follower = Entries { entries, next: 0, known, last };
-        code_any(bins, contexts, tensor, &skipped, history, &mut Wanted(levels), &mut follower)?;
-        bins.inside().then_some(qp)
+        decode_on(self, tensor, levels, entries, known)
     }
 
     /// Bytes that the stream takes if it ends here, None if it does not.
     pub fn finish(&self) -> Option<usize> {
         self.0.finish()
     }
+}
+
+/// [`UnitDecoder::decode`].
+#[inline(always)]
+pub(crate) fn decode_on(
+    decoder: &mut UnitDecoder,
+    tensor: &Tensor,
+    levels: &mut [i32],
+    entries: &mut [u64],
+    known: bool,
+) -> Option<i32> {
+    let bins = &mut decoder.0;
+    let qp = match tensor.qp_bits {
+        0 => 0,
+        bits => (bins.bypass(0, bits) << (32 - bits)) as i32 >> (32 - bits),
+    };
+    let contexts = &mut tensor.contexts()[..];
+    let (skipped, history) = code_flags(bins, contexts, tensor, Vec::new(), false);
+    if history && tensor.history.is_none() {
+        return None;
+    }
+    code_settings(bins, contexts, tensor, history, |_, _| 0);
+    if skipped.contains(&true) {
+        levels.fill(0);
+    }
+    if tensor.entries() > 0 {
+        bins.entry_point();
+    }
+    let last = bins.position();
+    let mut follower = Entries { entries, next: 0, known, last };
+    code_any(bins, contexts, tensor, &skipped, history, &mut Wanted(levels), &mut follower)?;
+    bins.inside().then_some(qp)
 }
 
 /// A unit's stream being encoded, tensor after tensor.
@@ -422,25 +451,11 @@ pub struct Tools {
 impl UnitEncoder {
     /// Encodes the next tensor. False if `levels` are none that a decoder could give, or there are not enough.
     pub fn encode(&mut self, tensor: &Tensor, qp: i32, levels: &[i32], tools: Tools) -> bool {
-        if levels.len() != tensor.count() || !valid(tensor, levels) {
-            return false;
+        #[cfg(target_arch = "x86_64")]
+        if simd::available() {
+            return simd::nnc_encode(self, tensor, qp, levels, tools);
         }
-        let history = tensor.history.is_some() && tensor.has_row_flags() && tensor.update;
-        let skipped = if tools.rows { zero_rows(tensor, levels) } else { Vec::new() };
-        let bins = &mut self.0;
-        if tensor.qp_bits > 0 {
-            bins.bypass(qp as u32 & (u32::MAX >> (32 - tensor.qp_bits)), tensor.qp_bits);
-        }
-        let contexts = &mut tensor.contexts()[..];
-        let (skipped, history) = code_flags(bins, contexts, tensor, skipped, history);
-        let tried = tools.settings.then(|| try_settings(tensor, &skipped, history, levels));
-        code_settings(bins, contexts, tensor, history, |number, flag| {
-            tried.as_ref().map_or(0, |tried| tried.best(number, flag))
-        });
-        if tensor.entries() > 0 {
-            bins.entry_point();
-        }
-        code_any(bins, contexts, tensor, &skipped, history, &mut Given(levels), &mut Marks).is_some()
+        encode_on(self, tensor, qp, levels, tools)
     }
 
     /// The stream's bytes.
@@ -449,7 +464,32 @@ impl UnitEncoder {
     }
 }
 
+/// [`UnitEncoder::encode`].
+#[inline(always)]
+pub(crate) fn encode_on(encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, levels: &[i32], tools: Tools) -> bool {
+    if levels.len() != tensor.count() || !valid(tensor, levels) {
+        return false;
+    }
+    let history = tensor.history.is_some() && tensor.has_row_flags() && tensor.update;
+    let skipped = if tools.rows { zero_rows(tensor, levels) } else { Vec::new() };
+    let bins = &mut encoder.0;
+    if tensor.qp_bits > 0 {
+        bins.bypass(qp as u32 & (u32::MAX >> (32 - tensor.qp_bits)), tensor.qp_bits);
+    }
+    let contexts = &mut tensor.contexts()[..];
+    let (skipped, history) = code_flags(bins, contexts, tensor, skipped, history);
+    let tried = tools.settings.then(|| try_settings(tensor, &skipped, history, levels));
+    code_settings(bins, contexts, tensor, history, |number, flag| {
+        tried.as_ref().map_or(0, |tried| tried.best(number, flag))
+    });
+    if tensor.entries() > 0 {
+        bins.entry_point();
+    }
+    code_any(bins, contexts, tensor, &skipped, history, &mut Given(levels), &mut Marks).is_some()
+}
+
 /// Tries all settings of all contexts on these levels.
+#[inline(always)]
 fn try_settings(tensor: &Tensor, skipped: &[bool], history: bool, levels: &[i32]) -> Trials {
     let mut trials = Trials::new(tensor.contexts().len());
     code_any(&mut trials, &mut tensor.contexts(), tensor, skipped, history, &mut Given(levels), &mut Marks);
@@ -523,6 +563,10 @@ fn zero_rows(tensor: &Tensor, levels: &[i32]) -> Vec<bool> {
     let count = zero.iter().filter(|&&zero| zero).count();
     // A zero in a row of zeros costs about 0.02 bits, a flag the entropy of the flags.
     let share = count as f64 / tensor.rows as f64;
-    let entropy = if count == 0 || count == tensor.rows { 0.02 } else { -share * share.log2() - (1.0 - share) * (1.0 - share).log2() };
+    let entropy = if count == 0 || count == tensor.rows {
+        0.02
+    } else {
+        -share * share.log2() - (1.0 - share) * (1.0 - share).log2()
+    };
     if count as f64 * tensor.width as f64 * 0.02 > tensor.rows as f64 * entropy { zero } else { Vec::new() }
 }

@@ -7,6 +7,8 @@
 use crate::mcoder::{Context, Learner};
 use crate::mlevels::{Binarisation, code_level};
 use crate::nnc::{MOST_DEPENDENT, NEXT, Tensor, around, choose_settings, multiple, scan};
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 
 /// Levels decided at once, and those behind them that the search looks at.
 const BLOCK: usize = 256;
@@ -33,6 +35,16 @@ pub struct Quantizer {
 
 /// Fills `levels`, as [`crate::nnc::UnitEncoder::encode`] takes them. False if the step is so small that one does not fit.
 pub fn quantize(tensor: &Tensor, weights: &[f32], quantizer: Quantizer, levels: &mut [i32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if simd::available() {
+        return simd::nnc_quantize(tensor, weights, quantizer, levels);
+    }
+    quantize_on(tensor, weights, quantizer, levels)
+}
+
+/// [`quantize`].
+#[inline(always)]
+pub(crate) fn quantize_on(tensor: &Tensor, weights: &[f32], quantizer: Quantizer, levels: &mut [i32]) -> bool {
     let most = if tensor.dependent { 2 * MOST_DEPENDENT - 4 } else { i32::MAX as u32 - 2 };
     let scale = 1.0 / quantizer.step;
     // NaN fits nowhere.
@@ -229,6 +241,7 @@ impl Search<'_> {
     }
 
     /// Two quantisers: fills in multiples of the step.
+    #[inline(always)]
     fn dependent(&mut self, levels: &mut [i32]) {
         let count = self.weights.len();
         let (block, ahead) = if self.lambda == 0.0 { (LONG_BLOCK, LONG_AHEAD) } else { (BLOCK, AHEAD) };
@@ -289,8 +302,7 @@ impl Search<'_> {
             let value: [f64; 4] = std::array::from_fn(|remainder| {
                 let multiple = candidates.multiple(remainder as u32);
                 let distance = place - f64::from(multiple);
-                let rate =
-                    if RATED { costs.magnitude(negative, multiple.div_ceil(2), self.lambda) } else { 0.0 };
+                let rate = if RATED { costs.magnitude(negative, multiple.div_ceil(2), self.lambda) } else { 0.0 };
                 distance * distance + rate
             });
             let mut nothing = [0.0; STATES];
@@ -329,11 +341,12 @@ impl Search<'_> {
     }
 
     /// One quantiser.
+    #[inline(always)]
     fn scalar(&mut self, levels: &mut [i32]) {
         let mut costs = self.costs();
         let mut before = 0;
         for at in 0..self.weights.len() {
-            if at % (BLOCK / 4) == 0 {
+            if at % BLOCK == 0 || (at < BLOCK && at % 16 == 0) {
                 costs = self.costs();
             }
             if at.is_multiple_of(self.anew) {

@@ -5,7 +5,7 @@ use crate::mcoder::{Bins, COST_BITS, Context, SETTINGS};
 /// Settings that differ in their beginning alone, by the first of them.
 const LEADER: [usize; SETTINGS] = [0, 0, 0, 3, 4, 4, 4, 7, 7];
 /// Decisions after which a beginning is forgotten.
-const FORGOTTEN: u64 = 4096;
+const FORGOTTEN: u64 = 1024;
 
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
@@ -43,7 +43,8 @@ impl Trial {
                 }
             }
             for setting in 0..SETTINGS {
-                let (context, cost) = leaders[[0, 3, 4, 7].iter().position(|&leader| leader == LEADER[setting]).unwrap_or(0)];
+                let (context, cost) =
+                    leaders[[0, 3, 4, 7].iter().position(|&leader| leader == LEADER[setting]).unwrap_or(0)];
                 self.costs[setting] += cost;
                 self.contexts[setting] = context;
             }
