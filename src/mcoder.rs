@@ -176,6 +176,12 @@ impl Context {
         i32::from(self.slow) + 16 * i32::from(self.fast)
     }
 
+    /// Whether the counters are the same, so that they will be for ever if both adapt alike.
+    #[inline]
+    pub fn stands_as(self, other: Context) -> bool {
+        (self.slow, self.fast) == (other.slow, other.fast)
+    }
+
     #[inline(always)]
     fn shares(self) -> u64 {
         SHARES[((self.sum() >> 7).unsigned_abs() & 31) as usize]

@@ -514,7 +514,7 @@ fn valid(tensor: &Tensor, levels: &[i32]) -> bool {
     }
     let mut path = Path { state: 0, good: true, levels };
     scan(tensor, |at| path.step(at));
-    path.good && levels.iter().all(|&level| level.unsigned_abs() <= MOST_DEPENDENT)
+    path.good && levels.iter().all(|&level| level.unsigned_abs() < 2 * MOST_DEPENDENT)
 }
 
 /// Follows a sequence of multiples through the states.

@@ -2,10 +2,9 @@
 
 use crate::mcoder::{Bins, COST_BITS, Context, SETTINGS};
 
-/// Settings that differ in their beginning alone, by the first of them.
-const LEADER: [usize; SETTINGS] = [0, 0, 0, 3, 4, 4, 4, 7, 7];
-/// Decisions after which a beginning is forgotten.
-const FORGOTTEN: u64 = 1024;
+/// Settings that adapt differently, and for each setting which of these it adapts as: the others differ in their beginning alone.
+const LEADERS: [usize; 4] = [0, 3, 4, 7];
+const LEADER: [usize; SETTINGS] = [0, 0, 0, 1, 2, 2, 2, 3, 3];
 
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
@@ -15,26 +14,20 @@ struct Trial {
     /// Decisions not yet tried, the first one lowest.
     queue: u64,
     queued: u32,
-    tried: u64,
+    /// Beginnings make no difference any more.
+    met: bool,
 }
 
 impl Trial {
     fn new() -> Trial {
-        Trial { contexts: std::array::from_fn(Context::new), costs: [0; SETTINGS], queue: 0, queued: 0, tried: 0 }
+        Trial { contexts: std::array::from_fn(Context::new), costs: [0; SETTINGS], queue: 0, queued: 0, met: false }
     }
 
     /// Tries what is queued.
+    #[inline(always)]
     fn flush(&mut self) {
-        if self.tried < FORGOTTEN {
-            for place in 0..self.queued {
-                let one = self.queue >> place & 1 == 1;
-                for (context, cost) in self.contexts.iter_mut().zip(&mut self.costs) {
-                    *cost += u64::from(context.cost(one));
-                    context.adapt(one);
-                }
-            }
-        } else {
-            let mut leaders = [0, 3, 4, 7].map(|leader| (self.contexts[leader], 0));
+        if self.met {
+            let mut leaders = LEADERS.map(|leader| (self.contexts[leader], 0));
             for place in 0..self.queued {
                 let one = self.queue >> place & 1 == 1;
                 for (context, cost) in &mut leaders {
@@ -43,13 +36,21 @@ impl Trial {
                 }
             }
             for setting in 0..SETTINGS {
-                let (context, cost) =
-                    leaders[[0, 3, 4, 7].iter().position(|&leader| leader == LEADER[setting]).unwrap_or(0)];
+                let (context, cost) = leaders[LEADER[setting]];
                 self.costs[setting] += cost;
                 self.contexts[setting] = context;
             }
+        } else {
+            for place in 0..self.queued {
+                let one = self.queue >> place & 1 == 1;
+                for (context, cost) in self.contexts.iter_mut().zip(&mut self.costs) {
+                    *cost += u64::from(context.cost(one));
+                    context.adapt(one);
+                }
+            }
+            self.met =
+                (0..SETTINGS).all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
         }
-        self.tried += u64::from(self.queued);
         (self.queue, self.queued) = (0, 0);
     }
 }
@@ -68,7 +69,7 @@ impl Trials {
         for trial in &mut self.0 {
             trial.flush();
             trial.contexts = std::array::from_fn(Context::new);
-            trial.tried = 0;
+            trial.met = false;
         }
     }
 

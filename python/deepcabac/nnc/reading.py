@@ -80,10 +80,12 @@ class Tensor:
         if self.step is None:
             return self.levels.reshape(self.shape)
         if codebook is not None:
-            book = (np.array(codebook.values, np.float64) * self.step).astype(np.float32)
+            with np.errstate(over="ignore"):
+                book = (np.array(codebook.values, np.float64) * self.step).astype(np.float32)
             return book[self.levels + codebook.zero].reshape(self.shape)
         values = self.levels.astype(np.float32)
-        values *= np.float32(self.step)
+        with np.errstate(over="ignore"):  # of a damaged stream
+            values *= np.float32(self.step)
         return values.reshape(self.shape)
 
 
