@@ -15,6 +15,8 @@ use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
 use crate::feedback::Coupling;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
+use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
+use crate::nnc_quantize;
 use crate::params::Params;
 use crate::trellis::{Contest, Costs, ENTRIES, Sites, TABULATED, Ways};
 
@@ -333,6 +335,21 @@ with_features!(
         params: &Params, weights: &[f32], quantizer: Quantizer, coupling: Option<Coupling>, chosen: Option<&mut [i32]>,
         out: &mut Vec<u8>
     ) -> Sums
+);
+with_features!(
+    /// [`nnc::UnitDecoder::decode`] on this machine.
+    nnc_decode, nnc_decode_avx2, nnc::decode_on,
+    (decoder: &mut UnitDecoder, tensor: &Tensor, levels: &mut [i32], entries: &mut [u64], known: bool) -> Option<i32>
+);
+with_features!(
+    /// [`nnc::UnitEncoder::encode`] on this machine.
+    nnc_encode, nnc_encode_avx2, nnc::encode_on,
+    (encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, levels: &[i32], tools: Tools) -> bool
+);
+with_features!(
+    /// [`nnc_quantize::quantize`] on this machine.
+    nnc_quantize, nnc_quantize_avx2, nnc_quantize::quantize_on,
+    (tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::Quantizer, levels: &mut [i32]) -> bool
 );
 
 /// [`Lanes::decode`] on this machine.

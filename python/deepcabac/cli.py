@@ -29,6 +29,9 @@ from .checkpoint import kind_of_path, open_checkpoint
 from .compressor import Progress
 from .curvature import Curvature
 from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError, UnsupportedError
+from .nnc import command as nnc_command
+from .nnc import paths as nnc_paths
+from .nnc.writing import Settings
 from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, Options
 from .report import plural, printable
 from .search import EVALUATIONS, METHODS
@@ -161,6 +164,13 @@ def _path(text: str) -> Path:
 _THREADS = click.option(
     "--threads", type=int, metavar="N", callback=_checked, help="Number of threads. [default: one a core]"
 )
+_BASE = click.option(
+    "--base",
+    type=_path,
+    multiple=True,
+    metavar="FILE",
+    help="What an update in a .nnc file changes: a model, then the updates before, oldest first. Can be repeated.",
+)
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but notes and errors.")
 
 
@@ -292,6 +302,11 @@ def program(context: click.Context) -> None:
     metavar="X",
     help="With --sigma and --S or --step: price of a bit, in squared halves of sigma.",
 )
+@click.option(
+    "--format", "format_", type=click.Choice(["dcb", "nnc"]), help="nnc: ISO/IEC 15938-17. [default: by OUT's suffix, else dcb]"
+)
+@_BASE
+@nnc_command.options
 @click.option("--lossless", is_flag=True, hidden=True)
 @_THREADS
 @_QUIET
@@ -301,6 +316,9 @@ def compress(
     curvature: Path | None,
     importance: Path | None,
     sigma: Path | None,
+    format_: str | None,
+    base: tuple[Path, ...],
+    nnc: dict[str, Any],
     lossless: bool,
     quiet: bool,
     **settings: Any,
@@ -321,6 +339,11 @@ def compress(
     """
     if lossless:
         raise _Failure("--lossless is not in this version; --tensor '*=exact' stores every tensor bit for bit")
+    if nnc_command.wanted(format_, output, nnc):
+        chosen = nnc_command.settings(nnc, settings | {"curvature": curvature})
+        return _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
+    if base:
+        raise _Failure("--base is for updates in .nnc files: it goes with --format nnc")
     targets = [name for name in ("sqnr", "bits", "size", "step", "S") if settings[name] is not None]
     if len(targets) > 1:
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
@@ -345,6 +368,20 @@ def compress(
         _say(f"note: {printable(note)}")
 
 
+def _compress_nnc(
+    model: Path, output: Path | None, base: tuple[Path, ...], settings: Settings, threads: int | None, quiet: bool
+) -> None:
+    start = time.perf_counter()
+    with _naming(model, output, *base):
+        for read in (model, *base):
+            _keep_apart(read, output)
+        path, result = nnc_paths.make(model, output, base, settings, threads)
+    if not quiet:
+        _print(nnc_paths.made(path, result, time.perf_counter() - start))
+    for note in result.notes:
+        _say(f"note: {printable(note)}")
+
+
 @program.command(
     short_help="Restore a checkpoint from a .dcb file.",
     epilog=_examples(
@@ -364,9 +401,19 @@ def compress(
 @click.option(
     "--max-bytes", type=_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]"
 )
+@_BASE
+@click.option("--apply", is_flag=True, help="Add an update in a .nnc file to its base, instead of writing the difference.")
 @_QUIET
-def decompress(file: Path, output: Path | None, threads: int | None, max_bytes: int | None, quiet: bool) -> None:
-    """Restore a checkpoint from the .dcb file FILE.
+def decompress(
+    file: Path,
+    output: Path | None,
+    threads: int | None,
+    max_bytes: int | None,
+    base: tuple[Path, ...],
+    apply: bool,
+    quiet: bool,
+) -> None:
+    """Restore a checkpoint from the .dcb or .nnc file FILE.
 
     Names, shapes and data types are those of the original. MODEL may be of another
     kind: .safetensors, .npz, .pt or .onnx (only of what was made from .onnx).
@@ -375,6 +422,16 @@ def decompress(file: Path, output: Path | None, threads: int | None, max_bytes: 
     Every checksum is verified on the way; a damaged file writes nothing.
     """
     start = time.perf_counter()
+    if nnc_paths.is_stream(file):
+        with _naming(file, output, *base):
+            for read in (file, *base):
+                _keep_apart(read, output)
+            path, nbytes = nnc_paths.restore(file, output, base, apply=apply, max_bytes=max_bytes, threads=threads)
+        if not quiet:
+            _print([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
+        return
+    if base or apply:
+        raise _Failure(f"{file}: --base and --apply are for updates in .nnc files")
     with _decoding(file, output):
         _keep_apart(file, output)
         with files.open_file(file, max_bytes=max_bytes) as opened:
@@ -405,6 +462,11 @@ def inspect(file: Path, as_json: bool) -> None:
     is null for tensors that are not quantised, and 'row_scales' and
     'column_scales' are numbers of scales.
     """
+    if nnc_paths.is_stream(file):
+        with _naming(file):
+            about = json.dumps(nnc_paths.described(file), indent=2).splitlines() if as_json else None
+            _print(about or nnc_paths.shown(file, _width()))
+        return
     with _decoding(file), files.open_file(file) as opened:
         lines = (
             json.dumps(report.inspected_json(file, opened), indent=2, allow_nan=False).splitlines()
@@ -427,6 +489,8 @@ def verify(file: Path, threads: int | None) -> None:
     tensor), 2 if it cannot be read at all.
     """
     damaged = 0
+    if nnc_paths.is_stream(file):
+        return _print([nnc_paths.verify(file, threads)])
     with contextlib.ExitStack() as stack:
         with _decoding(file):
             opened = stack.enter_context(files.open_file(file, threads=threads))

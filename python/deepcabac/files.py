@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import DTYPES, TensorSpec
 from .compressor import Correct, Progress, Report
 from .errors import OptionError, UnsupportedError
+from .nnc import paths as nnc_paths
 from .options import Options
 from .reader import OpenFile
 
@@ -103,13 +104,23 @@ def save_file(
 
 
 def load_file(
-    path: Path_, *, base: Path_ | None = None, max_bytes: int | None = None, threads: int | None = None
+    path: Path_,
+    *,
+    base: Path_ | Sequence[Path_] | None = None,
+    apply: bool = False,
+    max_bytes: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
-    """All tensors of a .dcb file as arrays, with their names, shapes and dtypes. Tied tensors share their array.
+    """All tensors of a .dcb or .nnc file as arrays, with their names, shapes and dtypes. Tied tensors share their array.
 
     Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
-    tensors take more than ``max_bytes``. ``base`` is for updates, which no file of this version is.
+    tensors take more than ``max_bytes``. ``base`` and ``apply`` are for updates in .nnc files: ``base`` is what comes
+    before, oldest first; the result is the difference that the file holds, or with ``apply`` the updated model.
     """
+    if nnc_paths.is_stream(path):
+        return nnc_paths.load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
+    if apply:
+        raise OptionError(f"{path}: apply= is for updates in .nnc files")
     if base is not None:
         raise UnsupportedError(f"{path}: base= was given, but a file of format version 1 needs none")
     with open_file(path, max_bytes=max_bytes, threads=threads) as opened:

@@ -1,0 +1,66 @@
+"""Options of the command line that concern .nnc files alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .writing import DEFAULT_QP, DEFAULT_VECTOR_QP, Settings
+
+_PREFIX = "nnc_"
+
+
+def _switch(flag: str, name: str, text: str) -> Any:
+    return click.option(f"--{flag}/--no-{flag}", f"{_PREFIX}{name}", default=None, help=text)
+
+
+_OPTIONS = (
+    click.option("--qp", f"{_PREFIX}qp", type=int, metavar="N",
+                 help=f".nnc: quantisation parameter of matrices and kernels; four more double the step. [default: {DEFAULT_QP}]"),
+    click.option("--vector-qp", f"{_PREFIX}vector_qp", type=int, metavar="N",
+                 help=f".nnc: of tensors of one dimension. [default: {DEFAULT_VECTOR_QP}]"),
+    click.option("--qp-density", f"{_PREFIX}density", type=int, metavar="N", help=".nnc: 2^N parameters double the step. [default: 2]"),
+    _switch("dq", "dependent", ".nnc: dependent quantisation. [default: on, as --quantizer trellis]"),
+    _switch("param-opt", "param_opt", ".nnc: choose how each context adapts. [default: on]"),
+    _switch("row-skipping", "row_skipping", ".nnc: skip rows of zeros. [default: on]"),
+    _switch("codebook", "codebook", ".nnc: list a tensor's values where that is smaller. [default: off]"),
+    click.option("--scan-order", f"{_PREFIX}scan", type=int, metavar="N",
+                 help=".nnc: 0 row by row, 1 to 4 in blocks of 8 to 64. [default: 0]"),
+    click.option("--unary-length", f"{_PREFIX}unary", type=int, metavar="N", help=".nnc: decisions a magnitude, 1 to 256. [default: 11]"),
+    _switch("tca", "temporal", ".nnc: contexts of an update look at the update before. [default: on]"),
+)
+
+
+def options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options; those that were given reach ``function`` as ``nnc``, fields of :class:`Settings` by name."""
+
+    @functools.wraps(function)
+    def collected(**arguments: Any) -> None:
+        nnc = {name.removeprefix(_PREFIX): arguments.pop(name) for name in list(arguments) if name.startswith(_PREFIX)}
+        function(nnc={name: value for name, value in nnc.items() if value is not None}, **arguments)
+
+    for option in reversed(_OPTIONS):
+        collected = option(collected)
+    return collected
+
+
+def settings(nnc: dict[str, Any], others: dict[str, Any]) -> Settings:
+    """From the options of ``compress``. Raises click.UsageError for those that say nothing about a .nnc file."""
+    for name in ("sqnr", "bits", "size", "step", "overrides", "curvature"):
+        if others.get(name):
+            flag = "tensor" if name == "overrides" else name
+            raise click.UsageError(f"--{flag} is for .dcb files: choose the quality of a .nnc file by --qp")
+    chosen = {"dependent": others["quantizer"] == "trellis", "rate_distortion": others["rate_distortion"]}
+    return Settings(**(chosen | nnc))
+
+
+def wanted(format_: str | None, output: Path | None, nnc: dict[str, Any]) -> bool:
+    """Whether ``compress`` is to write a .nnc file. Raises click.UsageError where options disagree."""
+    result = format_ == "nnc" or (format_ is None and output is not None and output.suffix.lower() == ".nnc")
+    if nnc and not result:
+        raise click.UsageError("--qp and other options marked .nnc go with --format nnc")
+    return result

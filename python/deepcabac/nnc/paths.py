@@ -1,0 +1,226 @@
+"""Files with streams of ISO/IEC 15938-17: loaded, restored to checkpoints, made from them, shown and checked."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import reader
+from ..atomic import AtomicFile, reading
+from ..checkpoint import create_checkpoint, kind_of_path, open_checkpoint
+from ..checkpoint.base import TensorSpec, open_binary
+from ..container import MAGIC
+from ..errors import DeepCabacError, OptionError, UnsupportedError
+from ..report import plural, printable, table
+from . import syntax
+from .reading import Array, Memory, check_sizes, coded_qp, decode_units, load, step_size
+from .syntax import Payload
+from .writing import Report, Settings, compress
+
+Path_ = str | os.PathLike[str]
+SUFFIX = ".nnc"
+
+
+def is_stream(path: Path_) -> bool:
+    """Whether a file is a stream by its first bytes, or at least by its name and not a .dcb file."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(max(4, len(MAGIC)))
+    except (OSError, ValueError):
+        return False
+    named = os.fspath(path).lower().endswith(SUFFIX) and not head.startswith(MAGIC)
+    return named or syntax.recognises(head)
+
+
+def _bytes(path: Path_) -> bytes:
+    file, _ = open_binary(Path(path))
+    with file, reading(path):
+        return file.read()
+
+
+def _base(path: Path_, threads: int | None) -> bytes | dict[str, Array]:
+    """What an update starts from: a stream, or the tensors of another kind of file."""
+    if is_stream(path):
+        return _bytes(path)
+    if kind_of_path(path) is not None:
+        with open_checkpoint(path) as checkpoint:
+            arrays = {spec.name: checkpoint.read(spec.tied_to or spec.name) for spec in checkpoint.specs}
+    else:
+        with reader.open_path(path, max_bytes=None, threads=threads) as opened:
+            arrays = dict(opened.items())
+    return {name: array.reshape(array.shape or (1,)) for name, array in arrays.items()}
+
+
+def paths_of(base: Path_ | Sequence[Path_] | None) -> list[Path_]:
+    """One path, several or none."""
+    if base is None:
+        return []
+    return [base] if isinstance(base, (str, os.PathLike)) else list(base)
+
+
+def load_path(
+    path: Path_,
+    base: Path_ | Sequence[Path_] | None = None,
+    *,
+    apply: bool = False,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+) -> dict[str, Array]:
+    """:func:`load` from a file. Errors name it."""
+    bases = [_base(each, threads) for each in paths_of(base)]
+    data = _bytes(path)
+    try:
+        return load(data, bases, apply=apply, max_bytes=max_bytes, threads=threads)
+    except DeepCabacError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def restore(
+    path: Path_,
+    model: Path_ | None,
+    base: Path_ | Sequence[Path_] | None = None,
+    *,
+    apply: bool = False,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+) -> tuple[Path, int]:
+    """Write the tensors of a stream as a checkpoint, .safetensors by default. Returns its path and the tensors' bytes."""
+    target = Path(path).with_suffix(".safetensors") if model is None else Path(model)
+    if model is None and target.exists():
+        raise OptionError(f"{target}: exists, and may be the original; name the file to write")
+    kind = kind_of_path(target)
+    if kind is None:
+        raise OptionError(f"{target}: the suffix says no kind of checkpoint; use .safetensors, .npz or .pt")
+    arrays = load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
+    specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
+    with create_checkpoint(target, kind=kind, specs=specs, extra=b"", extra_kind="") as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+    return target, sum(array.nbytes for array in arrays.values())
+
+
+def make(
+    model: Path_, path: Path_ | None, base: Path_ | Sequence[Path_] | None, settings: Settings, threads: int | None
+) -> tuple[Path, Report]:
+    """Compress a checkpoint into a stream, or the difference to ``base``."""
+    target = Path(model).with_suffix(SUFFIX) if path is None else Path(path)
+    if kind_of_path(target) is not None:
+        raise OptionError(f"{target}: the output is a .nnc file, not a checkpoint")
+    bases = [_base(each, threads) for each in paths_of(base)]
+    with open_checkpoint(model) as checkpoint:
+        arrays = {spec.name: checkpoint.read(spec.tied_to or spec.name) for spec in checkpoint.specs}
+        tied = [spec.name for spec in checkpoint.specs if spec.tied_to is not None]
+    code, report = compress(arrays, bases=bases, threads=threads, settings=settings)
+    if tied:
+        report.notes.append(f"{plural(len(tied), 'tied tensor')} stored again: a .nnc file cannot share tensors")
+    with AtomicFile(target) as file:
+        file.file.write(code)
+    return target, report
+
+
+def made(path: Path, report: Report, seconds: float) -> list[str]:
+    """What ``compress`` prints."""
+    error, energy = (sum(getattr(t, what) for t in report.tensors) for what in ("squared_error", "energy"))
+    quality = f"SQNR {10 * math.log10(energy / error):.1f} dB over all tensors" if error and energy else "exact"
+    elements = sum(tensor.elements for tensor in report.tensors)
+    return [
+        f"before   {report.raw_bytes:,} bytes of tensors",
+        f"after    {report.file_bytes:,} bytes in {printable(path)}",
+        f"ratio    {report.raw_bytes / report.file_bytes:.2f} times smaller, "
+        f"{8 * report.file_bytes / max(elements, 1):.3g} bits a weight",
+        f"quality  {quality}",
+        f"time     {seconds:.2f} s",
+    ]
+
+
+def described(path: Path_) -> dict[str, Any]:
+    """What ``inspect --json`` prints. Only headers are read."""
+    stream = syntax.read(_bytes(path))
+    check_sizes(stream, None)
+    tensors = []
+    for header, payload, unit in stream.units:
+        qp = coded_qp(stream, header, payload)
+        for name, shape, role in zip(header.names, header.shapes, header.roles, strict=True):
+            weight = role in ("", "weight")
+            tensors.append(
+                {
+                    "name": name,
+                    "dtype": "int32" if header.payload == Payload.INTEGERS else "float32",
+                    "shape": list(shape),
+                    "elements": math.prod(shape),
+                    "coded_bytes": unit if weight else 0,
+                    "method": "raw" if header.payload == Payload.RAW_FLOATS else "exact" if qp is None else "quantized",
+                    "quantizer": None if qp is None else "dependent" if header.dependent else "uniform",
+                    "qp": qp if header.payload == Payload.FLOATS else None,
+                    "step": step_size(qp, stream.density) if header.payload == Payload.FLOATS and qp is not None else None,
+                    "codebook": len(header.codebook.values) if weight and header.codebook else None,
+                    "block": header.block or None,
+                    "update": None if header.parent is None else header.depth,
+                    "temporal": header.parent is not None and header.parent.temporal,
+                }
+            )
+    return {
+        "path": str(path),
+        "format": "ISO/IEC 15938-17",
+        "profile": stream.profile,
+        "qp_density": stream.density,
+        "is_update": any(header.parent is not None for header, _, _ in stream.units),
+        "file_bytes": stream.file_bytes,
+        "tensors": tensors,
+    }
+
+
+def shown(path: Path_, width: int | None) -> list[str]:
+    """What ``inspect`` prints."""
+    about = described(path)
+    rows = []
+    for tensor in about["tensors"]:
+        how = [tensor["quantizer"] or tensor["method"]]
+        how += [f"{tensor['codebook']} values"] if tensor["codebook"] else []
+        how += [f"blocks of {tensor['block']}"] if tensor["block"] else []
+        how += [f"update {tensor['update']}"] if tensor["update"] is not None else []
+        how += ["temporal"] if tensor["temporal"] else []
+        bits = 8 * tensor["coded_bytes"] / tensor["elements"] if tensor["elements"] and tensor["coded_bytes"] else None
+        rows.append(
+            [
+                tensor["name"],
+                "x".join(map(str, tensor["shape"])) or "scalar",
+                tensor["dtype"],
+                "" if bits is None else f"{bits:.2f}",
+                "" if tensor["qp"] is None else str(tensor["qp"]),
+                "" if tensor["step"] is None else f"{tensor['step']:.4g}",
+                ", ".join(how),
+                f"{tensor['coded_bytes']:,}",
+            ]
+        )
+    elements = sum(tensor["elements"] for tensor in about["tensors"])
+    kind = "update" if about["is_update"] else "model"
+    return [
+        f"{printable(path)}: ISO/IEC 15938-17 (NNC), profile {about['profile']}, {kind}",
+        f"{4 * elements:,} bytes of tensors in {about['file_bytes']:,} bytes",
+        "",
+        *table(["tensor", "shape", "type", ">bits", ">qp", ">step", "coded", ">bytes"], rows, width),
+    ]
+
+
+def verify(path: Path_, threads: int | None) -> str:
+    """Decode everything; what there is to say. Temporal updates need their predecessors and are not decoded."""
+    data = _bytes(path)
+    try:
+        stream = syntax.read(data)
+        check_sizes(stream, None)
+        if any(header.parent is not None and header.parent.temporal for header, _, _ in stream.units):
+            raise UnsupportedError("an update that depends on those before it: decompress it with --base to check it")
+        tensors = decode_units(stream, Memory(), threads)
+    except DeepCabacError as error:
+        raise type(error)(f"{path}: {error}") from error
+    nbytes = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors)
+    return (
+        f"{printable(path)}: decodes: {plural(len(tensors), 'tensor')}, {len(data):,} bytes to {nbytes:,}; "
+        "a .nnc file has no checksums, so changed values may go unnoticed"
+    )

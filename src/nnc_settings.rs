@@ -1,0 +1,107 @@
+//! Which setting suits a context of an NNC tensor: all nine are tried on what it has to code.
+
+use crate::mcoder::{Bins, COST_BITS, Context, SETTINGS};
+
+/// Settings that adapt differently, and for each setting which of these it adapts as: the others differ in their beginning alone.
+const LEADERS: [usize; 4] = [0, 3, 4, 7];
+const LEADER: [usize; SETTINGS] = [0, 0, 0, 1, 2, 2, 2, 3, 3];
+
+/// A context under every setting, and what its decisions cost.
+#[derive(Clone)]
+struct Trial {
+    contexts: [Context; SETTINGS],
+    costs: [u64; SETTINGS],
+    /// Decisions not yet tried, the first one lowest.
+    queue: u64,
+    queued: u32,
+    /// Beginnings make no difference any more.
+    met: bool,
+}
+
+impl Trial {
+    fn new() -> Trial {
+        Trial { contexts: std::array::from_fn(Context::new), costs: [0; SETTINGS], queue: 0, queued: 0, met: false }
+    }
+
+    /// Tries what is queued.
+    #[inline(always)]
+    fn flush(&mut self) {
+        if self.met {
+            let mut leaders = LEADERS.map(|leader| (self.contexts[leader], 0));
+            for place in 0..self.queued {
+                let one = self.queue >> place & 1 == 1;
+                for (context, cost) in &mut leaders {
+                    *cost += u64::from(context.cost(one));
+                    context.adapt(one);
+                }
+            }
+            for setting in 0..SETTINGS {
+                let (context, cost) = leaders[LEADER[setting]];
+                self.costs[setting] += cost;
+                self.contexts[setting] = context;
+            }
+        } else {
+            for place in 0..self.queued {
+                let one = self.queue >> place & 1 == 1;
+                for (context, cost) in self.contexts.iter_mut().zip(&mut self.costs) {
+                    *cost += u64::from(context.cost(one));
+                    context.adapt(one);
+                }
+            }
+            self.met =
+                (0..SETTINGS).all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
+        }
+        (self.queue, self.queued) = (0, 0);
+    }
+}
+
+/// Trials of all contexts of a tensor.
+pub struct Trials(Vec<Trial>);
+
+impl Trials {
+    /// Nothing coded yet.
+    pub fn new(contexts: usize) -> Trials {
+        Trials(vec![Trial::new(); contexts])
+    }
+
+    /// All contexts begin anew, as they do at an entry point.
+    pub fn reset(&mut self) {
+        for trial in &mut self.0 {
+            trial.flush();
+            trial.contexts = std::array::from_fn(Context::new);
+            trial.met = false;
+        }
+    }
+
+    /// To be called before [`Self::best`].
+    pub fn finish(&mut self) {
+        self.0.iter_mut().for_each(Trial::flush);
+    }
+
+    /// The setting that makes a context's decisions cheapest, given what it costs to say that it is the first, or another.
+    pub fn best(&self, number: usize, flag: [u32; 2]) -> usize {
+        let said = |setting: usize| match setting {
+            0 => u64::from(flag[0]),
+            _ => u64::from(flag[1]) + (3 << COST_BITS),
+        };
+        (0..SETTINGS).min_by_key(|&setting| self.0[number].costs[setting] + said(setting)).unwrap_or(0)
+    }
+}
+
+impl Bins for Trials {
+    #[inline(always)]
+    fn bin(&mut self, _contexts: &mut [Context], number: usize, one: bool) -> bool {
+        let trial = &mut self.0[number];
+        trial.queue |= u64::from(one) << trial.queued;
+        trial.queued += 1;
+        if trial.queued == 64 {
+            trial.flush();
+        }
+        one
+    }
+
+    #[inline(always)]
+    fn bypass(&mut self, bits: u32, _count: u32) -> u32 {
+        bits
+    }
+}
