@@ -78,13 +78,13 @@ impl Trials {
         self.0.iter_mut().for_each(Trial::flush);
     }
 
-    /// The setting that makes a context's decisions cheapest, given what it costs to say that it is the first, or another.
-    pub fn best(&self, number: usize, flag: [u32; 2]) -> usize {
-        let said = |setting: usize| match setting {
-            0 => u64::from(flag[0]),
-            _ => u64::from(flag[1]) + (3 << COST_BITS),
-        };
-        (0..SETTINGS).min_by_key(|&setting| self.0[number].costs[setting] + said(setting)).unwrap_or(0)
+    /// The setting that makes a context's decisions cheapest, if another than the first costs three bits and `penalty`, in
+    /// units of 2^-15 bits. And the cost.
+    pub fn best(&self, number: usize, penalty: u64) -> (usize, u64) {
+        let said = |setting: usize| if setting == 0 { 0 } else { (3 << COST_BITS) + penalty };
+        let costs = &self.0[number].costs;
+        let best = (0..SETTINGS).min_by_key(|&setting| costs[setting] + said(setting)).unwrap_or(0);
+        (best, costs[best])
     }
 }
 

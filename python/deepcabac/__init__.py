@@ -1,5 +1,6 @@
 """Trained neural networks made small: rate-distortion quantisation and context-adaptive arithmetic coding."""
 
+from . import dc2019, nnc
 from .codec import decode, encode
 from .compressor import Report, TensorReport
 from .curvature import Curvature
@@ -40,11 +41,13 @@ __all__ = [
     "UnsupportedError",
     "compress",
     "compress_checkpoint",
+    "dc2019",
     "decode",
     "decompress",
     "decompress_checkpoint",
     "encode",
     "load_file",
+    "nnc",
     "open_file",
     "save_file",
 ]
