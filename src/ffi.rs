@@ -102,7 +102,7 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    3
+    4
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
