@@ -2,8 +2,8 @@
 
     python bench/nnc_exchange.py --peer-python PEER/bin/python [--only resnet20] [--rounds 3] [--json FILE]
 
-For each network and setting: NNCodec's stream decoded here and there, ours decoded here and there (all must agree),
-bytes of both at the same setting without a rate term, then bytes at equal error with our rate-distortion search, against
+For each network and setting: NNCodec's stream decoded here and there, ours decoded here and there (all agree),
+bytes of both at the same setting without a rate term, then bytes at equal error with our search, against
 NNCodec without and with its own. Time is of one core: CPU time of single-threaded code on both sides. bench/README.md
 says how to make the peer's environment.
 """

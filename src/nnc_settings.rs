@@ -6,6 +6,9 @@ use crate::mcoder::{Bins, COST_BITS, Context, SETTINGS};
 const LEADERS: [usize; 4] = [0, 3, 4, 7];
 const LEADER: [usize; SETTINGS] = [0, 0, 0, 1, 2, 2, 2, 3, 3];
 
+/// Decisions after which beginnings are forgotten.
+const FORGOTTEN: u32 = 1 << 13;
+
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
 struct Trial {
@@ -14,13 +17,21 @@ struct Trial {
     /// Decisions not yet tried, the first one lowest.
     queue: u64,
     queued: u32,
-    /// Beginnings make no difference any more.
+    /// Beginnings make no difference any more, or hardly any.
     met: bool,
+    tried: u32,
 }
 
 impl Trial {
     fn new() -> Trial {
-        Trial { contexts: std::array::from_fn(Context::new), costs: [0; SETTINGS], queue: 0, queued: 0, met: false }
+        Trial {
+            contexts: std::array::from_fn(Context::new),
+            costs: [0; SETTINGS],
+            queue: 0,
+            queued: 0,
+            met: false,
+            tried: 0,
+        }
     }
 
     /// Tries what is queued.
@@ -48,8 +59,10 @@ impl Trial {
                     context.adapt(one);
                 }
             }
-            self.met =
-                (0..SETTINGS).all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
+            self.tried += self.queued;
+            self.met = self.tried >= FORGOTTEN
+                || (0..SETTINGS)
+                    .all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
         }
         (self.queue, self.queued) = (0, 0);
     }
@@ -69,7 +82,7 @@ impl Trials {
         for trial in &mut self.0 {
             trial.flush();
             trial.contexts = std::array::from_fn(Context::new);
-            trial.met = false;
+            (trial.met, trial.tried) = (false, 0);
         }
     }
 
