@@ -2,10 +2,10 @@
 
     python bench/nnc_exchange.py --peer-python PEER/bin/python [--only resnet20] [--rounds 3] [--json FILE]
 
-For each network and setting: NNCodec's stream decoded here and there, ours decoded here and there (all must agree), bytes of
-both at the same setting without a rate term, then bytes at equal error with our rate-distortion search, against the better of
-NNCodec with and without its own. Time is of one core: CPU time of single-threaded code on both sides. bench/README.md says
-how to make the peer's environment.
+For each network and setting: NNCodec's stream decoded here and there, ours decoded here and there (all agree),
+bytes of both at the same setting without a rate term, then bytes at equal error with our search, against
+NNCodec without and with its own. Time is of one core: CPU time of single-threaded code on both sides. bench/README.md
+says how to make the peer's environment.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from deepcabac.checkpoint import open_checkpoint
 
 WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_exchange.py"
 CAVEATS = (
-    "NNCodec runs at its defaults but for what is stated: param_opt, row skipping, one-dimensional tensors at qp -75.",
-    "Times are CPU seconds of one thread, the best of all rounds, taken in turns; nothing else is in them than the call from "
+    "NNCodec runs with param_opt, row skipping, and one-dimensional tensors at qp -75.",
+    "Times are CPU seconds of one thread, the best of all rounds, taken in turns; nothing is in them but the call from "
     "arrays to bytes in memory, or back.",
     "Equal error: the sum of squared errors of all matrices; our bytes are interpolated between neighbouring points.",
 )
@@ -88,7 +89,9 @@ def agree(ours: dict[str, Any], theirs: Path) -> bool:
         )
 
 
-def measure(name: str, tensors: dict[str, Any], setting: dict[str, Any], arguments: Any, folder: Path) -> dict[str, Any]:
+def measure(
+    name: str, tensors: dict[str, Any], setting: dict[str, Any], arguments: Any, folder: Path
+) -> dict[str, Any]:
     """One row."""
     np.savez(folder / "model.npz", **tensors)
     qp, dependent = setting["qp"], setting["use_dq"]
@@ -97,7 +100,11 @@ def measure(name: str, tensors: dict[str, Any], setting: dict[str, Any], argumen
     peer_encode = peer_decode = encode = search = decode = math.inf
     for _ in range(arguments.rounds):
         jobs: list[dict[str, Any]] = [
-            {"encode": str(folder / "model.npz"), "output": str(folder / "peer.nnc"), "settings": setting | {"row_skipping": True}},
+            {
+                "encode": str(folder / "model.npz"),
+                "output": str(folder / "peer.nnc"),
+                "settings": setting | {"row_skipping": True},
+            },
             {"decode": [str(folder / "peer.nnc")], "output": str(folder / "peer.npz")},
             {"decode": [str(folder / "ours.nnc")], "output": str(folder / "ours.npz")},
         ]
@@ -105,7 +112,7 @@ def measure(name: str, tensors: dict[str, Any], setting: dict[str, Any], argumen
         if any("error" in result for result in results):
             raise SystemExit(f"{name} {setting}: the peer failed: {results}")
         theirs = (folder / "peer.nnc").read_bytes()
-        seconds, back = best(lambda: nnc.decode(theirs, threads=1), 2)
+        seconds, back = best(partial(nnc.decode, theirs, threads=1), 2)
         peer_encode = min(peer_encode, results[0]["seconds"])
         peer_decode, decode = min(peer_decode, results[1]["seconds"]), min(decode, seconds)
         seconds, ours = best(lambda: nnc.encode(tensors, rate_distortion=0.0, **common), 1)
@@ -139,7 +146,13 @@ def measure(name: str, tensors: dict[str, Any], setting: dict[str, Any], argumen
         "ours_there": agree(mine, folder / "ours.npz"),
         "errors": [error(tensors, back), error(tensors, mine)],
         "smaller_at_equal_error": gains,
-        "seconds": {"peer_encode": peer_encode, "encode": encode, "search": search, "peer_decode": peer_decode, "decode": decode},
+        "seconds": {
+            "peer_encode": peer_encode,
+            "encode": encode,
+            "search": search,
+            "peer_decode": peer_decode,
+            "decode": decode,
+        },
     }
 
 
@@ -168,9 +181,12 @@ def main() -> None:
         ["network", "qp", "quantiser", "theirs here", "ours there", "NNCodec bytes", "our bytes", "smaller"],
         [
             [
-                row["network"], str(row["qp"]), "dependent" if row["use_dq"] else "uniform",
+                row["network"],
+                str(row["qp"]),
+                "dependent" if row["use_dq"] else "uniform",
                 *("same" if row[key] else "DIFFERS" for key in ("theirs_here", "ours_there")),
-                f"{row['peer_bytes']:,}", f"{row['our_bytes']:,}",
+                f"{row['peer_bytes']:,}",
+                f"{row['our_bytes']:,}",
                 f"{100 * (1 - row['our_bytes'] / row['peer_bytes']):.2f} %",
             ]
             for row in rows
@@ -180,7 +196,9 @@ def main() -> None:
         ["network", "qp", "quantiser", "than without rate term", "than NNCodec's, lambda 1"],
         [
             [
-                row["network"], str(row["qp"]), "dependent" if row["use_dq"] else "uniform",
+                row["network"],
+                str(row["qp"]),
+                "dependent" if row["use_dq"] else "uniform",
                 *(f"{row['smaller_at_equal_error'][key]:.2f} %" for key in ("plain", "rated")),
             ]
             for row in rows
@@ -191,7 +209,9 @@ def main() -> None:
         ["network", "qp", "quantiser", *(f"{n}, Mw/s" for n in names), "decode ratio", "encode ratio", "search ratio"],
         [
             [
-                row["network"], str(row["qp"]), "dependent" if row["use_dq"] else "uniform",
+                row["network"],
+                str(row["qp"]),
+                "dependent" if row["use_dq"] else "uniform",
                 *(f"{row['weights'] / row['seconds'][n] / 1e6:.1f}" for n in names),
                 f"{row['seconds']['peer_decode'] / row['seconds']['decode']:.2f}",
                 f"{row['seconds']['peer_encode'] / row['seconds']['encode']:.2f}",

@@ -239,6 +239,25 @@ impl Bins for Cost {
     }
 }
 
+/// Adds up costs, and lets contexts learn.
+#[derive(Default)]
+pub struct Tally(pub u64);
+
+impl Bins for Tally {
+    #[inline(always)]
+    fn bin(&mut self, contexts: &mut [Context], number: usize, one: bool) -> bool {
+        self.0 += u64::from(contexts[number].cost(one));
+        contexts[number].adapt(one);
+        one
+    }
+
+    #[inline(always)]
+    fn bypass(&mut self, bits: u32, count: u32) -> u32 {
+        self.0 += u64::from(count) << COST_BITS;
+        bits
+    }
+}
+
 /// Lets contexts learn, and writes nothing.
 pub struct Learner;
 

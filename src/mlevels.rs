@@ -1,8 +1,12 @@
 //! How one level becomes decisions, in streams of ISO/IEC 15938-17 and of the software of 2019 alike. Written once, for encoder,
 //! decoder and cost.
 //!
-//! 1. Whether it is not zero; 2. its sign; 3. up to `unary` decisions "greater than k"; 4. what is left, Exp-Golomb code of
-//! order 0 whose prefix has contexts. Where a codebook limits magnitudes, what follows from the limit is not coded.
+//! 1. whether it is not zero;
+//! 2. its sign;
+//! 3. up to `unary` decisions "greater than k";
+//! 4. what is left: Exp-Golomb code of order 0 whose prefix has contexts.
+//!
+//! Where a codebook limits magnitudes, what follows from the limit is not coded.
 
 use crate::mcoder::{Bins, Context};
 

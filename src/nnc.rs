@@ -10,7 +10,7 @@
 //! 4. the levels that are not in skipped rows, block by block (in one block without block scan). Every row of blocks but the
 //!    first is an entry point: contexts begin anew.
 
-use crate::mcoder::{Bins, Context, Decoder, Encoder, Learner, SETTINGS};
+use crate::mcoder::{Bins, COST_BITS, Context, Decoder, Encoder, Learner, SETTINGS, Tally};
 use crate::mlevels::{Around, Binarisation, PREFIXES, code_level};
 use crate::nnc_settings::Trials;
 #[cfg(target_arch = "x86_64")]
@@ -277,7 +277,8 @@ fn code_any<B: Bins, L: Levels, F: Follower<B>>(
 ) -> Option<()> {
     let (size, _) = tensor.codebook;
     if tensor.extended && size == 1 {
-        return Some((0..tensor.count()).for_each(|at| levels.put(at, 0)));
+        (0..tensor.count()).for_each(|at| levels.put(at, 0));
+        return Some(());
     }
     let plain = tensor.base.is_none() && !history && !(tensor.extended && size > 0);
     if plain {
@@ -307,21 +308,39 @@ fn code_flags<B: Bins>(
     (skipped, history)
 }
 
-/// Codes point 3. `choose` says which setting a context shall have, given what the flag costs either way; a decoder ignores it.
+/// Codes point 3. `choose` says which setting a context shall have; a decoder ignores it.
 fn code_settings<B: Bins>(
     bins: &mut B,
     contexts: &mut [Context],
     tensor: &Tensor,
     history: bool,
-    choose: impl Fn(usize, [u32; 2]) -> usize,
+    mut choose: impl FnMut(usize) -> usize,
 ) {
     let flag = tensor.setting_context();
     for number in tensor.signalled(history) {
-        let wanted = choose(number, [contexts[flag].cost(false), contexts[flag].cost(true)]);
+        let wanted = choose(number);
         let other = bins.bin(contexts, flag, wanted != 0);
         let setting = if other { 1 + bins.bypass(wanted.wrapping_sub(1) as u32 & 7, 3) as usize } else { 0 };
         contexts[number] = Context::new(setting.min(SETTINGS - 1));
     }
+}
+
+/// What it may cost to say that a context has another setting than the first, in eighths of a bit: flags share a context, so
+/// many are cheaper than few.
+const PENALTIES: [u64; 5] = [0, 4, 8, 16, 32];
+
+/// The penalty with which everything costs least.
+fn best_penalty(tensor: &Tensor, history: bool, tried: &Trials) -> u64 {
+    let cost = |penalty: u64| {
+        let (mut flags, mut decisions) = (Tally::default(), 0);
+        code_settings(&mut flags, &mut tensor.contexts(), tensor, history, |number| {
+            let (setting, cost) = tried.best(number, penalty);
+            decisions += cost;
+            setting
+        });
+        flags.0 + decisions
+    };
+    PENALTIES.map(|eighths| eighths << (COST_BITS - 3)).into_iter().min_by_key(|&penalty| cost(penalty)).unwrap_or(0)
 }
 
 /// What a decoder does on the way: remembers or compares entry points.
@@ -422,7 +441,7 @@ pub(crate) fn decode_on(
     if history && tensor.history.is_none() {
         return None;
     }
-    code_settings(bins, contexts, tensor, history, |_, _| 0);
+    code_settings(bins, contexts, tensor, history, |_| 0);
     if skipped.contains(&true) {
         levels.fill(0);
     }
@@ -478,10 +497,13 @@ pub(crate) fn encode_on(encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, lev
     }
     let contexts = &mut tensor.contexts()[..];
     let (skipped, history) = code_flags(bins, contexts, tensor, skipped, history);
-    let tried = tools.settings.then(|| try_settings(tensor, &skipped, history, levels));
-    code_settings(bins, contexts, tensor, history, |number, flag| {
-        tried.as_ref().map_or(0, |tried| tried.best(number, flag))
-    });
+    if tools.settings {
+        let tried = try_settings(tensor, &skipped, history, levels);
+        let penalty = best_penalty(tensor, history, &tried);
+        code_settings(bins, contexts, tensor, history, |number| tried.best(number, penalty).0);
+    } else {
+        code_settings(bins, contexts, tensor, history, |_| 0);
+    }
     if tensor.entries() > 0 {
         bins.entry_point();
     }
@@ -500,8 +522,9 @@ fn try_settings(tensor: &Tensor, skipped: &[bool], history: bool, levels: &[i32]
 /// Contexts that begin as suits these levels, but for skipped rows and history.
 pub(crate) fn choose_settings(tensor: &Tensor, levels: &[i32]) -> Vec<Context> {
     let tried = try_settings(tensor, &[], false, levels);
+    let penalty = best_penalty(tensor, false, &tried);
     let mut contexts = tensor.contexts();
-    code_settings(&mut Learner, &mut contexts, tensor, false, |number, flag| tried.best(number, flag));
+    code_settings(&mut Learner, &mut contexts, tensor, false, |number| tried.best(number, penalty).0);
     contexts
 }
 
@@ -561,12 +584,15 @@ fn zero_rows(tensor: &Tensor, levels: &[i32]) -> Vec<bool> {
     }
     let zero: Vec<bool> = levels.chunks_exact(tensor.width).map(|row| row.iter().all(|&level| level == 0)).collect();
     let count = zero.iter().filter(|&&zero| zero).count();
-    // A zero in a row of zeros costs about 0.02 bits, a flag the entropy of the flags.
+    // A zero in a row of zeros costs less than in the tensor as a whole, by half or so: contexts adapt. A flag costs the entropy
+    // of the flags.
+    let zeros = levels.iter().filter(|&&level| level == 0).count();
+    let bits = (-0.5 * (zeros as f64 / levels.len() as f64).log2()).max(0.02);
     let share = count as f64 / tensor.rows as f64;
     let entropy = if count == 0 || count == tensor.rows {
         0.02
     } else {
         -share * share.log2() - (1.0 - share) * (1.0 - share).log2()
     };
-    if count as f64 * tensor.width as f64 * 0.02 > tensor.rows as f64 * entropy { zero } else { Vec::new() }
+    if count as f64 * tensor.width as f64 * bits > tensor.rows as f64 * entropy { zero } else { Vec::new() }
 }

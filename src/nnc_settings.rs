@@ -6,6 +6,9 @@ use crate::mcoder::{Bins, COST_BITS, Context, SETTINGS};
 const LEADERS: [usize; 4] = [0, 3, 4, 7];
 const LEADER: [usize; SETTINGS] = [0, 0, 0, 1, 2, 2, 2, 3, 3];
 
+/// Decisions after which beginnings are forgotten.
+const FORGOTTEN: u32 = 1 << 13;
+
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
 struct Trial {
@@ -14,13 +17,21 @@ struct Trial {
     /// Decisions not yet tried, the first one lowest.
     queue: u64,
     queued: u32,
-    /// Beginnings make no difference any more.
+    /// Beginnings make no difference any more, or hardly any.
     met: bool,
+    tried: u32,
 }
 
 impl Trial {
     fn new() -> Trial {
-        Trial { contexts: std::array::from_fn(Context::new), costs: [0; SETTINGS], queue: 0, queued: 0, met: false }
+        Trial {
+            contexts: std::array::from_fn(Context::new),
+            costs: [0; SETTINGS],
+            queue: 0,
+            queued: 0,
+            met: false,
+            tried: 0,
+        }
     }
 
     /// Tries what is queued.
@@ -48,8 +59,10 @@ impl Trial {
                     context.adapt(one);
                 }
             }
-            self.met =
-                (0..SETTINGS).all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
+            self.tried += self.queued;
+            self.met = self.tried >= FORGOTTEN
+                || (0..SETTINGS)
+                    .all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
         }
         (self.queue, self.queued) = (0, 0);
     }
@@ -69,7 +82,7 @@ impl Trials {
         for trial in &mut self.0 {
             trial.flush();
             trial.contexts = std::array::from_fn(Context::new);
-            trial.met = false;
+            (trial.met, trial.tried) = (false, 0);
         }
     }
 
@@ -78,13 +91,13 @@ impl Trials {
         self.0.iter_mut().for_each(Trial::flush);
     }
 
-    /// The setting that makes a context's decisions cheapest, given what it costs to say that it is the first, or another.
-    pub fn best(&self, number: usize, flag: [u32; 2]) -> usize {
-        let said = |setting: usize| match setting {
-            0 => u64::from(flag[0]),
-            _ => u64::from(flag[1]) + (3 << COST_BITS),
-        };
-        (0..SETTINGS).min_by_key(|&setting| self.0[number].costs[setting] + said(setting)).unwrap_or(0)
+    /// The setting that makes a context's decisions cheapest, if another than the first costs three bits and `penalty`, in
+    /// units of 2^-15 bits. And the cost.
+    pub fn best(&self, number: usize, penalty: u64) -> (usize, u64) {
+        let said = |setting: usize| if setting == 0 { 0 } else { (3 << COST_BITS) + penalty };
+        let costs = &self.0[number].costs;
+        let best = (0..SETTINGS).min_by_key(|&setting| costs[setting] + said(setting)).unwrap_or(0);
+        (best, costs[best])
     }
 }
 

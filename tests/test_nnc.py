@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_streams_of_2019_decode_exactly_and_are_encoded_byte_for_byte(name):
     count = sum(key.startswith("weight_") for key in vector)
     decoded = dc2019.decode(vector["stream"])
     same(dict(enumerate(decoded)), {number: vector[f"decoded_{number}"] for number in range(count)})
-    layers = [[vector[f"{what}_{number}"] for what in ("weight", "interval", "stepsize", "lambda")] for number in range(count)]
+    parts = ("weight", "interval", "stepsize", "lambda")
+    layers = [[vector[f"{part}_{number}"] for part in parts] for number in range(count)]
     assert dc2019.encode(layers) == vector["stream"].tobytes()
 
 
@@ -115,7 +117,14 @@ def test_what_is_written_comes_back_within_a_step(shape, seed, qp, dependent, sc
     whole = random.integers(-1000, 1000, shape, dtype=np.int32)
     code = nnc.encode(
         {"w": weights, "i": whole},
-        qp=qp, vector_qp=qp, dependent=dependent, scan=scan, unary=unary, codebook=codebook, rate_distortion=rate, threads=1,
+        qp=qp,
+        vector_qp=qp,
+        dependent=dependent,
+        scan=scan,
+        unary=unary,
+        codebook=codebook,
+        rate_distortion=rate,
+        threads=1,
     )
     back = nnc.decode(code, threads=1)
     np.testing.assert_array_equal(back["i"], whole)
@@ -178,7 +187,7 @@ def test_a_base_is_asked_for_and_checked():
         assert np.abs(model[name] - want).max() < 0.05, name
     with pytest.raises(OptionError, match="apply needs a base"):
         nnc.decode(read["update1"], apply=True)
-    with pytest.raises(OptionError, match="'conv.weight' that the new version lacks"):
+    with pytest.raises(OptionError, match=r"'conv[.]weight' that the new version lacks"):
         nnc.encode({"other": np.zeros(3)}, bases=[read["dependent"]])
     with pytest.raises(OptionError, match="'other' is not in the base"):
         nnc.encode(make.model(0) | {"other": np.zeros(3)}, bases=[read["dependent"]])
@@ -188,7 +197,7 @@ def test_a_base_is_asked_for_and_checked():
 def test_a_missing_or_wrong_base_is_named():
     read = [(VECTORS / "nnc" / f"tca_step{number}.nnc").read_bytes() for number in range(4)]
     for bases in ([], read[:1], read[:3], [read[1], read[0], read[0]]):
-        with pytest.raises(DeepCabacError, match="base|damaged"):
+        with pytest.raises(DeepCabacError, match=r"base|damaged"):
             nnc.decode(read[2], bases)
 
 
@@ -230,7 +239,8 @@ def test_a_claim_of_many_elements_is_refused_before_memory_is_taken():
 
 
 def shapes_of(code):
-    return {name: shape for header, _, _ in syntax.read(code).units for name, shape in zip(header.names, header.shapes, strict=True)}
+    headers = [header for header, _, _ in syntax.read(code).units]
+    return {name: shape for header in headers for name, shape in zip(header.names, header.shapes, strict=True)}
 
 
 def survives(code, bases=()):
@@ -257,7 +267,7 @@ def mutants(code, rounds):
 def test_mutants_of_golden_streams_give_an_error_or_arrays_of_the_declared_shape(name):
     code = (GOLDEN / "nnc" / f"{name}.nnc").read_bytes()
     bases = [(GOLDEN / "nnc" / f"{each}.nnc").read_bytes() for each in golden_bases(name)]
-    for mutant in mutants(code, 120):
+    for mutant in mutants(code, 60):
         survives(mutant, bases)
 
 
@@ -266,17 +276,15 @@ def test_mutants_of_golden_streams_give_an_error_or_arrays_of_the_declared_shape
 def test_mutants_of_nncodecs_streams_give_an_error_or_arrays_of_the_declared_shape(name):
     folder = VECTORS / "nnc"
     bases = [path.read_bytes() for path in predecessors(folder, name)]
-    for mutant in mutants((folder / f"{name}.nnc").read_bytes(), 40):
+    for mutant in mutants((folder / f"{name}.nnc").read_bytes(), 15):
         survives(mutant, bases)
 
 
 def test_mutants_of_a_stream_of_2019_give_an_error_or_arrays():
     for code in [(GOLDEN / "nnc" / "layers.dc2019").read_bytes(), b"", b"\0", bytes(100), b"\xff" * 100]:
-        for mutant in mutants(code, 300) if code else [code]:
-            try:
+        for mutant in mutants(code, 200) if code else [code]:
+            with contextlib.suppress(DeepCabacError):
                 assert all(layer.dtype == np.float32 for layer in dc2019.decode(mutant))
-            except DeepCabacError:
-                pass
 
 
 def test_layers_of_2019_that_make_no_sense_are_refused():

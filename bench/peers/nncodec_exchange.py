@@ -4,7 +4,7 @@
 
 JOBS.json is a list of jobs, done in order, each an object:
 
-    {"decode": ["a.nnc", ...], "output": "a.npz", "repeat": N}    a sequence of updates: the last one's arrays go to the output
+    {"decode": ["a.nnc", ...], "output": "a.npz", "repeat": N}    a sequence of updates: the last one's arrays
     {"encode": "a.npz", "output": "a.nnc", "settings": {...}, "repeat": N, "sequence": NAME}
                                               settings are those of nnc.compress; one sequence is one sender's updates
 

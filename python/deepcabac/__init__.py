@@ -1,7 +1,6 @@
 """Trained neural networks made small: rate-distortion quantisation and context-adaptive arithmetic coding."""
 
-from importlib.metadata import version as _version
-
+from . import dc2019, nnc
 from .codec import decode, encode
 from .compressor import Report, TensorReport
 from .curvature import Curvature
@@ -46,14 +45,22 @@ __all__ = [
     "UnsupportedError",
     "compress",
     "compress_checkpoint",
+    "dc2019",
     "decode",
     "decompress",
     "decompress_checkpoint",
     "encode",
     "load_file",
+    "nnc",
     "open_file",
     "save_file",
     "search",
 ]
 
-__version__ = _version("deepcabac")
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version  # takes longer than many a command
+
+        return version(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -341,8 +341,9 @@ def nnc_encode(tensors: Sequence[NncTensor]) -> bytes:
 
 
 def nnc_decode(code: bytes | memoryview, tensors: Sequence[NncTensor]) -> None:
-    """Fill in levels and quantisation parameters of a unit's tensors. Raises DamagedFileError unless ``code`` is exactly
-    their stream.
+    """Fill in levels and quantisation parameters of a unit's tensors.
+
+    Raises DamagedFileError unless ``code`` is exactly their stream.
     """
     native = _nnc_tensors(tensors, known=True)
     _checked(lib.dc_nnc_decode(ffi.from_buffer("uint8_t[]", code), len(code), native, len(tensors)))
@@ -356,7 +357,7 @@ def most_bins(length: int) -> int:
 
 
 def nnc_quantize(tensor: NncTensor, weights: npt.NDArray[np.float32], step: float, rate_weight: float) -> bool:
-    """Choose ``tensor.levels`` for as many weights, at the least sum of squared errors in steps and ``rate_weight`` a bit.
+    """Choose ``tensor.levels`` for as many weights: the least sum of squared errors in steps and ``rate_weight`` a bit.
 
     False if the step is too small for 32 bits, or a weight is not finite; then levels are undefined.
     """

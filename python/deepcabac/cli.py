@@ -303,7 +303,10 @@ def program(context: click.Context) -> None:
     help="With --sigma and --S or --step: price of a bit, in squared halves of sigma.",
 )
 @click.option(
-    "--format", "format_", type=click.Choice(["dcb", "nnc"]), help="nnc: ISO/IEC 15938-17. [default: by OUT's suffix, else dcb]"
+    "--format",
+    "format_",
+    type=click.Choice(["dcb", "nnc"]),
+    help="nnc: ISO/IEC 15938-17. [default: by OUT's suffix, else dcb]",
 )
 @_BASE
 @nnc_command.options
@@ -341,7 +344,8 @@ def compress(
         raise _Failure("--lossless is not in this version; --tensor '*=exact' stores every tensor bit for bit")
     if nnc_command.wanted(format_, output, nnc):
         chosen = nnc_command.settings(nnc, settings | {"curvature": curvature})
-        return _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
+        _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
+        return
     if base:
         raise _Failure("--base is for updates in .nnc files: it goes with --format nnc")
     targets = [name for name in ("sqnr", "bits", "size", "step", "S") if settings[name] is not None]
@@ -402,7 +406,9 @@ def _compress_nnc(
     "--max-bytes", type=_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]"
 )
 @_BASE
-@click.option("--apply", is_flag=True, help="Add an update in a .nnc file to its base, instead of writing the difference.")
+@click.option(
+    "--apply", is_flag=True, help="Add an update in a .nnc file to its base, instead of writing the difference."
+)
 @_QUIET
 def decompress(
     file: Path,
@@ -490,7 +496,8 @@ def verify(file: Path, threads: int | None) -> None:
     """
     damaged = 0
     if nnc_paths.is_stream(file):
-        return _print([nnc_paths.verify(file, threads)])
+        _print([nnc_paths.verify(file, threads)])
+        return
     with contextlib.ExitStack() as stack:
         with _decoding(file):
             opened = stack.enter_context(files.open_file(file, threads=threads))

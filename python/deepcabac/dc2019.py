@@ -1,4 +1,4 @@
-"""Streams of the software that DeepCABAC's authors released in 2019: encoded byte for byte as theirs, decoded safely."""
+"""Streams of the software that DeepCABAC's authors released in 2019: written byte for byte as theirs, read safely."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def encode(layers: Iterable[tuple[npt.ArrayLike, npt.ArrayLike, float, float]]) 
     return _core.dc2019_encode([_layer(number, *layer) for number, layer in enumerate(layers)])
 
 
-def _layer(number: int, weights: npt.ArrayLike, interval: npt.ArrayLike, step: float, rate_weight: float) -> _core.Layer:
+def _layer(
+    number: int, weights: npt.ArrayLike, interval: npt.ArrayLike, step: float, rate_weight: float
+) -> _core.Layer:
     plain = np.ascontiguousarray(weights, np.float32)
     intervals = np.ascontiguousarray(interval, np.float32)
     step, rate_weight = float(np.float32(step)), float(np.float32(rate_weight))
@@ -45,11 +47,9 @@ def _layer(number: int, weights: npt.ArrayLike, interval: npt.ArrayLike, step: f
     if not (math.isfinite(step) and step > 0 and math.isfinite(rate_weight) and rate_weight >= 0):
         raise OptionError(f"{what}: step must be positive and lambda not negative, not {step} and {rate_weight}")
     if not np.isfinite(plain).all() or not np.isfinite(intervals).all() or (intervals.size and intervals.min() <= 0):
-        raise OptionError(f"{what}: weights must be finite, intervals finite and positive")
-    if plain.size and (
-        float(np.abs(plain).max()) / step > 2**30 or 6 * float(intervals.max()) / step > _MOST_LEVELS
-    ):
-        raise OptionError(f"{what}: a step of {step:g} is too small for these weights and intervals; choose a larger one")
+        raise OptionError(f"{what}: weights and intervals must be finite, intervals positive")
+    if plain.size and (float(np.abs(plain).max()) / step > 2**30 or 6 * float(intervals.max()) / step > _MOST_LEVELS):
+        raise OptionError(f"{what}: a step of {step:g} is too small for these weights or intervals")
     return _core.Layer(plain, intervals.reshape(-1), step, rate_weight)
 
 

@@ -111,7 +111,7 @@ def load_file(
     max_bytes: int | None = None,
     threads: int | None = None,
 ) -> dict[str, Array]:
-    """All tensors of a .dcb or .nnc file as arrays, with their names, shapes and dtypes. Tied tensors share their array.
+    """All tensors of a .dcb or .nnc file as arrays, with names, shapes and dtypes. Tied tensors share their array.
 
     Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
     tensors take more than ``max_bytes``. ``base`` and ``apply`` are for updates in .nnc files: ``base`` is what comes

@@ -19,18 +19,45 @@ def _switch(flag: str, name: str, text: str) -> Any:
 
 
 _OPTIONS = (
-    click.option("--qp", f"{_PREFIX}qp", type=int, metavar="N",
-                 help=f".nnc: quantisation parameter of matrices and kernels; four more double the step. [default: {DEFAULT_QP}]"),
-    click.option("--vector-qp", f"{_PREFIX}vector_qp", type=int, metavar="N",
-                 help=f".nnc: of tensors of one dimension. [default: {DEFAULT_VECTOR_QP}]"),
-    click.option("--qp-density", f"{_PREFIX}density", type=int, metavar="N", help=".nnc: 2^N parameters double the step. [default: 2]"),
+    click.option(
+        "--qp",
+        f"{_PREFIX}qp",
+        type=int,
+        metavar="N",
+        help=f".nnc: quantisation parameter; four more double the step. [default: {DEFAULT_QP}]",
+    ),
+    click.option(
+        "--vector-qp",
+        f"{_PREFIX}vector_qp",
+        type=int,
+        metavar="N",
+        help=f".nnc: of tensors of one dimension. [default: {DEFAULT_VECTOR_QP}]",
+    ),
+    click.option(
+        "--qp-density",
+        f"{_PREFIX}density",
+        type=int,
+        metavar="N",
+        help=".nnc: 2^N parameters double the step. [default: 2]",
+    ),
     _switch("dq", "dependent", ".nnc: dependent quantisation. [default: on, as --quantizer trellis]"),
     _switch("param-opt", "param_opt", ".nnc: choose how each context adapts. [default: on]"),
     _switch("row-skipping", "row_skipping", ".nnc: skip rows of zeros. [default: on]"),
     _switch("codebook", "codebook", ".nnc: list a tensor's values where that is smaller. [default: off]"),
-    click.option("--scan-order", f"{_PREFIX}scan", type=int, metavar="N",
-                 help=".nnc: 0 row by row, 1 to 4 in blocks of 8 to 64. [default: 0]"),
-    click.option("--unary-length", f"{_PREFIX}unary", type=int, metavar="N", help=".nnc: decisions a magnitude, 1 to 256. [default: 11]"),
+    click.option(
+        "--scan-order",
+        f"{_PREFIX}scan",
+        type=int,
+        metavar="N",
+        help=".nnc: 0 row by row, 1 to 4 in blocks of 8 to 64. [default: 0]",
+    ),
+    click.option(
+        "--unary-length",
+        f"{_PREFIX}unary",
+        type=int,
+        metavar="N",
+        help=".nnc: decisions a magnitude, 1 to 256. [default: 11]",
+    ),
     _switch("tca", "temporal", ".nnc: contexts of an update look at the update before. [default: on]"),
 )
 

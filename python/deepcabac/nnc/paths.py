@@ -89,7 +89,7 @@ def restore(
     max_bytes: int | None = None,
     threads: int | None = None,
 ) -> tuple[Path, int]:
-    """Write the tensors of a stream as a checkpoint, .safetensors by default. Returns its path and the tensors' bytes."""
+    """Write the tensors of a stream as a checkpoint, by default .safetensors. Returns its path and their bytes."""
     target = Path(path).with_suffix(".safetensors") if model is None else Path(model)
     if model is None and target.exists():
         raise OptionError(f"{target}: exists, and may be the original; name the file to write")
@@ -157,7 +157,9 @@ def described(path: Path_) -> dict[str, Any]:
                     "method": "raw" if header.payload == Payload.RAW_FLOATS else "exact" if qp is None else "quantized",
                     "quantizer": None if qp is None else "dependent" if header.dependent else "uniform",
                     "qp": qp if header.payload == Payload.FLOATS else None,
-                    "step": step_size(qp, stream.density) if header.payload == Payload.FLOATS and qp is not None else None,
+                    "step": step_size(qp, stream.density)
+                    if header.payload == Payload.FLOATS and qp is not None
+                    else None,
                     "codebook": len(header.codebook.values) if weight and header.codebook else None,
                     "block": header.block or None,
                     "update": None if header.parent is None else header.depth,

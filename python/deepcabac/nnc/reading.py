@@ -211,15 +211,20 @@ def _set_parent(job: _core.NncTensor, header: DataHeader, name: str, memory: Mem
         return
     if known is None:
         raise OptionError(
-            f"tensor {name!r} is an update whose contexts depend on the updates before it: give those as base=, oldest first"
+            f"tensor {name!r} is an update whose contexts depend on those before it: give these as base=, oldest first"
         )
-    if known.levels.shape != job.levels.shape or memory.device != header.device or (known.parameter, known.depth) != (
-        header.parameter,
-        header.depth - 1,
+    if (
+        known.levels.shape != job.levels.shape
+        or memory.device != header.device
+        or (known.parameter, known.depth)
+        != (
+            header.parameter,
+            header.depth - 1,
+        )
     ):
         raise OptionError(
-            f"tensor {name!r} is update number {header.depth} of device {header.device}, but the streams given as base= end "
-            f"with number {known.depth} of device {memory.device}: give all of its predecessors, oldest first"
+            f"tensor {name!r} is update number {header.depth} of device {header.device}, but the base is number "
+            f"{known.depth} of device {memory.device}: give all of its predecessors as base=, oldest first"
         )
     job.base = known.levels
 

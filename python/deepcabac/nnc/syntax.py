@@ -1,7 +1,8 @@
-"""Units of ISO/IEC 15938-17: their headers, read and written. What a header claims is checked here, before anything is allocated.
+"""Units of ISO/IEC 15938-17: their headers, read and written. What a header claims is checked here and in reading.py,
+before anything is allocated.
 
-A stream is a sequence of units. Each has its size and kind, then a header, then a payload: start, model parameter set, topology,
-and compressed data units, which hold a tensor each, or the tensors of a layer (a block).
+A stream is a sequence of units. Each has its size and kind, then a header, then a payload: start, model parameter set,
+topology, and compressed data units, which hold a tensor each, or the tensors of a layer (a block).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def read(data: bytes | memoryview) -> Stream:
         reader.unsigned(32 if unit[0] & 0x80 else 16)
         reader.unsigned(7)  # type, independently decodable
         if reader.flag():
-            raise UnsupportedError("a unit is one of several parts of one (partial_data_counter), which is not supported")
+            raise UnsupportedError("units in several parts (partial_data_counter) are not supported")
         if stream is None:
             if kind != UnitType.START:
                 raise DamagedFileError("damaged: the first unit is no start unit (NNR_STR)")
@@ -144,7 +145,7 @@ def read(data: bytes | memoryview) -> Stream:
         elif kind == UnitType.TOPOLOGY:
             stream.topology = reader.unsigned(8)
             if stream.topology in (_PRUNED, _REFERENCE_LIST):
-                raise UnsupportedError("pruned topologies and reference lists (topology_storage_format) are not supported")
+                raise UnsupportedError("pruned topologies and reference lists are not supported")
             continue  # how layers are connected is nothing that tensors need
         else:
             header = _read_data(reader, stream)
@@ -176,11 +177,7 @@ def _units(view: memoryview) -> Iterator[tuple[UnitType, memoryview]]:
 
 def _read_parameters(reader: BitReader, stream: Stream) -> None:
     reader.flag()  # topology_carriage_flag
-    maps = [
-        name
-        for name in ("sparsification", "pruning", "unification", "decomposition")
-        if reader.flag()
-    ]
+    maps = [name for name in ("sparsification", "pruning", "unification", "decomposition") if reader.flag()]
     if maps:
         raise UnsupportedError(f"performance maps ({maps[0]}) in the model parameter set are not supported")
     methods = reader.unsigned(3)
@@ -191,7 +188,7 @@ def _read_parameters(reader: BitReader, stream: Stream) -> None:
         base_model, performance, metric, stream.updates = (reader.flag() for _ in range(4))
         reader.unsigned(3)
         if base_model or performance or metric:
-            raise UnsupportedError("a base model's name and performance figures in the model parameter set are not supported")
+            raise UnsupportedError("a base model's name and performance figures are not supported")
     else:
         reader.unsigned(7)
     if methods & 3:
@@ -222,7 +219,7 @@ def _read_data(reader: BitReader, stream: Stream) -> DataHeader:
         if stream.updates and reader.flag():
             identified, temporal = reader.unsigned(2), reader.flag()
             if identified != _PARENT_NODE:
-                raise UnsupportedError("an update that names its parent by a hash (parent_node_id_type) is not supported")
+                raise UnsupportedError("an update that names its parent by a hash is not supported")
             parent = Parent(temporal, reader.golomb(1))
             if not own:
                 parameter, depth = reader.golomb(5), reader.golomb(4)
@@ -244,13 +241,14 @@ def _read_data(reader: BitReader, stream: Stream) -> DataHeader:
         raise DamagedFileError(f"damaged: tensor {names[0]!r} claims {dimensions} dimensions")
     shape = tuple(reader.golomb(7) for _ in range(dimensions))
     unary = reader.unsigned(8) + 1 if has_unary else 10
-    scan, entries = 0, ()
+    scan = 0
+    entries: tuple[int, ...] = ()
     if len(shape) > 1:
         if stream.profile == 1:
             reader.golomb(1)  # first_tensor_dimension_shift, which NNCodec writes as 0 and ignores
         scan = reader.unsigned(4)
         if scan > _MOST_SCAN:
-            raise UnsupportedError(f"tensor {names[0]!r} has the scan order {scan}, only 0 to {_MOST_SCAN} are supported")
+            raise UnsupportedError(f"tensor {names[0]!r} has the scan order {scan}, above {_MOST_SCAN}")
         if scan:
             entries = _read_entries(reader, max((shape[0] - 1) // (4 << scan), 0), dependent)
     reader.align()
@@ -273,7 +271,7 @@ def _block(
     named = dict(zip(("weight", *scales, *normalisation, *bias), names, strict=False))
     roles = (*scales, *bias, *normalisation, "weight")
     if len(roles) != len(names) or not shape:
-        raise DamagedFileError(f"damaged: the block of {names[0]!r} claims {len(names)} tensors and describes {len(roles)}")
+        raise DamagedFileError(f"damaged: a block claims {len(names)} tensors and describes {len(roles)}")
     shapes = tuple(shape if role == "weight" else shape[:1] for role in roles)
     return tuple(named[role] for role in roles), roles, shapes
 

@@ -54,8 +54,10 @@ class Settings:
         most = 1 << (5 + self.density)
         for name, qp in (("qp", self.qp), ("vector_qp", self.vector_qp), *self.qp_per_tensor.items()):
             if isinstance(qp, bool) or not isinstance(qp, (int, np.integer)) or not -most <= qp < most:
-                raise OptionError(f"{name}: a quantisation parameter of density {self.density} is a whole number from "
-                                  f"{-most} to {most - 1}, not {qp!r}")
+                raise OptionError(
+                    f"{name}: a quantisation parameter of density {self.density} is a whole number from "
+                    f"{-most} to {most - 1}, not {qp!r}"
+                )
         if not (isinstance(self.rate_distortion, (int, float)) and 0 <= self.rate_distortion <= 100):
             raise OptionError(f"rate_distortion must be a number from 0 to 100, not {self.rate_distortion!r}")
 
@@ -115,7 +117,8 @@ def compress(
     settings: Settings,
 ) -> tuple[bytes, Report]:
     """:func:`encode` with a report."""
-    memory, model = Memory(), None
+    memory = Memory()
+    model: dict[str, Array] | None = None
     if bases:
         model = {}
         for base in bases:
@@ -149,7 +152,7 @@ def _plain(name: str, array: Array, notes: list[str]) -> Array:
         raise UnsupportedError(f"tensor {name!r}: a name in a .nnc file cannot hold a zero character")
     if array.dtype.kind in "iub":
         wide = array.astype(np.int64)
-        if array.size and (array.dtype == np.uint64 and array.max() >= 1 << 31 or abs(wide).max() > (1 << 31) - 4):
+        if array.size and ((array.dtype == np.uint64 and array.max() >= 1 << 31) or abs(wide).max() > (1 << 31) - 4):
             raise UnsupportedError(f"tensor {name!r} has integers that need more than 32 bits, which .nnc cannot hold")
         return np.ascontiguousarray(wide.astype(np.int32)).reshape(array.shape)
     if array.dtype.kind == "c" or array.dtype.kind in "OSUMm":
@@ -172,12 +175,16 @@ def _differences(tensors: Mapping[str, Array], model: Mapping[str, Array]) -> di
             raise OptionError(f"tensor {name!r} is not in the base: give the streams that lead to it, oldest first")
         base = model[name].reshape(model[name].shape or (1,))
         if base.shape != array.shape or (base.dtype.kind in "iub") != (array.dtype == np.int32):
-            raise OptionError(f"tensor {name!r} is {array.dtype}{list(array.shape)}, in the base {base.dtype}{list(base.shape)}")
+            raise OptionError(
+                f"tensor {name!r} is {array.dtype}{list(array.shape)}, in the base {base.dtype}{list(base.shape)}"
+            )
         result[name] = array - base.astype(array.dtype, copy=False)
     return result
 
 
-def _tensor(name: str, number: int, array: Array, settings: Settings, memory: Memory | None) -> tuple[bytes, Coded, str]:
+def _tensor(
+    name: str, number: int, array: Array, settings: Settings, memory: Memory | None
+) -> tuple[bytes, Coded, str]:
     """The unit of a tensor."""
     floats = array.dtype == np.float32
     update = memory is not None
@@ -247,10 +254,9 @@ def _quantize(job: _core.NncTensor, weights: Array, qp: int, settings: Settings)
 
 def _unit(header: DataHeader, job: _core.NncTensor, updates: bool) -> bytes:
     payload = _core.nnc_encode([job])
-    rows, width = job.levels.shape
     if header.scan:
         # What stands at an entry point follows from the finished code alone.
-        entries = np.zeros((rows - 1) // header.block, np.uint64)
+        entries = np.zeros((len(job.levels) - 1) // header.block, np.uint64)
         again = replace(job, levels=np.zeros_like(job.levels), entries=entries, entries_known=False)
         _core.nnc_decode(payload, [again])
         header = replace(header, entries=tuple(entries.tolist()))
