@@ -156,6 +156,13 @@ def _path(text: str) -> Path:
 _THREADS = click.option(
     "--threads", type=int, metavar="N", callback=_checked, help="Number of threads. [default: one a core]"
 )
+_BASE = click.option(
+    "--base",
+    multiple=True,
+    type=_path,
+    metavar="FILE",
+    help="The older version (a checkpoint or .dcb file) that this is an update of. Repeated for a chain, oldest first.",
+)
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but notes and errors.")
 
 
@@ -264,11 +271,17 @@ def program(context: click.Context) -> None:
     metavar="FILE",
     help="What deepcabac.torch.calibrate measured on this model: bits go where they matter.",
 )
-@click.option("--lossless", is_flag=True, hidden=True)
+@click.option("--lossless", is_flag=True, help="Every tensor comes back bit for bit.")
+@_BASE
 @_THREADS
 @_QUIET
 def compress(
-    model: Path, output: Path | None, curvature: Path | None, lossless: bool, quiet: bool, **settings: Any
+    model: Path,
+    output: Path | None,
+    curvature: Path | None,
+    base: tuple[Path, ...],
+    quiet: bool,
+    **settings: Any,
 ) -> None:
     """Make a small .dcb file from the checkpoint MODEL.
 
@@ -283,24 +296,26 @@ def compress(
     MODEL is .safetensors, .safetensors.index.json (sharded), .npz, .pt, .pth, .bin
     or .onnx, and is not changed.
     """
-    if lossless:
-        raise _Failure("--lossless is not in this version; --tensor '*=exact' stores every tensor bit for bit")
-    targets = [name for name in ("sqnr", "bits", "size", "step") if settings[name] is not None]
+    targets = [name for name in ("sqnr", "bits", "size", "step", "lossless") if settings[name] not in (None, False)]
     if len(targets) > 1:
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
     if curvature is not None and settings["step"] is not None:
         raise click.UsageError("choose one of --curvature and --step: by curvature, every tensor gets its own step")
+    if curvature is not None and (base or settings["lossless"]):
+        raise click.UsageError(f"choose one of --curvature and --{'base' if base else 'lossless'}")
     options = Options(**settings)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if curvature is not None:
             options = replace(options, curvature=stack.enter_context(_opened_curvature(curvature)))
-        stack.enter_context(_naming(model, output, curvature))
+        stack.enter_context(_naming(model, output, curvature, *base))
         progress = stack.enter_context(_progress("compressing", quiet))
-        for read in (model, curvature):
+        for read in (model, curvature, *base):
             if read is not None:
                 _keep_apart(read, output)
-        path, result = files.compress_checkpoint(model, output, options=options, progress=progress)
+        path, result = files.compress_checkpoint(
+            model, output, options=options, base=base or None, progress=progress
+        )
     if not quiet:
         _print(report.compressed(path, result, time.perf_counter() - start, _width()))
     notes = list(result.notes)
@@ -326,12 +341,15 @@ def compress(
     metavar="MODEL",
     help="File to write; its suffix chooses the kind. [default: FILE's name with the suffix it was made from]",
 )
+@_BASE
 @_THREADS
 @click.option(
     "--max-bytes", type=_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]"
 )
 @_QUIET
-def decompress(file: Path, output: Path | None, threads: int | None, max_bytes: int | None, quiet: bool) -> None:
+def decompress(
+    file: Path, output: Path | None, base: tuple[Path, ...], threads: int | None, max_bytes: int | None, quiet: bool
+) -> None:
     """Restore a checkpoint from the .dcb file FILE.
 
     Names, shapes and data types are those of the original. MODEL may be of another
@@ -341,12 +359,15 @@ def decompress(file: Path, output: Path | None, threads: int | None, max_bytes: 
     Every checksum is verified on the way; a damaged file writes nothing.
     """
     start = time.perf_counter()
-    with _decoding(file, output):
-        _keep_apart(file, output)
+    with _decoding(file, output, *base):
+        for read in (file, *base):
+            _keep_apart(read, output)
         with files.open_file(file, max_bytes=max_bytes) as opened:
             infos = [opened.info(name) for name in opened]
         with _progress("restoring", quiet) as progress:
-            path = files.decompress_checkpoint(file, output, max_bytes=max_bytes, threads=threads, progress=progress)
+            path = files.decompress_checkpoint(
+                file, output, base=base or None, max_bytes=max_bytes, threads=threads, progress=progress
+            )
     if not quiet:
         nbytes = sum(info.nbytes for info in infos if info.tied_to is None)
         _print([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
@@ -385,8 +406,9 @@ def inspect(file: Path, as_json: bool) -> None:
     epilog=_examples("deepcabac verify model.dcb && echo good"),
 )
 @click.argument("file", type=_path)
+@_BASE
 @_THREADS
-def verify(file: Path, threads: int | None) -> None:
+def verify(file: Path, base: tuple[Path, ...], threads: int | None) -> None:
     """Check the .dcb file FILE: every checksum is compared and every chunk decoded.
 
     Exit code 0 if the file is good, 1 if it is damaged (a line for each damaged
@@ -394,11 +416,11 @@ def verify(file: Path, threads: int | None) -> None:
     """
     damaged = 0
     with contextlib.ExitStack() as stack:
-        with _decoding(file):
-            opened = stack.enter_context(files.open_file(file, threads=threads))
+        with _decoding(file, *base):
+            opened = stack.enter_context(files.open_file(file, base=base or None, threads=threads))
             damages = opened.check()
         while True:
-            with _decoding(file):
+            with _decoding(file, *base):
                 damage = next(damages, None)
             if damage is None:
                 break
@@ -452,10 +474,10 @@ def _opened_curvature(path: Path) -> Iterator[Curvature]:
 
 
 @contextlib.contextmanager
-def _decoding(path: Path, output: Path | None = None) -> Iterator[None]:
+def _decoding(path: Path, *others: Path | None) -> Iterator[None]:
     """:func:`_naming`, and a word to who gives a checkpoint where a .dcb file belongs."""
     try:
-        with _naming(path, output):
+        with _naming(path, *others):
             yield
     except DamagedFileError as error:
         if "not a .dcb file" not in str(error) or kind_of_path(path) is None:

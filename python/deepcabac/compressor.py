@@ -15,14 +15,16 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from . import container, coupling, quantization
+from . import container, coupling, exact, quantization
 from ._parallel import pool
 from .checkpoint.base import TensorSpec
-from .container import LEVELS, RAW, SCALED, TIED, Chunk, Entry, Index
+from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
 from .coupling import Calibrated
 from .errors import OptionError
+from .exact import Coded, Form
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
+from .updates import Base, Digest
 
 #: Bytes of tensors that are held at once, unless a single one is larger.
 _IN_FLIGHT = 1 << 26
@@ -59,6 +61,7 @@ class TensorReport:
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
     raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "as base"
 
     @property
     def size(self) -> int:
@@ -90,8 +93,15 @@ class Report:
         return notes
 
 
-def compress(source: Source, file: BinaryIO, options: Options, progress: Progress | None = None) -> Report:
-    """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start."""
+def compress(
+    source: Source, file: BinaryIO, options: Options, progress: Progress | None = None, base: Base | None = None
+) -> Report:
+    """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start.
+
+    With a ``base``, tensors that it has too become differences to it.
+    """
+    if base is not None and options.curvature is not None:
+        raise OptionError("choose one of curvature and base: what a difference does to the network was not measured")
     for spec in source.specs:
         container.check_writable(spec.name, spec.shape)
     with pool(options.threads) as executor:
@@ -100,7 +110,7 @@ def compress(source: Source, file: BinaryIO, options: Options, progress: Progres
         size = options.size if options.bits is None else round(float(options.bits) * elements / 8)
 
         def attempt(options: Options) -> Report:
-            return _Pass(source, file, options, calibrated, executor, progress).run()
+            return _Pass(source, file, options, calibrated, executor, progress, base).run()
 
         return attempt(options) if size is None else _reach(int(size), options, attempt)
 
@@ -112,8 +122,9 @@ class _Work:
     spec: TensorSpec
     array: Array
     target: Target
-    result: Future[Quantized | None] | Callable[[], Quantized | None]
+    result: Future[Quantized | Coded | None] | Callable[[], Quantized | Coded | None]
     note: str = ""
+    base: Array | None = None  #: what it is a difference to
 
 
 class _Pass:
@@ -127,8 +138,11 @@ class _Pass:
         calibrated: Calibrated | None,
         executor: Executor,
         progress: Progress | None,
+        base: Base | None,
     ) -> None:
         self._source = source
+        self._base = base
+        self._digest = Digest()
         self._calibrated = calibrated
         self._file = file
         self._options = options
@@ -172,19 +186,50 @@ class _Pass:
 
     def _begin(self, spec: TensorSpec) -> _Work:
         array = self._source.read(spec.name)
-        target = self._options.for_tensor(spec.name, spec.shape)
-        work = _Work(spec, array, target, lambda: None)
+        base = None if self._base is None else self._base.like(spec.name, spec.dtype, spec.shape)
+        target = self._options.for_tensor(spec.name, spec.shape, base is not None)
+        work = _Work(spec, array, target, lambda: None, base=base)
 
-        def all_at_once() -> Quantized | None:
-            return self._quantize(work, lambda calls: [call() for call in calls])
+        def all_at_once() -> Quantized | Coded | None:
+            return self._code(work, lambda calls: [call() for call in calls])
 
-        def spread() -> Quantized | None:
-            return self._quantize(work, lambda calls: [f.result() for f in [self._executor.submit(c) for c in calls]])
+        def spread() -> Quantized | Coded | None:
+            return self._code(work, lambda calls: [f.result() for f in [self._executor.submit(c) for c in calls]])
 
         # Rows that make up for each other's errors come one after another: no chunks to spread.
         apart = spec.size <= _SMALL or self._calibrated is not None
         work.result = self._executor.submit(all_at_once) if apart else spread
         return work
+
+    def _code(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | Coded | None:
+        """The coded tensor, quantised or exactly; None if it is to be stored raw."""
+        result = self._quantize(work, run) if work.base is None else self._quantize_difference(work, work.base, run)
+        return exact.encode(work.array, run, work.base) if result is None else result
+
+    def _quantize_difference(
+        self, work: _Work, base: Array, run: Callable[[list[Any]], list[Any]]
+    ) -> Quantized | None:
+        """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
+        differences of types narrower than float32, whose own rounding is as coarse, and none at all.
+        """
+        array, target = work.array, work.target
+        if target.kind == "exact" or array.dtype not in (np.float32, np.float64) or array.ndim == 0:
+            return None
+        if array.ndim == 1 and array.size < quantization.EXACT_BELOW and not target.forced:
+            return None
+        with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
+            difference = (array - base).astype(np.float32)
+            tensor = quantization.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target)
+        chosen = None
+        if tensor is not None and tensor.energy > 0:
+            chosen = quantization.choose(tensor, target, self._options.quantizations)
+        if tensor is None or chosen is None:
+            return None
+        how, step = chosen
+        result = quantization.quantize(tensor, step, how, run)
+        if target.kind == "sqnr":
+            result = self._closest(tensor, target.value, how, step, result, run)
+        return result if result.coded_bytes < work.spec.nbytes else None
 
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
@@ -270,7 +315,9 @@ class _Pass:
         result = work.result.result() if isinstance(work.result, Future) else work.result()
         del work.result  # it refers to the work: a cycle that would keep the array until the next collection
         spec = work.spec
-        if result is None:
+        if isinstance(result, Coded) or (result is not None and work.base is not None):
+            entry = self._formed(work, result)
+        elif result is None:
             data = np.ascontiguousarray(work.array).reshape(-1).view(np.uint8)
             pieces = [data[at : at + container.RAW_CHUNK].data for at in range(0, data.size, container.RAW_CHUNK)]
             entry = Entry(spec.name, spec.dtype, spec.shape, RAW, self._write(pieces))
@@ -291,6 +338,23 @@ class _Pass:
             )
         self._add(entry, result, work.target, work.note)
 
+    def _formed(self, work: _Work, result: Quantized | Coded) -> Entry:
+        """The entry of a tensor coded exactly, or as a difference."""
+        spec = work.spec
+        if isinstance(result, Coded):
+            form, codes = result.form, result.codes
+        else:
+            form = Form(exact.QUANTIZED, params=result.params, step=result.step)
+            codes = [(code, b"") for code in result.codes]
+        chunks = self._write([code + details for code, details in codes])
+        chunks = tuple(replace(chunk, details=len(details)) for chunk, (_, details) in zip(chunks, codes, strict=True))
+        if form.kind not in exact.UPDATES:
+            return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)
+        assert work.base is not None and self._base is not None
+        self._digest.add(spec.name, work.base)
+        self._index.base_digest, self._index.base_name = self._digest.value, self._base.name
+        return Entry(spec.name, spec.dtype, spec.shape, UPDATE, chunks, form=form)
+
     def _tie(self, spec: TensorSpec) -> None:
         number = self._numbers[str(spec.tied_to)]
         self._add(Entry(spec.name, spec.dtype, spec.shape, TIED, tied_to=number))
@@ -303,22 +367,25 @@ class _Pass:
             self._offset += len(piece)
         return tuple(chunks)
 
-    def _add(self, entry: Entry, result: Quantized | None = None, target: Target | None = None, note: str = "") -> None:
+    def _add(
+        self, entry: Entry, result: Quantized | Coded | None = None, target: Target | None = None, note: str = ""
+    ) -> None:
         self._numbers[entry.name] = len(self._index.entries)
         self._index.entries.append(entry)
-        method = container.METHOD_NAMES[entry.method]
+        quantized = result if isinstance(result, Quantized) else None
         raw_bytes = 0 if entry.method == TIED else entry.nbytes
         self._report.tensors.append(
             TensorReport(
                 entry.name,
                 str(entry.dtype),
                 entry.shape,
-                method,
+                entry.mode,
                 raw_bytes,
                 entry.coded_bytes,
-                result.sqnr if result else None,
+                quantized.sqnr if quantized else None,
                 note,
-                target.raised if result and target else 0.0,
+                target.raised if quantized and target else 0.0,
+                entry.coding,
             )
         )
         self._report.raw_bytes += raw_bytes

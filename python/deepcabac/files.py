@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import compressor, reader
+from . import bases, compressor, reader
 from .atomic import AtomicFile
+from .bases import BaseLike
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import DTYPES, TensorSpec
 from .compressor import Progress, Report
 from .errors import OptionError, UnsupportedError
 from .options import Options
 from .reader import OpenFile
+from .updates import Base
 
 Array = npt.NDArray[Any]
 Path_ = str | os.PathLike[str]
@@ -60,18 +63,47 @@ def _plain(name: str, array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
-def compress(tensors: Mapping[str, npt.ArrayLike], *, options: Options | None = None, **settings: Any) -> bytes:
+@contextmanager
+def _opened_base(base: BaseLike | None, threads: int | None = None) -> Iterator[Base | None]:
+    """What differences are made to."""
+    if base is None:
+        yield None
+        return
+    opened = bases.open_base(base, threads=threads)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def compress(
+    tensors: Mapping[str, npt.ArrayLike],
+    *,
+    options: Options | None = None,
+    base: BaseLike | None = None,
+    **settings: Any,
+) -> bytes:
     """:func:`save_file` to memory: the bytes of a .dcb file."""
     file = io.BytesIO()
-    compressor.compress(_Arrays(tensors), file, Options.of(options, settings))
+    chosen = Options.of(options, settings)
+    with _opened_base(base, chosen.threads) as opened:
+        compressor.compress(_Arrays(tensors), file, chosen, base=opened)
     return file.getvalue()
 
 
 def decompress(
-    data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, threads: int | None = None
+    data: bytes | bytearray | memoryview,
+    *,
+    base: BaseLike | None = None,
+    max_bytes: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
     """:func:`load_file` from memory."""
     with reader.open_bytes(data, max_bytes=max_bytes, threads=threads) as opened:
+        if base is not None:
+            if opened.base_name is None:
+                raise OptionError("base was given, but the data are not an update and need none")
+            opened.base = bases.open_base(base, max_bytes=max_bytes, threads=threads)
         return dict(opened.items())
 
 
@@ -80,6 +112,7 @@ def save_file(
     path: Path_,
     *,
     options: Options | None = None,
+    base: BaseLike | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Report:
@@ -87,54 +120,67 @@ def save_file(
 
     ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
     float8_e5m2, bool or any integer. ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the
-    default), ``bits=``, ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``,
-    ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored exactly.
+    default), ``bits=``, ``size=``, ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``,
+    ``overrides=``, ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored exactly.
+
+    With a ``base`` (a checkpoint or .dcb file, a list of those that make up a chain of updates, the oldest first, or
+    arrays by name) the file is an update: tensors that the base has too, with the same dtype and shape, are stored as
+    differences. ``sqnr`` is then that of the differences, by default 6 dB; with ``lossless=True`` they are exact.
 
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """
     source = _Arrays(tensors)
     chosen = Options.of(options, settings)
-    with AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress)
+    with _opened_base(base, chosen.threads) as opened, AtomicFile(Path(path)) as target:
+        return compressor.compress(source, target.file, chosen, progress, opened)
 
 
 def load_file(
-    path: Path_, *, base: Path_ | None = None, max_bytes: int | None = None, threads: int | None = None
+    path: Path_, *, base: BaseLike | None = None, max_bytes: int | None = None, threads: int | None = None
 ) -> dict[str, Array]:
     """All tensors of a .dcb file as arrays, with their names, shapes and dtypes. Tied tensors share their array.
 
     Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
-    tensors take more than ``max_bytes``. ``base`` is for updates, which no file of this version is.
+    tensors take more than ``max_bytes``. An update needs its ``base``: a checkpoint or .dcb file, a list of those that make
+    up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the file, by the name
+    that it had; :class:`OptionError` if it is not there or not the one that the update was made from.
     """
-    if base is not None:
-        raise UnsupportedError(f"{path}: base= was given, but a file of format version 1 needs none")
-    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+    with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         return dict(opened.items())
 
 
-def open_file(path: Path_, *, max_bytes: int | None = None, threads: int | None = None) -> OpenFile:
+def open_file(
+    path: Path_, *, base: BaseLike | None = None, max_bytes: int | None = None, threads: int | None = None
+) -> OpenFile:
     """Open a .dcb file for decoding single tensors: ``keys()``, ``info(name)``, ``f[name]``; a context manager.
 
-    Only the index is read. ``max_bytes`` bounds each tensor. Raises :class:`DamagedFileError` and
-    :class:`CheckpointError`.
+    Only the index is read. ``max_bytes`` bounds each tensor. ``base`` is for updates, as in :func:`load_file`; the first
+    tensor that needs it has the whole base checked. Raises :class:`DamagedFileError` and :class:`CheckpointError`.
     """
-    return reader.open_path(path, max_bytes=max_bytes, threads=threads)
+    return bases.open_based(path, base, max_bytes=max_bytes, threads=threads)
 
 
 def compress_checkpoint(
-    model: Path_, path: Path_ | None = None, *, options: Options | None = None, progress: Progress | None = None
+    model: Path_,
+    path: Path_ | None = None,
+    *,
+    options: Options | None = None,
+    base: BaseLike | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, Report]:
     """Compress a checkpoint file (.safetensors, .safetensors.index.json, .npz, .pt, .pth, .onnx), tensor by tensor.
 
-    ``path`` is by default the model's with the suffix .dcb. Returns the path and a :class:`Report`.
+    ``path`` is by default the model's with the suffix .dcb. ``base`` as in :func:`save_file`. Returns the path and a
+    :class:`Report`.
     """
     model = Path(model)
     with open_checkpoint(model) as source:
         target_path = default_output(model) if path is None else Path(path)
         if kind_of_path(target_path) is not None:
             raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
-        with AtomicFile(target_path) as target:
-            return target_path, compressor.compress(source, target.file, options or Options(), progress)
+        options = options or Options()
+        with _opened_base(base, options.threads) as opened, AtomicFile(target_path) as target:
+            return target_path, compressor.compress(source, target.file, options, progress, opened)
 
 
 def default_output(model: Path) -> Path:
@@ -167,6 +213,7 @@ def decompress_checkpoint(
     path: Path_,
     model: Path_ | None = None,
     *,
+    base: BaseLike | None = None,
     max_bytes: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -174,9 +221,10 @@ def decompress_checkpoint(
     """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
 
     Its kind follows from ``model``'s suffix. By default it is the kind that the file was made from, beside the file;
-    then a file that is there already is not replaced, since it may well be the original.
+    then a file that is there already is not replaced, since it may well be the original. ``base`` as in
+    :func:`load_file`.
     """
-    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+    with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
             model = default_restored(Path(path), opened.kind)
             if model.exists():
