@@ -371,8 +371,9 @@ def _write_form(form: Form) -> bytes:
         parts.append(varint(form.centre & (1 << 32) - 1) + varint(form.centre >> 32))
     if form.entries is not None:
         parts += [varint(number) for number in (form.entries.size, form.usual, form.width, form.rows)]
-        # The bytes of a value's number, the highest first, of all values together: they are alike.
-        parts.append(form.entries.astype(form.entries.dtype.newbyteorder(">")).view(np.uint8).reshape(form.entries.size, -1).T.tobytes())
+        # The bytes of their differences, the highest of all entries first, then the next: they are alike.
+        steps = np.diff(form.entries, prepend=form.entries.dtype.type(0))
+        parts.append(steps.astype(steps.dtype.newbyteorder(">")).view(np.uint8).reshape(steps.size, -1).T.tobytes())
     if form.kind == exact.QUANTIZED:
         parts.append(struct.pack("<f", form.step))
     if form.params:
@@ -401,7 +402,10 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
         if not sound or not (1 <= width <= exact.MOST_WIDTH and 1 <= rows and width * rows <= exact.MOST_NUMBERS):
             raise cursor.damaged(f"tensor {name!r} has a codebook of {entries} entries, rows of {width}, {rows} in a chunk")
         planes = np.frombuffer(cursor.take(entries * item), np.uint8).reshape(item, entries)
-        values = np.ascontiguousarray(planes.T).view(f">u{item}").reshape(entries).astype(f"<u{item}")
+        steps = np.ascontiguousarray(planes.T).view(f">u{item}").reshape(entries).astype(f"<u{item}")
+        values = np.cumsum(steps, dtype=steps.dtype)
+        if (values[1:] <= values[:-1]).any():
+            raise cursor.damaged(f"tensor {name!r} has a codebook whose entries do not ascend")
         return Form(kind, entries=values, usual=usual, width=width, rows=rows)
     step = cursor.unpack("<f")[0] if kind == exact.QUANTIZED else 0.0
     if kind == exact.QUANTIZED and not (math.isfinite(step) and step > 0):

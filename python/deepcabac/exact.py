@@ -40,6 +40,8 @@ _MANY_ZEROS = 0.02
 _STEP = 0.7413
 #: A codebook is slower, so it has to be smaller by so much.
 _CODEBOOK_GAIN = 0.99
+#: Elements of a tensor on which several steps are tried.
+_SMALL = 1 << 12
 _PIECE = 1 << 20
 
 _NAMES = ("coded", "coded", "coded", "difference", "difference", "codebook", "as base", "quantized")
@@ -120,7 +122,14 @@ def _encode_alone(array: Array, run: Run) -> Coded:
         centre = np.sort(signed)[sample.size // 2]
         form = Form(INTEGER, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
-    form = _fitted(form, array, sample)
+    if sample.size > _SMALL:
+        form = _fitted(form, array, sample)
+    else:
+        # Small ones are often of many orders of magnitude, and the median says little.
+        form = min(
+            (_fitted(replace(form, exponent=form.exponent + more), array, sample) for more in (0, 1, 2)),
+            key=lambda one: sum(map(len, _core.encode_exact(one.params, _native(one, array.dtype), sample))),
+        )
     book = _codebook(array, sample, run)
     if book is not None:
         piece = sample[: form.chunk_size]
