@@ -2,7 +2,7 @@
 //!
 //! A level is a value rounded to a multiple of a step, 2^k, and coded as any level is, with its contexts and predictions.
 //! The details are raw bits that say which of the values that round to this level it is. They are close to equiprobable:
-//! inside a step a distribution of weights is almost flat, so a model would find nothing in them. FORMAT.md, section 6.
+//! inside a step a distribution of weights is almost flat, so a model would find nothing in them. FORMAT.md, section 8.
 //!
 //! Everything here is on *patterns*, the bits of a value as an unsigned integer. The unit of a floating-point format is its
 //! smallest subnormal number, so every finite magnitude is an integer `V << E`, `V` having one bit more than the mantissa.
@@ -273,24 +273,36 @@ pub fn split<P: Pattern>(
         return split_floats(form, zeros, width, patterns, levels, out);
     }
     let mut bits = Bits::behind(out);
-    for (index, (pattern, level)) in patterns.iter().zip(levels).enumerate() {
-        let (reference, exponent) = reference(form, origin, index);
-        let (negative, v) = magnitude::<P>(ordered::<P>(form, pattern.wide()).wrapping_sub(reference));
-        let rest = half(form) - exponent;
-        let halves = half_steps(v, rest);
-        let escaped = halves >= MOST_HALVES;
-        let (size, bit, has_bit) = halves_to_level(form, halves);
-        let size = if escaped { i64::from(ESCAPE) } else { size as i64 };
-        *level = (if negative { -size } else { size }) as i32;
-        let rest = rest.clamp(0, 64) as u32;
-        if escaped {
-            bits.put_long(v, P::BITS);
-        } else if size == 0 {
-            bits.put_long(v, rest);
-            bits.put(u64::from(negative), u32::from(v != 0));
-        } else {
-            bits.put(bit, has_bit);
-            bits.put_long(v & ones(rest), rest);
+    for (number, (row, levels)) in patterns.chunks(width).zip(levels.chunks_mut(width)).enumerate() {
+        let start = number * width;
+        let value = |index: usize| {
+            let (reference, exponent) = reference(form, origin, start + index);
+            (magnitude::<P>(ordered::<P>(form, row[index].wide()).wrapping_sub(reference)), exponent)
+        };
+        let moved = (0..row.len()).any(|index| value(index).0.1 != 0);
+        bits.put(u64::from(moved), 1);
+        if !moved {
+            levels.fill(0);
+            continue;
+        }
+        for (index, level) in levels.iter_mut().enumerate() {
+            let ((negative, v), exponent) = value(index);
+            let rest = half(form) - exponent;
+            let halves = half_steps(v, rest);
+            let escaped = halves >= MOST_HALVES;
+            let (size, bit, has_bit) = halves_to_level(form, halves);
+            let size = if escaped { i64::from(ESCAPE) } else { size as i64 };
+            *level = (if negative { -size } else { size }) as i32;
+            let rest = rest.clamp(0, 64) as u32;
+            if escaped {
+                bits.put_long(v, P::BITS);
+            } else if size == 0 {
+                bits.put_long(v, rest);
+                bits.put(u64::from(negative), u32::from(v != 0));
+            } else {
+                bits.put(bit, has_bit);
+                bits.put_long(v & ones(rest), rest);
+            }
         }
     }
     bits.finish();
@@ -408,24 +420,33 @@ pub fn join<P: Pattern>(
     if let Origin::Float { zeros } = origin {
         return join_floats(form, zeros, width, levels, &mut bits, patterns) && bits.finished();
     }
-    for (index, (pattern, level)) in patterns.iter_mut().zip(levels).enumerate() {
-        let (reference, exponent) = reference(form, origin, index);
-        let places = half(form) - exponent;
-        let rest = places.clamp(0, 64) as u32;
-        let (mut negative, size) = (*level < 0, level.unsigned_abs());
-        let v = if size == 0 {
-            let v = bits.take_long(rest);
-            negative = v != 0 && bits.take(1) != 0;
-            v
-        } else if size == ESCAPE {
-            bits.take_long(P::BITS)
-        } else {
-            let bit = if form.exponent == 0 { 0 } else { bits.take(1) };
-            let halves = level_to_halves(form, u64::from(size), bit);
-            shifted(halves, places) | bits.take_long(rest)
-        };
-        let difference = if negative { v.wrapping_neg() } else { v };
-        *pattern = P::of(ordered::<P>(form, reference.wrapping_add(difference) & ones(P::BITS)));
+    for (number, (row, levels)) in patterns.chunks_mut(width).zip(levels.chunks(width)).enumerate() {
+        let start = number * width;
+        let moved = bits.take(1) != 0;
+        if !moved && levels.iter().any(|level| *level != 0) {
+            return false;
+        }
+        for (index, (pattern, level)) in row.iter_mut().zip(levels).enumerate() {
+            let (reference, exponent) = reference(form, origin, start + index);
+            let places = half(form) - exponent;
+            let rest = places.clamp(0, 64) as u32;
+            let (mut negative, size) = (*level < 0, level.unsigned_abs());
+            let v = if !moved {
+                0
+            } else if size == 0 {
+                let v = bits.take_long(rest);
+                negative = v != 0 && bits.take(1) != 0;
+                v
+            } else if size == ESCAPE {
+                bits.take_long(P::BITS)
+            } else {
+                let bit = if form.exponent == 0 { 0 } else { bits.take(1) };
+                let halves = level_to_halves(form, u64::from(size), bit);
+                shifted(halves, places) | bits.take_long(rest)
+            };
+            let difference = if negative { v.wrapping_neg() } else { v };
+            *pattern = P::of(ordered::<P>(form, reference.wrapping_add(difference) & ones(P::BITS)));
+        }
     }
     bits.finished()
 }

@@ -215,8 +215,6 @@ class _Pass:
         array, target = work.array, work.target
         if target.kind == "exact" or array.dtype not in (np.float32, np.float64) or array.ndim == 0:
             return None
-        if array.ndim == 1 and array.size < quantization.EXACT_BELOW and not target.forced:
-            return None
         with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
             difference = (array - base).astype(np.float32)
             tensor = quantization.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target)

@@ -258,7 +258,7 @@ def check_max_bytes(max_bytes: int | None) -> None:
 
 
 def digest_part(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What stands before a tensor's bytes in the digest of a base (FORMAT.md, 6.4)."""
+    """What stands before a tensor's bytes in the digest of a base (FORMAT.md, 8.5)."""
     return blob(name.encode()) + bytes([_DTYPE_CODES[dtype], len(shape)]) + b"".join(varint(size) for size in shape)
 
 
