@@ -289,7 +289,7 @@ def _write_entry(entry: Entry) -> bytes:
             parts += [blob(entry.row_scales), blob(entry.column_scales)]
         parts.append(write_chunks(entry.params, entry.chunks))
     elif entry.form is not None:
-        parts += [_write_form(entry.form), *(_write_parted(chunk) for chunk in entry.chunks)]
+        parts += [form_bytes(entry.form), *(parted_bytes(chunk) for chunk in entry.chunks)]
     else:
         parts += [struct.pack("<I", chunk.crc) for chunk in entry.chunks]
     return b"".join(parts)
@@ -363,7 +363,8 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
     raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
 
 
-def _write_form(form: Form) -> bytes:
+def form_bytes(form: Form) -> bytes:
+    """What an index says about how values are coded, before the chunks."""
     parts = [bytes([form.kind])]
     if form.kind in exact.DETAILED:
         parts.append(varint(form.exponent))
@@ -414,7 +415,8 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
     return Form(kind, exponent, centre, params=params, step=step)
 
 
-def _write_parted(chunk: Chunk) -> bytes:
+def parted_bytes(chunk: Chunk) -> bytes:
+    """What an index says about a chunk of levels and details."""
     lengths = varint(chunk.length - chunk.details) + varint(chunk.details)
     return lengths + struct.pack("<I", chunk.crc) if chunk.length else lengths
 

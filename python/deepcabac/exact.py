@@ -243,7 +243,7 @@ def _encode_update(array: Array, base: Array, run: Run) -> Coded:
     best: tuple[int, Form] | None = None
     for kind in (STEPS, DIFFERENCES) if mantissa(array.dtype) else (STEPS,):
         middle = _typical_distance(kind, array.dtype, changed, before)
-        for more in (-1, 0, 1):
+        for more in (-2, -1, 0, 1):
             exponent = max(math.floor(middle + math.log2(_STEP)) + more, 0)
             form = _fitted(Form(kind, exponent), array, changed, before)
             piece = slice(0, form.chunk_size)

@@ -280,15 +280,14 @@ class OpenFile:
             data = self._read(chunk.offset, chunk.length)
             chunk.check(data, entry.name)
             if entry.method == RAW:
-                raw = np.frombuffer(data, np.uint8)
-                if entry.dtype == np.bool_ and raw.max(initial=0) > 1:
-                    raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
-                flat.view(np.uint8)[where] = raw
+                flat.view(np.uint8)[where] = np.frombuffer(data, np.uint8)
+                check_bools(entry, flat.view(np.uint8)[where])
                 continue
             form = entry.form
             if form is not None and form.kind == exact.CODEBOOK:
                 if not exact.decode(form, data, flat[where]):
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
+                check_bools(entry, flat[where])
                 continue
             levels = form is not None and form.kind in exact.DETAILED
             fits = flat.dtype == np.float32 and not levels
@@ -307,8 +306,7 @@ class OpenFile:
             if not fine:
                 raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a chunk does not decode")
             if form is not None:
-                if owner.entry.dtype == np.bool_ and owner.flat[where].view(np.uint8).max(initial=0) > 1:
-                    raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a bool is neither 0 nor 1")
+                check_bools(owner.entry, owner.flat[where])
                 if form.kind == exact.QUANTIZED and base is not None:
                     add_difference(base, job.out, owner.flat[where])
                 continue
@@ -317,6 +315,12 @@ class OpenFile:
             if part.owner.flat.dtype != np.float32:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
+
+
+def check_bools(entry: Entry, values: Array) -> None:
+    """Raise :class:`DamagedFileError` if bools are neither 0 nor 1: numpy takes for granted that they are."""
+    if entry.dtype == np.bool_ and values.view(np.uint8).max(initial=0) > 1:
+        raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
 
 
 def add_difference(base: Array, difference: npt.NDArray[np.float32], out: Array) -> None:
