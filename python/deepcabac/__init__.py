@@ -1,5 +1,6 @@
 """Trained neural networks made small: rate-distortion quantisation and context-adaptive arithmetic coding."""
 
+from .accumulation import ErrorAccumulation
 from .codec import decode, encode
 from .compressor import Report, TensorReport
 from .curvature import Curvature
@@ -30,6 +31,7 @@ __all__ = [
     "Curvature",
     "DamagedFileError",
     "DeepCabacError",
+    "ErrorAccumulation",
     "LimitError",
     "OpenFile",
     "OptionError",

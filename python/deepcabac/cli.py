@@ -388,7 +388,8 @@ def inspect(file: Path, as_json: bool) -> None:
     Only the index is read. 'bits' is bits an element; 'step' is the distance of
     two restored values, or how else a tensor is stored; 'times' says whether each
     row or column has a scale of its own besides; 'quantizer' how the values were
-    chosen, with the states of the trellis. In the JSON sizes are in bytes, 'step'
+    chosen, with the states of the trellis, or how an exact tensor is coded. 'of
+    base' is what changes another file. In the JSON sizes are in bytes, 'step'
     is null for tensors that are not quantised, and 'row_scales' and
     'column_scales' are numbers of scales.
     """

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from . import container, coupling, exact, quantization
+from . import _core, container, coupling, exact, quantization
 from ._parallel import pool
 from .checkpoint.base import TensorSpec
 from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
@@ -30,6 +30,8 @@ from .updates import Base, Digest
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
+#: Largest error of an update of a vector of positive values, relative to the least of them.
+_POSITIVE_ERROR = 0.1
 _TINY = 1 << 8
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
@@ -61,7 +63,7 @@ class TensorReport:
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
     raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
-    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "as base"
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
 
     @property
     def size(self) -> int:
@@ -227,6 +229,13 @@ class _Pass:
         result = quantization.quantize(tensor, step, how, run)
         if target.kind == "sqnr":
             result = self._closest(tensor, target.value, how, step, result, run)
+        # Variances and the like: one that comes out near zero, or below, blows its channel up.
+        if array.ndim == 1 and (array > 0).all():
+            while np.abs(_decoded(result, array.size) - difference).max(initial=0) > _POSITIVE_ERROR * array.min():
+                if step < quantization.SMALLEST_STEP or result.coded_bytes >= work.spec.nbytes:
+                    return None
+                step /= 2
+                result = quantization.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
@@ -389,6 +398,15 @@ class _Pass:
         self._report.raw_bytes += raw_bytes
         if self._progress is not None:
             self._progress(self._report.raw_bytes, self._total)
+
+
+def _decoded(result: Quantized, size: int) -> Array:
+    """What a reader makes of it."""
+    each = _core.chunk_levels(result.params)
+    out = np.empty(size, np.float32)
+    pieces = [out[start : start + each] for start in range(0, size, each)]
+    _core.decode([_core.Job(result.params, *one, result.step) for one in zip(result.codes, pieces, strict=True)])
+    return out
 
 
 def _asked(target: Target) -> str:

@@ -44,7 +44,7 @@ _CODEBOOK_GAIN = 0.99
 _SMALL = 1 << 12
 _PIECE = 1 << 20
 
-_NAMES = ("coded", "coded", "coded", "difference", "difference", "codebook", "as base", "quantized")
+_NAMES = ("coded", "coded", "coded", "difference", "difference", "codebook", "same", "quantized")
 
 
 @dataclass(frozen=True)
