@@ -1,9 +1,9 @@
-"""Bytes and speed without loss: MiniLM and ResNet-56 in three types, SqueezeNet with codebooks, next to ZipNN, zstd and xz.
+"""Bytes and speed without loss: MiniLM, ResNet-56 and a clustered SqueezeNet next to ZipNN, zstd and xz.
 
     python bench/lossless.py --zipnn PYTHON [--threads 2] [--repeat 3] [--no-xz]
 
-PYTHON belongs to an environment that has zipnn 0.5.4 (see peers/zipnn_worker.py). Everyone gets the same safetensors files:
-as they are, and cast to float16 and bfloat16. zstd -19 and xz -9e are the commands of this machine.
+PYTHON belongs to an environment that has zipnn 0.5.4 (see peers/zipnn_worker.py). Everyone gets the same safetensors
+files: as they are, and cast to float16 and bfloat16. zstd -19 and xz -9e are the commands of this machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def files(models: Path, folder: Path) -> Iterator[tuple[str, str, Path]]:
         tensors = load_file(source)
         for label, dtype in CASTS.items():
             path = folder / f"{name}-{label}.safetensors"
-            save_file({key: array.astype(dtype) if array.dtype == np.float32 else array for key, array in tensors.items()}, path)
+            save_file(
+                {key: array.astype(dtype) if array.dtype == np.float32 else array for key, array in tensors.items()},
+                path,
+            )
             yield name, label, path
     yield "SqueezeNet, 256 values", "float32", models / "squeezenet_deep_compression" / "squeezenet.safetensors"
 
@@ -47,7 +50,9 @@ def ours(path: Path, folder: Path, threads: int, repeat: int) -> tuple[int, floa
         encode = min(encode, seconds)
         seconds, back = _common.timed(lambda data=data: deepcabac.decompress(data, threads=threads))
         decode = min(decode, seconds)
-    if any(back[name].tobytes() != array.tobytes() or back[name].dtype != array.dtype for name, array in tensors.items()):
+    if any(
+        back[name].tobytes() != array.tobytes() or back[name].dtype != array.dtype for name, array in tensors.items()
+    ):
         raise SystemExit(f"{path}: not lossless")
     made, _ = deepcabac.compress_checkpoint(path, folder / "ours.dcb", options=deepcabac.Options(lossless=True))
     return made.stat().st_size, encode, decode
@@ -62,13 +67,18 @@ def main() -> None:
     """Measure every case, print a table."""
     options = _common.parser(__doc__)
     _common.add_models(options)
-    options.add_argument("--zipnn", type=Path, required=True, metavar="PYTHON", help="of an environment with zipnn 0.5.4")
+    options.add_argument(
+        "--zipnn", type=Path, required=True, metavar="PYTHON", help="of an environment with zipnn 0.5.4"
+    )
     options.add_argument("--threads", type=int, default=2, help="ours; ZipNN has one (default: %(default)s)")
     options.add_argument("--repeat", type=int, default=3, help="best of so many times (default: %(default)s)")
     options.add_argument("--no-xz", action="store_true", help="leave out zstd and xz, which take minutes")
     arguments = options.parse_args()
     about = _common.environment(("numpy", "safetensors"))
-    caveats = ["ours: whole files; MB/s of raw bytes, arrays in memory to bytes and back", "ZipNN: one thread, its default"]
+    caveats = [
+        "ours: whole files; MB/s of raw bytes, arrays in memory to bytes and back",
+        "ZipNN: one thread, its default",
+    ]
     _common.print_head("Without loss", caveats, about)
     rows: list[list[str]] = []
     results: list[dict[str, Any]] = []
@@ -83,7 +93,9 @@ def main() -> None:
             if not arguments.no_xz:
                 others = [piped(["zstd", "-19", "-qc"], path), piped(["xz", "-9ec"], path)]
             sizes = [size, peer["bytes"], *others]
-            speeds = [raw / 1e6 / seconds for seconds in (encode, decode, peer["encode_seconds"], peer["decode_seconds"])]
+            speeds = [
+                raw / 1e6 / seconds for seconds in (encode, decode, peer["encode_seconds"], peer["decode_seconds"])
+            ]
             results.append({"network": name, "type": label, "raw": raw, "bytes": sizes, "speeds": speeds})
             cells = [f"{100 * one / raw:.3f}" if one else "" for one in sizes]
             rows.append([name, label, f"{raw:,}", f"{size:,}", *cells, *(f"{speed:.0f}" for speed in speeds)])

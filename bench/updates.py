@@ -3,9 +3,9 @@
     python bench/updates.py --zipnn PYTHON --nncodec PYTHON [--only resnet20] [--cache FOLDER]
 
 The runs are made here, from the shared networks: ResNet-20 on CIFAR-10's 2,000 calibration images, all-MiniLM-L6-v2 on
-the pairs of STS-B's dev set with a small learning rate. Each is saved after as many steps again; the second checkpoint is
-coded as an update of the first, without loss and with, and measured on the test data. ZipNN and zstd get the bitwise XOR
-of the files' tensors, as ZipNN's own deltas are made. NNCodec codes the original model, the first difference and the
+the pairs of STS-B's dev set with a small learning rate. Each is saved after as many steps again; the second
+checkpoint is coded as an update of the first, without loss and with, and measured on the test data. ZipNN and zstd get
+the bitwise XOR of the files' tensors, as ZipNN's own deltas are made. NNCodec codes the original model, the first difference and the
 second, with temporal context adaptation; the last one counts.
 """
 
@@ -103,7 +103,9 @@ def nncodec(python: Path, steps: list[Arrays], qp: int, tca: bool = True) -> tup
     """Bytes of the last step and what it decodes to."""
     with tempfile.TemporaryDirectory() as folder:
         given, back = Path(folder) / "given.npz", Path(folder) / "back.npz"
-        np.savez(given, **{f"{number}/{key}": value for number, step in enumerate(steps) for key, value in step.items()})
+        np.savez(
+            given, **{f"{number}/{key}": value for number, step in enumerate(steps) for key, value in step.items()}
+        )
         command = [str(python), str(WORKERS / "nncodec_updates_worker.py"), str(given), str(back), "--qp", str(qp)]
         done = subprocess.run(command + ["--no-tca"] * (not tca), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -122,7 +124,9 @@ def foreign(python: Path | None, data: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data"
         path.write_bytes(data)
-        sizes = {"zstd -19 of XOR": len(subprocess.run(["zstd", "-19", "-qc", path], capture_output=True, check=True).stdout)}
+        sizes = {
+            "zstd -19 of XOR": len(subprocess.run(["zstd", "-19", "-qc", path], capture_output=True, check=True).stdout)
+        }
         if python is not None:
             command = [str(python), str(WORKERS / "zipnn_worker.py"), str(path), "float32"]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -180,9 +184,7 @@ def measure(name: str, arguments: Any) -> list[dict[str, Any]]:
     if arguments.nncodec:
         floats = [key for key in new if new[key].dtype == np.float32 and new[key].ndim]
         pairs = [(original, None), (old, original), (new, old)]
-        steps = [
-            {key: one[key] - two[key] if two else one[key] for key in floats} for one, two in pairs
-        ]
+        steps = [{key: one[key] - two[key] if two else one[key] for key in floats} for one, two in pairs]
         for qp in QPS[name]:
             for tca in (True, False):
                 size, difference = nncodec(arguments.nncodec, steps, qp, tca)

@@ -962,8 +962,8 @@ def read_file(
 ) -> dict[str, Array]:
     """All tensors of a .dcb file; tied ones share their array. An update needs the tensors of its ``base``.
 
-    Raises :class:`Damaged`, also for a base that is not the update's, or :class:`TooLarge` if the tensors take more than
-    ``max_bytes``.
+    Raises :class:`Damaged`, also for a base that is not the update's, or :class:`TooLarge` if the tensors take more
+    than ``max_bytes``.
     """
     _, _, tensors, update = read_index(data)
     if max_bytes is not None and sum(t.size * t.dtype.itemsize for t in tensors if t.method != TIED) > max_bytes:

@@ -1,4 +1,4 @@
-"""Without loss: every bit of every type comes back, in few bytes where there is structure, in no more than raw otherwise."""
+"""Without loss: every bit of every type comes back, in few bytes where there is structure, else in no more than raw."""
 
 import importlib
 import sys
@@ -67,7 +67,9 @@ def test_weights_become_smaller(dtype):
 
 
 def test_special_values_keep_their_payloads():
-    patterns = np.array([0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC01234, 0xFF812345, 0x7F7FFFFF, 0x00800000], np.uint32)
+    patterns = np.array(
+        [0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC01234, 0xFF812345, 0x7F7FFFFF, 0x00800000], np.uint32
+    )
     array = gauss(100, 100).astype(np.float32)
     array.reshape(-1)[::1112] = patterns.view(np.float32)
     assert coding(coded({"w": array})) == "coded"
@@ -77,7 +79,9 @@ def test_special_values_keep_their_payloads():
     coded({"w": array})
 
 
-@pytest.mark.parametrize(("narrow", "wide"), [(ml_dtypes.bfloat16, np.float32), (np.float16, np.float32), (np.float32, np.float64)])
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [(ml_dtypes.bfloat16, np.float32), (np.float16, np.float32), (np.float32, np.float64)]
+)
 def test_a_type_hidden_in_a_wider_one_costs_what_it_does_itself(narrow, wide):
     array = gauss(300, 256).astype(narrow)
     alone, hidden = (len(coded({"w": one})) for one in (array, array.astype(wide)))

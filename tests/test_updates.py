@@ -23,7 +23,11 @@ DTYPES += [np.int64, np.int8, np.uint32, np.uint8]
 def base_arrays():
     random = np.random.default_rng(0)
     tensors = {np.dtype(dtype).name: (random.normal(size=(60, 40)) * 8 + 20).astype(dtype) for dtype in DTYPES}
-    tensors |= {"flag": random.random((20, 30)) < 0.5, "scalar": np.array(3), "bias": random.random(50).astype(np.float32)}
+    tensors |= {
+        "flag": random.random((20, 30)) < 0.5,
+        "scalar": np.array(3),
+        "bias": random.random(50).astype(np.float32),
+    }
     tensors["same"] = random.normal(size=(40, 40)).astype(np.float32)
     tensors["special"] = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45] * 30, np.float32)
     return tensors
@@ -122,7 +126,7 @@ def test_another_base_is_refused():
         deepcabac.decompress(data, base=wrong)
     with pytest.raises(errors.OptionError, match="give it as base"):
         deepcabac.decompress(data)
-    with pytest.raises(errors.OptionError, match="needs? none"):
+    with pytest.raises(errors.OptionError, match="need none"):
         deepcabac.decompress(deepcabac.compress(base), base=base)
     # What the update does not change does not matter.
     assert same_bits(deepcabac.decompress(data, base=base | {"more": np.ones(3)}), moved(base))
@@ -134,7 +138,9 @@ def chain(tmp_path):
     deepcabac.save_file(versions[0], tmp_path / "v0.dcb", lossless=True)
     for number in (1, 2, 3):
         versions.append(moved(versions[-1], seed=number))
-        deepcabac.save_file(versions[-1], tmp_path / f"v{number}.dcb", base=tmp_path / f"v{number - 1}.dcb", lossless=True)
+        deepcabac.save_file(
+            versions[-1], tmp_path / f"v{number}.dcb", base=tmp_path / f"v{number - 1}.dcb", lossless=True
+        )
     return tmp_path, versions
 
 

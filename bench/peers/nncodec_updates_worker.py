@@ -1,9 +1,10 @@
-"""Encode a model and then differences to it with NNCodec 2.1.3, contexts from the last version (temporal context adaptation).
+"""Encode a model and differences to it with NNCodec 2.1.3 and its temporal context adaptation.
 
     PEER_PYTHON bench/peers/nncodec_updates_worker.py INPUT.npz OUTPUT.npz --qp -36
 
-INPUT.npz holds float32 arrays called STEP/NAME: STEP 0 is the model, those from 1 on are differences. OUTPUT.npz receives
-the last step as NNCodec decodes it; a line of JSON says how many bytes each step took. PEER_PYTHON as for nncodec_worker.py.
+INPUT.npz holds float32 arrays called STEP/NAME: STEP 0 is the model, those from 1 on are differences. OUTPUT.npz
+receives the last step as NNCodec decodes it; a line of JSON says how many bytes each step took. PEER_PYTHON as for
+nncodec_worker.py.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     ZIPNN_PYTHON bench/peers/zipnn_worker.py FILE float32|float16|bfloat16 [--repeat N]
 
-ZIPNN_PYTHON belongs to an environment of its own (``pip install zipnn==0.5.4``), for ZipNN brings PyTorch along. The data
-type is told to it, and everything else is its default: one thread, a Huffman code for each byte of a value.
+ZIPNN_PYTHON belongs to an environment of its own (``pip install zipnn==0.5.4``), for ZipNN brings PyTorch along. The
+data type is told to it, and everything else is its default: one thread, a Huffman code for each byte of a value.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class Job:
 
     params: bytes
     code: bytes | memoryview
-    out: npt.NDArray[np.int32] | npt.NDArray[np.float32]
+    out: npt.NDArray[Any]
     step: float = 1.0
 
 
@@ -340,9 +340,7 @@ def encode_exact(params: bytes, form: Exact, patterns: npt.NDArray[Any]) -> tupl
     return encode(params, levels), details
 
 
-def join(
-    form: Exact, levels: npt.NDArray[np.int32], details: bytes | memoryview, patterns: npt.NDArray[Any]
-) -> bool:
+def join(form: Exact, levels: npt.NDArray[np.int32], details: bytes | memoryview, patterns: npt.NDArray[Any]) -> bool:
     """Fill ``patterns`` from levels and details; whether they belong together."""
     slot, keep = form.native(patterns.dtype.itemsize)
     status = lib.dc_join(

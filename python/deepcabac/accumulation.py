@@ -46,6 +46,8 @@ class ErrorAccumulation:
         arrived = files.decompress(data, threads=settings.get("threads"))
         kept = {name: array for name, array in self.dropped.items() if name not in total}
         with np.errstate(invalid="ignore"):  # what is not finite is sent exactly
-            kept |= {name: np.nan_to_num(array - arrived[name]) for name, array in total.items() if array.dtype.kind in "fV"}
+            kept |= {
+                name: np.nan_to_num(array - arrived[name]) for name, array in total.items() if array.dtype.kind in "fV"
+            }
         self.dropped = kept
         return data

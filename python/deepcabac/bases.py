@@ -23,7 +23,7 @@ BaseLike = Path_ | Mapping[str, npt.ArrayLike] | Sequence[Path_]
 
 
 def open_based(path: Path_, base: BaseLike | None, *, max_bytes: int | None, threads: int | None) -> OpenFile:
-    """Open a .dcb file, on ``base`` if it is an update; without one given, on the file that it names, if that lies beside.
+    """Open a .dcb file, an update on ``base`` or, if none is given, on the file beside it that it names.
 
     Raises :class:`OptionError` if a base is given that is not needed.
     """
@@ -63,7 +63,9 @@ def _base(base: BaseLike, above: tuple[Path, ...], max_bytes: int | None, thread
     if isinstance(base, str | os.PathLike):
         base = [base]
     if not isinstance(base, Sequence) or not base or not all(isinstance(one, str | os.PathLike) for one in base):
-        raise OptionError(f"base must be a path, a list of paths (the oldest first) or a mapping of arrays, not {base!r}")
+        raise OptionError(
+            f"base must be a path, a list of paths (the oldest first) or a mapping of arrays, not {base!r}"
+        )
     *older, last = [Path(one) for one in base]
     if last.absolute() in above:
         raise OptionError(f"{last}: rests on itself, update upon update: name another base")

@@ -313,9 +313,7 @@ def compress(
         for read in (model, curvature, *base):
             if read is not None:
                 _keep_apart(read, output)
-        path, result = files.compress_checkpoint(
-            model, output, options=options, base=base or None, progress=progress
-        )
+        path, result = files.compress_checkpoint(model, output, options=options, base=base or None, progress=progress)
     if not quiet:
         _print(report.compressed(path, result, time.perf_counter() - start, _width()))
     notes = list(result.notes)

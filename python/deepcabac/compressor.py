@@ -208,9 +208,7 @@ class _Pass:
         result = self._quantize(work, run) if work.base is None else self._quantize_difference(work, work.base, run)
         return exact.encode(work.array, run, work.base) if result is None else result
 
-    def _quantize_difference(
-        self, work: _Work, base: Array, run: Callable[[list[Any]], list[Any]]
-    ) -> Quantized | None:
+    def _quantize_difference(self, work: _Work, base: Array, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
         differences of types narrower than float32, whose own rounding is as coarse, and none at all.
         """

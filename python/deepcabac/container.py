@@ -400,8 +400,10 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
     if kind == exact.CODEBOOK:
         entries, usual, width, rows = (cursor.varint() for _ in range(4))
         sound = 1 <= entries <= exact.MOST_ENTRIES and usual < entries
-        if not sound or not (1 <= width <= exact.MOST_WIDTH and 1 <= rows and width * rows <= exact.MOST_NUMBERS):
-            raise cursor.damaged(f"tensor {name!r} has a codebook of {entries} entries, rows of {width}, {rows} in a chunk")
+        if not sound or not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_NUMBERS):
+            raise cursor.damaged(
+                f"tensor {name!r} has a codebook of {entries} entries, rows of {width}, {rows} in a chunk"
+            )
         planes = np.frombuffer(cursor.take(entries * item), np.uint8).reshape(item, entries)
         steps = np.ascontiguousarray(planes.T).view(f">u{item}").reshape(entries).astype(f"<u{item}")
         values = np.cumsum(steps, dtype=steps.dtype)

@@ -1,8 +1,8 @@
 """Values that must come back bit for bit: how they are coded, and the decisions of the encoder. FORMAT.md, section 8.
 
 A value is a level, its rounding to a multiple of a step 2^k, and details: raw bits that say which value of those that
-round to this level. Levels are coded as those of quantised tensors, so contexts and predictions are the same. Tensors of
-few distinct values are coded as numbers of a codebook's entries instead.
+round to this level. Levels are coded as those of quantised tensors, so contexts and predictions are the same.
+Tensors of few distinct values are coded as numbers of a codebook's entries instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ LAST_EXPONENT, MOST_WIDTH, MOST_NUMBERS = 2200, 1 << 16, 1 << 20
 _CODEBOOK_CHUNK = 1 << 18
 #: Share of zeros from which zero has a level for itself.
 _MANY_ZEROS = 0.02
-#: Step of the levels, in medians of the magnitude: half a standard deviation of a Gaussian. Shorter steps would tell the
+#: Step of the levels, in medians of the magnitude: half a standard deviation of a Gaussian. Shorter steps would tell
+#: the
 #: contexts more, 0.01 bits a weight, and take longer.
 _STEP = 0.7413
 #: A codebook is slower, so it has to be smaller by so much.
@@ -188,8 +189,8 @@ def _codebook(array: Array, sample: Array, run: Run) -> Form | None:
     pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
     if flat.dtype.itemsize <= 2:
         size = 1 << 8 * flat.dtype.itemsize
-        counts = sum(run([lambda piece=piece: np.bincount(piece, minlength=size) for piece in pieces]))
-        entries = np.flatnonzero(counts).astype(flat.dtype)
+        found = run([lambda piece=piece: np.bincount(piece, minlength=size) for piece in pieces])
+        entries = np.flatnonzero(np.sum(found, axis=0)).astype(flat.dtype)
     else:
         found = run([lambda piece=piece: np.unique(piece) for piece in pieces])
         entries = np.unique(np.concatenate(found))
@@ -282,9 +283,13 @@ def decode(form: Form, code: bytes | memoryview, out: Array) -> bool:
 
 
 def join(
-    form: Form, dtype: np.dtype[Any], levels: npt.NDArray[np.int32], details: bytes | memoryview, out: Array,
+    form: Form,
+    dtype: np.dtype[Any],
+    levels: npt.NDArray[np.int32],
+    details: bytes | memoryview,
+    out: Array,
     base: Array | None = None,
 ) -> bool:
-    """Values of a chunk from its levels and details, into ``out`` (flat, of ``dtype``); whether they belong together."""
+    """Values of a chunk from levels and details, into ``out`` (flat, of ``dtype``); whether they belong together."""
     reference = None if base is None else patterns(base)
     return _core.join(_native(form, dtype, reference), levels, details, patterns(out))

@@ -121,11 +121,13 @@ def save_file(
     ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
     float8_e5m2, bool or any integer. ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the
     default), ``bits=``, ``size=``, ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``,
-    ``overrides=``, ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored exactly.
+    ``overrides=``, ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored
+    exactly.
 
     With a ``base`` (a checkpoint or .dcb file, a list of those that make up a chain of updates, the oldest first, or
     arrays by name) the file is an update: tensors that the base has too, with the same dtype and shape, are stored as
-    differences. ``sqnr`` is then that of the differences, by default 10 dB (vectors get 12 dB more); with ``lossless=True`` they are exact.
+    differences. ``sqnr`` is then that of the differences, by default 10 dB (vectors get 12 dB more); with
+    ``lossless=True`` they are exact.
 
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """
@@ -141,9 +143,9 @@ def load_file(
     """All tensors of a .dcb file as arrays, with their names, shapes and dtypes. Tied tensors share their array.
 
     Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
-    tensors take more than ``max_bytes``. An update needs its ``base``: a checkpoint or .dcb file, a list of those that make
-    up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the file, by the name
-    that it had; :class:`OptionError` if it is not there or not the one that the update was made from.
+    tensors take more than ``max_bytes``. An update needs its ``base``: a checkpoint or .dcb file, a list of those
+    that make up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the
+    file, by the name that it had; :class:`OptionError` if it is not there or not the one that the update was made from.
     """
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         return dict(opened.items())
@@ -154,7 +156,8 @@ def open_file(
 ) -> OpenFile:
     """Open a .dcb file for decoding single tensors: ``keys()``, ``info(name)``, ``f[name]``; a context manager.
 
-    Only the index is read. ``max_bytes`` bounds each tensor. ``base`` is for updates, as in :func:`load_file`; the first
+    Only the index is read. ``max_bytes`` bounds each tensor. ``base`` is for updates, as in :func:`load_file`; the
+    first
     tensor that needs it has the whole base checked. Raises :class:`DamagedFileError` and :class:`CheckpointError`.
     """
     return bases.open_based(path, base, max_bytes=max_bytes, threads=threads)

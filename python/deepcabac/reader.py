@@ -20,7 +20,7 @@ import numpy.typing as npt
 from . import _core, container, exact
 from ._parallel import pool
 from .atomic import reading
-from .container import CODED, HEADER, RAW, SCALED, TIED, UPDATE, Entry, Index
+from .container import HEADER, RAW, SCALED, TIED, UPDATE, Entry, Index
 from .errors import DamagedFileError, LimitError, OptionError, naming
 from .updates import Base
 
@@ -326,7 +326,9 @@ def check_bools(entry: Entry, values: Array) -> None:
 def add_difference(base: Array, difference: npt.NDArray[np.float32], out: Array) -> None:
     """``base`` plus ``difference`` into ``out``: in float64 if that is the dtype, else in float32."""
     with np.errstate(over="ignore", invalid="ignore"):  # beyond the dtype's range, only in a hostile file
-        out[:] = base.astype(np.result_type(base.dtype if base.dtype.kind == "f" else np.float32, np.float32)) + difference
+        out[:] = (
+            base.astype(np.result_type(base.dtype if base.dtype.kind == "f" else np.float32, np.float32)) + difference
+        )
 
 
 def apply_scales(values: npt.NDArray[Any], entry: Entry, start: int) -> None:

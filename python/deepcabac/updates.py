@@ -20,7 +20,11 @@ class Base:
     """Tensors by name, as an update's writer and reader need them."""
 
     def __init__(
-        self, name: str, specs: Sequence[TensorSpec], read: Callable[[str], Array], close: Callable[[], None] | None = None
+        self,
+        name: str,
+        specs: Sequence[TensorSpec],
+        read: Callable[[str], Array],
+        close: Callable[[], None] | None = None,
     ) -> None:
         """``name`` is that of a file, for people and as a hint; ``read`` returns the tensor of a name in ``specs``."""
         self.name = name
@@ -43,7 +47,7 @@ class Base:
         return array
 
     def check(self, entries: Sequence[Entry], digest: bytes) -> None:
-        """Raise :class:`OptionError` unless the tensors that ``entries`` change are those that the update was made from."""
+        """Raise :class:`OptionError` unless ``entries`` change the tensors that the update was made from."""
         found = Digest()
         for entry in entries:
             found.add(entry.name, self.tensor(entry))

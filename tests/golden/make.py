@@ -332,7 +332,9 @@ def exact_arrays() -> dict[str, Array]:
     tensors["half of it float16"] = by_row
     tensors["few values"] = (bell(171, 40, 30) // 300 / 8).astype(np.float32)
     tensors["one value"] = np.full((30, 30), 0.3, np.float16)
-    patterns = np.array([0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC01234, 0xFF812345, 0x7F7FFFFF, 0x00800000], np.uint32)
+    patterns = np.array(
+        [0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC01234, 0xFF812345, 0x7F7FFFFF, 0x00800000], np.uint32
+    )
     tensors["special"] = np.concatenate([patterns.view(np.float32), weights(172, 60), patterns.view(np.float32)])
     for number, integer in enumerate(INTEGERS):
         centre = 0 if np.dtype(integer).kind == "i" else 120
@@ -349,7 +351,7 @@ def exact() -> bytes:
 def changed_arrays() -> dict[str, Array]:
     """A later version of them: most moved a little, some in part, some not at all, one new."""
     tensors = {name: array.copy() for name, array in exact_arrays().items()}
-    for number, (name, array) in enumerate(tensors.items()):
+    for number, array in enumerate(tensors.values()):
         if number % 4 == 3:
             continue
         moved = bell(200 + number, array.size).reshape(array.shape)
@@ -459,7 +461,9 @@ def main() -> None:
     for name, make in GOLDEN.items():
         data = make()
         arrays = decoded(name, data)
-        again = {"": decode.read_levels(data)} if name.endswith(".levels") else decode.read_file(data, base=base_of(name))
+        again = (
+            {"": decode.read_levels(data)} if name.endswith(".levels") else decode.read_file(data, base=base_of(name))
+        )
         expected[name] = {"sha256": sha256(data), "tensors": {key: describe(value) for key, value in arrays.items()}}
         if expected[name]["tensors"] != {key: describe(value) for key, value in again.items()}:
             raise SystemExit(f"{name}: the reference decoder disagrees")
