@@ -5,8 +5,8 @@
 The runs are made here, from the shared networks: ResNet-20 on CIFAR-10's 2,000 calibration images, all-MiniLM-L6-v2 on
 the pairs of STS-B's dev set with a small learning rate. Each is saved after as many steps again; the second
 checkpoint is coded as an update of the first, without loss and with, and measured on the test data. ZipNN and zstd get
-the bitwise XOR of the files' tensors, as ZipNN's own deltas are made. NNCodec codes the original model, the first difference and the
-second, with temporal context adaptation; the last one counts.
+the bitwise XOR of the files' tensors, as ZipNN's own deltas are made. NNCodec codes the original model, the first
+difference and the second, with temporal context adaptation; the last one counts.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python examples/federated/federated.py --data FOLDER
 
 FOLDER holds MNIST as mnist_train.npz and mnist_test.npz (x: uint8 [n, 28, 28] or [n, 784], y). Two clients have half
-of the training images each, train LeNet-300-100 for an epoch a round and send what changed; the server sends everyone the
-mean of that. Both run in Flower's simulation on this machine, once with raw float32 arrays, once compressed.
+of the training images each, train LeNet-300-100 for an epoch a round and send what changed; the server sends everyone
+the mean of that. Both run in Flower's simulation on this machine, once with raw float32 arrays, once compressed.
 """
 
 from __future__ import annotations
