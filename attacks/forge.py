@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepcabac import _core
-from deepcabac.container import CODED, HEADER, MAGIC, RAW, SCALED, VERSION, Chunk, Index
+from deepcabac.container import CODED, HEADER, MAGIC, RAW, SCALED, VERSION, Chunk, Index, form_bytes, parted_bytes
 from deepcabac.wire import Cursor, blob, varint
 
 
@@ -112,8 +112,11 @@ def right_checksums(parts: Parts) -> bytes | None:
             rest = struct.pack("<f", old.step) + scales + _table(old.params, chunks)
         elif old.method == RAW:
             rest = b"".join(struct.pack("<I", chunk.crc) for chunk in chunks)
+        elif old.form is not None:
+            rest = form_bytes(old.form) + b"".join(parted_bytes(chunk) for chunk in chunks)
         entries.append(entry(old.name.encode(), dtype_code(old.dtype), old.shape, old.method, rest))
-    return Parts(parts.payload, plain_index(entries, kind=index.kind.encode(), extra=index.extra)).file()
+    behind = index.base_digest + blob(index.base_name.encode()) if index.is_update else b""
+    return Parts(parts.payload, plain_index(entries, kind=index.kind.encode(), extra=index.extra) + behind).file()
 
 
 def dtype_code(dtype: object) -> int:
@@ -125,7 +128,7 @@ def dtype_code(dtype: object) -> int:
 
 def _checked(payload: bytes, chunk: Chunk) -> Chunk:
     start = chunk.offset - HEADER.size
-    return Chunk(chunk.offset, chunk.length, zlib.crc32(payload[start : start + chunk.length]))
+    return Chunk(chunk.offset, chunk.length, zlib.crc32(payload[start : start + chunk.length]), chunk.details)
 
 
 def _table(params: bytes, chunks: Sequence[Chunk]) -> bytes:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from forge import Parts, entry, levels_rest, plain_index, scaled_rest, stored, w
 
 import deepcabac  # noqa: E402
 from deepcabac import _core, container  # noqa: E402
-from deepcabac.container import HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED  # noqa: E402
-from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, UnsupportedError  # noqa: E402
+from deepcabac.container import EXACT, HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED, UPDATE  # noqa: E402
+from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, OptionError, UnsupportedError  # noqa: E402
 from deepcabac.wire import blob, varint  # noqa: E402
 
 #: What every attack is opened with.
@@ -58,7 +59,8 @@ def attack(
 
 
 WEIGHTS = np.random.default_rng(1).normal(size=(16, 20)).astype(np.float32)
-BIAS = np.arange(20, dtype=np.float32)
+#: Too random to be coded.
+BIAS = (np.random.default_rng(2).integers(0, 1 << 32, 20, np.uint32) & np.uint32(0xBFFFFFFF)).view(np.float32)
 
 
 def good() -> bytes:
@@ -211,7 +213,7 @@ attack("name-too-long.dcb", "a name longer than the index", "ends early")(
 )
 attack("dtype-0.dcb", "data type 0", "unknown data type")(lambda: one_tensor(dtype=0))
 attack("dtype-16.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=16))
-attack("method-4.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=4))
+attack("method-6.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=6))
 attack("method-255.dcb", "the last method that could ever exist", "unknown method")(lambda: one_tensor(method=255))
 attack("method-3.dcb", "levels without scales, said to have them", "damaged")(lambda: one_tensor(method=SCALED))
 attack("33-dimensions.dcb", "more dimensions than numpy once allowed", "33 dimensions")(
@@ -250,6 +252,7 @@ def _tied(shape: tuple[int, ...], number: int, dtype: int = 2) -> bytes:
     file = parts()
     index = file.index()
     params, code, step = w()
+    assert index.entries[1].method == RAW
     first = entry(b"w", 2, (16, 20), LEVELS, levels_rest([code], params, step))
     bias = entry(b"b", 2, (20,), RAW, struct.pack("<I", index.entries[1].chunks[0].crc))
     again = entry(b"again", 2, (16, 20), TIED, varint(0))
@@ -357,6 +360,153 @@ attack("scales-params-none.dcb", "scales, and no parameters", "parameters")(lamb
 attack("scales-chunk-damaged.dcb", "scales, and a chunk that does not decode, checksum right", "does not decode")(
     lambda: scaled(codes=[w()[1][:-1]])
 )
+
+
+# Exact values and updates ---------------------------------------------------------------------------------------------
+
+PLAIN = bytes([0, 96, 20, 16])  # chunks of 16 rows of 20
+DETAILS = b"\0" + bytes(80)  # every value is below half of 2^0 units: a sign and nothing else, 320 bits of them
+FLOATS_AT_0 = bytes([0, 0])  # form 0, k = 0
+
+
+def exact(
+    form: bytes = FLOATS_AT_0,
+    params: bytes | None = PLAIN,
+    *,
+    code: bytes | None = None,
+    details: bytes = DETAILS[:41],
+    dtype: int = 2,
+    shape: tuple[int, ...] = (16, 20),
+    method: int = EXACT,
+    behind: bytes = b"",
+) -> bytes:
+    """320 zeros stored exactly, or with something else about them."""
+    code = _code(PLAIN, 320) if code is None else code
+    rest = form + (blob(params) if params is not None else b"") + varint(len(code)) + varint(len(details))
+    rest += struct.pack("<I", zlib.crc32(code + details))
+    return Parts(code + details, plain_index([entry(b"w", dtype, shape, method, rest)]) + behind).file()
+
+
+def codebook(
+    entries: int = 2,
+    usual: int = 0,
+    width: int = 20,
+    rows: int = 16,
+    values: bytes | None = None,
+    code: bytes | None = None,
+    dtype: int = 14,
+) -> bytes:
+    """320 times the byte 7 of a codebook of 7 and 9, or with something else about it."""
+    values = b"\7\2" if values is None else values
+    code = _core.encode_numbers(np.zeros(320, np.uint16), 2, 0, 20) if code is None else code
+    form = b"\5" + b"".join(map(varint, (entries, usual, width, rows))) + values
+    return exact(form, None, code=code, details=b"", dtype=dtype)
+
+
+def update(form: bytes = b"\6", name: bytes = b"old.dcb", **others: Any) -> bytes:
+    """An update that says something about its base."""
+    if form == b"\6":
+        behind = others.get("behind", bytes(32) + blob(name))
+        return Parts(b"", plain_index([entry(b"w", 2, (16, 20), UPDATE, form)]) + behind).file()
+    return exact(form, **{"params": None, "method": UPDATE, "behind": bytes(32) + blob(name), **others})
+
+
+DECODES_NOT, NO_FORM = "does not decode", "unknown form"
+FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
+    "exact-form-8": ("a form that does not exist yet", NO_FORM, lambda: exact(b"\x08\0")),
+    "exact-form-of-updates": ("exact, in a form of updates", NO_FORM, lambda: exact(b"\3\0")),
+    "update-form-of-exact": ("an update, in a form that needs no base", NO_FORM, lambda: update(b"\0\0", params=PLAIN)),
+    "exact-floats-of-integers": ("int32 as floats", "is coded in form 0", lambda: exact(dtype=8)),
+    "exact-integers-of-floats": ("float32 as integers", "is coded in form 2", lambda: exact(b"\2\0\0\0")),
+    "exact-k": ("a step beyond all numbers", "a step of 2^2201", lambda: exact(b"\0" + varint(2201))),
+    "exact-k-2-to-62": ("a step of 2^(2^62)", "a step of 2^", lambda: exact(b"\0" + varint(1 << 62))),
+    "exact-centre": (
+        "bytes counted from 256",
+        "is counted from 256",
+        lambda: exact(b"\2\0" + varint(256) + b"\0", dtype=14),
+    ),
+    "exact-params-none": ("no parameters", "parameters", lambda: exact(params=b"")),
+    "exact-details-cut": ("details without their last byte", DECODES_NOT, lambda: exact(details=DETAILS[:40])),
+    "exact-details-added": ("a byte of details too many", DECODES_NOT, lambda: exact(details=DETAILS[:42])),
+    "exact-details-none": ("no details", DECODES_NOT, lambda: exact(details=b"")),
+    "exact-precision": ("24 of 23 bits left out", DECODES_NOT, lambda: exact(details=b"\x18" + DETAILS[1:41])),
+    "exact-row-precision": ("rows of 63 bits left out", DECODES_NOT, lambda: exact(details=b"\xff" * 41)),
+    "exact-levels-cut": ("levels without their last byte", DECODES_NOT, lambda: exact(code=_code(PLAIN, 320)[:-1])),
+    "exact-levels-none": ("details and no levels", "no bytes", lambda: exact(code=b"")),
+    "exact-levels-bomb": (
+        "2^40 values in a chunk for 320",
+        "ends early",
+        lambda: exact(shape=(1 << 20, 1 << 20)),
+    ),
+    "exact-beyond-expansion": (
+        "2^20 values in 3 bytes",
+        "cannot hold",
+        lambda: exact(params=WIDE, code=b"abc", shape=(16, 1 << 16)),
+    ),
+    "exact-row-unmoved": (
+        "integers: a row without differences, and with levels",
+        DECODES_NOT,
+        lambda: exact(b"\2\0\0\0", code=_core.encode(PLAIN, np.ones(320, np.int32)), details=bytes(2), dtype=8),
+    ),
+    "exact-bool-2": (
+        "a bool of 2",
+        "neither 0 nor 1",
+        lambda: exact(b"\2\0\2\0", details=bytes(2), dtype=15),
+    ),
+    "codebook-none": ("a codebook of no entries", "a codebook of", lambda: codebook(0, values=b"")),
+    "codebook-4097": ("a codebook of too many entries", "a codebook of", lambda: codebook(4097, values=bytes(4097))),
+    "codebook-2-to-62": ("a codebook of 2^62 entries", "a codebook of", lambda: codebook(1 << 62)),
+    "codebook-usual": ("the most frequent entry is none", "a codebook of", lambda: codebook(usual=2)),
+    "codebook-width-0": ("rows of no numbers", "a codebook of", lambda: codebook(width=0)),
+    "codebook-width-65537": ("rows that are too wide", "a codebook of", lambda: codebook(width=65537)),
+    "codebook-rows-0": ("chunks of no rows", "a codebook of", lambda: codebook(rows=0)),
+    "codebook-chunk": ("chunks of 2^21 numbers", "a codebook of", lambda: codebook(width=1 << 16, rows=32)),
+    "codebook-equal": ("two equal entries", "do not ascend", lambda: codebook(values=b"\7\0")),
+    "codebook-wraps": ("entries that ascend modulo 256", "do not ascend", lambda: codebook(values=b"\7\xfe")),
+    "codebook-cut": ("the codebook ends early", "ends early", lambda: codebook(4096, values=b"\7\2")),
+    "codebook-number": (
+        "number 3 of 3 entries",
+        DECODES_NOT,
+        lambda: codebook(3, values=b"\7\2\1", code=_core.encode_numbers(np.full(320, 3, np.uint16), 4, 0, 20)),
+    ),
+    "codebook-code-cut": ("numbers without their last byte", DECODES_NOT, lambda: codebook(code=b"\xff")),
+    "codebook-bool-2": ("a bool of 7", "neither 0 nor 1", lambda: codebook(dtype=15)),
+    "update-digest-none": ("an update that names no base", "ends early", lambda: update(behind=b"")),
+    "update-digest-cut": ("a digest of 31 bytes", "ends early", lambda: update(behind=bytes(31))),
+    "update-name-missing": ("a digest and no name", "ends early", lambda: update(behind=bytes(32))),
+    "update-name-elsewhere": ("a base in another folder", "not a file's name", lambda: update(name=b"../old.dcb")),
+    "update-name-root": ("a base in the root", "not a file's name", lambda: update(name=b"/etc/passwd")),
+    "update-name-backslash": ("the same in another spelling", "not a file's name", lambda: update(name=b"..\\old.dcb")),
+    "update-name-drive": ("a base on another drive", "not a file's name", lambda: update(name=b"c:old.dcb")),
+    "update-name-dots": ("a folder as a base", "not a file's name", lambda: update(name=b"..")),
+    "update-step-nan": (
+        "a difference in steps of NaN",
+        "has step",
+        lambda: update(b"\7" + struct.pack("<f", np.nan), params=PLAIN),
+    ),
+    "update-of-integers": (
+        "quantised differences of int32",
+        "is coded in form 7",
+        lambda: update(b"\7" + struct.pack("<f", 1), params=PLAIN, dtype=8),
+    ),
+    "update-quantized-details": (
+        "quantised differences with details",
+        "that its form does not have",
+        lambda: update(b"\7" + struct.pack("<f", 1), params=PLAIN),
+    ),
+}
+for label, (what, says, make_falsehood) in FALSEHOODS.items():
+    attack(f"{label}.dcb", what, says)(make_falsehood)
+
+
+@attack("update-without-base.dcb", "legal: an update, and no base", "give it as base", OptionError)
+def _() -> bytes:
+    return update(name=b"")
+
+
+@attack("update-tera.dcb", "2^40 values like the base's, and no base", "max_bytes", LimitError)
+def _() -> bytes:
+    return Parts(b"", plain_index([entry(b"w", 2, (1 << 40,), UPDATE, b"\6")]) + bytes(32) + blob(b"")).file()
 
 
 # Chunks ---------------------------------------------------------------------------------------------------------------

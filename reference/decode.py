@@ -9,6 +9,7 @@ decodes them (bfloat16 and float8 become float32, which npz can hold).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import sys
@@ -27,8 +28,10 @@ Array = npt.NDArray[Any]
 
 MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
-EXACT, LEVELS, TIED, SCALED = 0, 1, 2, 3
-EXACT_CHUNK = 1 << 20
+RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
+RAW_CHUNK = 1 << 20
+#: Bits of the mantissa, by data type (8.2).
+MANTISSA = {1: 52, 2: 23, 3: 10, 4: 7, 5: 3, 6: 2}
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<f8"),
@@ -510,6 +513,7 @@ class Chunk:
     length: int
     count: int
     checksum: int
+    details: int = 0  # bytes at its end that are details (8.1)
 
 
 @dataclass
@@ -526,6 +530,22 @@ class Tensor:
     source: int = -1  # of a tied tensor: the number of the tensor that it is the same as
     row_scales: bytes = b""  # of method 3: a signed byte for each slice of dimension 0, or nothing
     column_scales: bytes = b""  # likewise for each place in such a slice
+    form: int = -1  # of methods 4 and 5 (8.1), and what it needs:
+    k: int = 0
+    centre: int = 0
+    entries: list[int] = field(default_factory=list)
+    usual: int = 0
+    width: int = 0
+
+    @property
+    def bits(self) -> int:
+        """Bits of a value."""
+        return 8 * self.dtype.itemsize
+
+    @property
+    def mantissa(self) -> int:
+        """Bits of the mantissa; 0 for integers."""
+        return next((MANTISSA.get(code, 0) for code, dtype in DTYPES.items() if dtype == self.dtype), 0)
 
     @property
     def size(self) -> int:
@@ -566,10 +586,10 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
     name, code = fields.text(), fields.byte()
     check(code in DTYPES, "data type")
     tensor = Tensor(name, DTYPES[code], parse_shape(fields), fields.byte())
-    if tensor.method == EXACT:
+    if tensor.method == RAW:
         size = tensor.size * tensor.dtype.itemsize
-        for start in range(0, size, EXACT_CHUNK):
-            length = min(EXACT_CHUNK, size - start)
+        for start in range(0, size, RAW_CHUNK):
+            length = min(RAW_CHUNK, size - start)
             tensor.chunks.append(Chunk(length, length, fields.u32()))
     elif tensor.method in (LEVELS, SCALED):
         check(code in FLOATS, "levels of a type that is not floating-point")
@@ -580,6 +600,8 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
         tensor.params, tensor.chunks = parse_levels(fields, tensor.size)
         if tensor.method == SCALED:
             check(tensor.params.chunk_levels % math.prod(tensor.shape[1:]) == 0, "a row in two chunks")
+    elif tensor.method in (EXACT, UPDATE):
+        parse_exact(fields, tensor, code)
     elif tensor.method == TIED:
         tensor.source = fields.varint()
         check(tensor.source < len(earlier), "tied to a later tensor")
@@ -591,8 +613,81 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
     return tensor
 
 
-def read_index(data: bytes) -> tuple[str, bytes, list[Tensor]]:
-    """Kind, extra and tensors of a file (2, 3.1, 3.2), with all the checks of 3.5."""
+def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
+    """Form and chunks of an exact tensor or an update (8.1)."""
+    tensor.form = form = fields.byte()
+    check(form in ((0, 1, 2, 5) if tensor.method == EXACT else (3, 4, 6, 7)), "form")
+    check(form not in (0, 1, 4, 7) or code in FLOATS, "form of floating-point values")
+    check(form != 2 or code not in FLOATS, "form of integers")
+    each = 0
+    if form < 5:
+        tensor.k = fields.varint()
+        check(tensor.k <= 2200, "k")
+    if form == 2:
+        tensor.centre = fields.varint() | fields.varint() << 32
+        check(tensor.centre < 1 << tensor.bits, "centre")
+    if form == 5:
+        count, tensor.usual, tensor.width, rows = (fields.varint() for _ in range(4))
+        check(1 <= count <= 4096 and tensor.usual < count, "codebook")
+        check(1 <= tensor.width <= 65536 and rows >= 1 and tensor.width * rows <= 1 << 20, "rows of a codebook")
+        planes = [fields.take(count) for _ in range(tensor.dtype.itemsize)]
+        entry = 0
+        for step in zip(*planes, strict=True):
+            following = (entry + int.from_bytes(step, "big")) % (1 << tensor.bits)
+            check(not tensor.entries or following > entry, "entries do not ascend")
+            entry = following
+            tensor.entries.append(entry)
+        each = tensor.width * rows
+    if form == 7:
+        tensor.step = np.float32(struct.unpack("<f", fields.take(4))[0])
+        check(bool(np.isfinite(tensor.step) and tensor.step > 0), "step")
+    if form < 5 or form == 7:
+        tensor.params = Params(fields.blob())
+        each = tensor.params.chunk_levels
+    for start in range(0, tensor.size if each else 0, each or 1):
+        coded, details = fields.varint(), fields.varint()
+        held = min(each, tensor.size - start)
+        if coded == 0 and details == 0 and tensor.method == UPDATE:
+            tensor.chunks.append(Chunk(0, held, 0))
+            continue
+        check(coded > 0 and (details == 0 or form < 5), "lengths of a chunk")
+        check(held <= 11400 * (coded + 8), "a chunk cannot hold its values")
+        tensor.chunks.append(Chunk(coded + details, held, fields.u32(), details))
+
+
+@dataclass
+class Base:
+    """What an update says about its base (8.5)."""
+
+    digest: bytes = b""
+    name: str = ""
+
+
+def digest(tensors: list[Tensor], base: dict[str, Array]) -> bytes:
+    """SHA-256 of the tensors of ``base`` that are changed (8.5)."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        array = base.get(tensor.name)
+        check(array is not None and (array.dtype, array.shape) == (tensor.dtype, tensor.shape), "base lacks a tensor")
+        name = tensor.name.encode()
+        code = next(code for code, dtype in DTYPES.items() if dtype == tensor.dtype)
+        numbers = b"".join(map(varint, tensor.shape))
+        total.update(varint(len(name)) + name + bytes([code, len(tensor.shape)]) + numbers)
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.digest()
+
+
+def varint(value: int) -> bytes:
+    """A number as 3.1 writes it."""
+    out = []
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def read_index(data: bytes) -> tuple[str, bytes, list[Tensor], Base]:
+    """Kind, extra, tensors and base of a file (2, 3.1, 3.2, 8.5), with all the checks of 3.5."""
     check(len(data) >= 32, "no header")
     magic, version, checksum, offset, length = struct.unpack("<8sIIQQ", data[:32])
     check(magic == MAGIC and version == 1, "magic or version")
@@ -607,10 +702,14 @@ def read_index(data: bytes) -> tuple[str, bytes, list[Tensor]]:
     tensors: list[Tensor] = []
     for _ in range(fields.varint()):
         tensors.append(parse_tensor(fields, tensors))
+    base = Base()
+    if any(tensor.method == UPDATE for tensor in tensors):
+        base = Base(fields.take(32), fields.text())
+        check(base.name not in (".", "..") and not set("/\\:\0") & set(base.name), "name of the base")
     fields.end()
     check(len({t.name for t in tensors}) == len(tensors), "two tensors of the same name")
     check(sum(c.length for t in tensors for c in t.chunks) == offset - 32, "chunks are not the payload")
-    return kind, extra, tensors
+    return kind, extra, tensors, base
 
 
 def checked_chunks(chunks: list[Chunk], payload: Fields) -> Iterator[tuple[Chunk, bytes]]:
@@ -645,8 +744,209 @@ def values(tensor: Tensor, levels: Array) -> Array:
     return rows.reshape(tensor.shape)
 
 
-def decode_tensor(tensor: Tensor, payload: Fields) -> Array:
+class Bits:
+    """Details (8.3): bits from the lowest of the first byte on; zeros behind the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.number, self.position = data, int.from_bytes(data, "little"), 0
+
+    def raw(self, count: int) -> int:
+        """The next number of ``count`` bits."""
+        value = (self.number >> self.position) & (1 << count) - 1
+        self.position += count
+        return value
+
+    def end(self) -> None:
+        """Everything was read but what fills the last byte, which is zero."""
+        check((self.position + 7) // 8 == len(self.data), "length of the details")
+        check(self.number >> self.position == 0, "unused bits of the details")
+
+
+def unpack(magnitude: int, mantissa: int) -> tuple[int, int]:
+    """V and E of a magnitude (8.2)."""
+    exponent = max((magnitude >> mantissa) - 1, 0)
+    return magnitude - (exponent << mantissa), exponent
+
+
+def in_order(tensor: Tensor, pattern: int) -> int:
+    """A pattern in order, and back (8.2)."""
+    highest = 1 << tensor.bits - 1
+    return pattern ^ highest - 1 if tensor.mantissa and pattern & highest else pattern
+
+
+def float_value(tensor: Tensor, bits: Bits, p: int, level: int) -> int:
+    """The pattern of a level in forms 0 and 1 (8.3)."""
+    has_bit = 1 if tensor.k > 0 else 0
+    m, whole = tensor.mantissa - p, tensor.bits - 1 - p
+    half = max(tensor.k - 1, 0) - p
+    n, negative, half_steps = abs(level), int(level < 0), 0
+    if n == 2**24:
+        magnitude = bits.raw(whole)
+    else:
+        if tensor.form == 1 and n == 0:
+            return 0
+        if tensor.form == 1 and n == 1:
+            if bits.raw(1) == 0:
+                half_steps = 1 + has_bit
+            elif has_bit:
+                half_steps = 1 - bits.raw(1)
+        elif n > 0:
+            half_steps = (n << has_bit) - bits.raw(has_bit)
+        else:
+            negative = bits.raw(1)
+        if half_steps > 0:
+            top = half + half_steps.bit_length() - 1
+            exponent = max(top - m, 0)
+            rest = max(half - exponent, 0)
+            moved = half_steps << half - exponent if half >= exponent else half_steps >> exponent - half
+            magnitude = (exponent << m) + (moved | bits.raw(rest))
+        else:
+            magnitude = below(bits, whole, m, half)
+    return magnitude % 2**whole << p | negative << tensor.bits - 1
+
+
+def below(bits: Bits, whole: int, m: int, half: int) -> int:
+    """A magnitude below half a step (8.3)."""
+    places = max(half, 0)
+    most = min(places, 16)
+    zeros = 0
+    while zeros < most and bits.raw(1) == 0:
+        zeros += 1
+    if zeros < most:
+        top = places - 1 - zeros
+        exponent = max(top - m, 0)
+        return (exponent << m) + (1 << top - exponent | bits.raw(top - exponent))
+    return bits.raw(whole) if most < places else 0
+
+
+def difference(tensor: Tensor, bits: Bits, exponent: int, level: int) -> int:
+    """What a level of forms 2 to 4 adds (8.3)."""
+    places = max(tensor.k - 1, 0) - exponent
+    rest = min(max(places, 0), 64)
+    n, negative = abs(level), level < 0
+    if n == 2**24:
+        v = bits.raw(tensor.bits)
+    elif n > 0:
+        half_steps = 2 * n - bits.raw(1) if tensor.k > 0 else n
+        v = (half_steps << places if places >= 0 else half_steps >> -places) | bits.raw(rest)
+    else:
+        v = bits.raw(rest)
+        negative = v != 0 and bits.raw(1) == 1
+    return -v if negative else v
+
+
+def join(tensor: Tensor, levels: list[int], bits: Bits, base: list[int]) -> list[int]:
+    """The patterns of a chunk in forms 0 to 4 (8.3). ``base``: the base's, or nothing."""
+    assert tensor.params is not None
+    patterns: list[int] = []
+    width = tensor.params.width
+    first = bits.raw(8) if tensor.form < 2 else 0
+    check(first == 255 or first <= tensor.mantissa, "precision")
+    for start in range(0, len(levels), width):
+        row = levels[start : start + width]
+        if tensor.form < 2:
+            p = bits.raw(6) if first == 255 else first
+            check(p <= tensor.mantissa, "precision of a row")
+            patterns += [float_value(tensor, bits, p, level) for level in row]
+            continue
+        moved = bits.raw(1)
+        check(moved == 1 or not any(row), "levels of a row without differences")
+        for number, level in enumerate(row, start):
+            before = base[number] if base else 0
+            reference = in_order(tensor, before) if base else tensor.centre
+            exponent = 0
+            if tensor.form == 4:
+                exponent = unpack(before % 2 ** (tensor.bits - 1), tensor.mantissa)[1]
+            added = difference(tensor, bits, exponent, level) if moved else 0
+            patterns.append(in_order(tensor, (reference + added) % 2**tensor.bits))
+    return patterns
+
+
+def decode_numbers(tensor: Tensor, count: int, chunk: bytes) -> list[int]:
+    """Numbers of a codebook's entries (8.4)."""
+    decoder = Decoder(chunk)
+    tree = (len(tensor.entries) - 1).bit_length()
+    flags, nodes = [0x80000100] * 128, [0x80000100] * (1 << tree)
+    columns = [32768] * tensor.width
+    row = left = 0
+
+    def decide(contexts: list[int], index: int) -> int:
+        one = decoder.decision(contexts[index])
+        decoder.end_step()
+        contexts[index] = adapted(contexts[index], one)
+        return one
+
+    numbers: list[int] = []
+    for index in range(count):
+        column = index % tensor.width
+        if column == 0:
+            row, left = 32768, 0
+        density = columns[column]
+        other = decide(flags, (min(row >> 13, 7) << 3 | min(density >> 13, 7)) << 1 | left)
+        target = 65536 if other else 0
+        row += (target - row) >> 4
+        columns[column] += (target - density) >> 4
+        left = other
+        number = tensor.usual
+        if other:
+            node = 1
+            for _ in range(tree):
+                node = node << 1 | decide(nodes, node)
+            number = node - (1 << tree)
+        check(number < len(tensor.entries), "number of an entry")
+        numbers.append(number)
+    decoder.finish()
+    return numbers
+
+
+def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
+    """The elements of a tensor of method 4 or 5 (8)."""
+    if tensor.form == 6:
+        assert base is not None
+        return base.copy()
+    pattern = np.dtype(f"<u{tensor.dtype.itemsize}")
+    before: list[int] = [] if base is None else np.ascontiguousarray(base).reshape(-1).view(pattern).tolist()
+    patterns: list[int] = []
+    for chunk in tensor.chunks:
+        start = len(patterns)
+        old = before[start : start + chunk.count]
+        if chunk.length == 0:
+            patterns += old
+            continue
+        data = payload.take(chunk.length)
+        check(zlib.crc32(data) == chunk.checksum, "checksum of a chunk")
+        coded, details = data[: chunk.length - chunk.details], data[chunk.length - chunk.details :]
+        if tensor.form == 5:
+            patterns += [tensor.entries[number] for number in decode_numbers(tensor, chunk.count, coded)]
+            continue
+        assert tensor.params is not None
+        levels = decode_chunk(tensor.params, chunk.count, coded)
+        if tensor.form == 7:
+            patterns += added(tensor, levels, old)
+            continue
+        bits = Bits(details)
+        patterns += join(tensor, levels, bits, old)
+        bits.end()
+    if tensor.dtype == DTYPES[BOOL]:
+        check(all(pattern < 2 for pattern in patterns), "bool is neither 0 nor 1")
+    return np.array(patterns, dtype=pattern).view(tensor.dtype).reshape(tensor.shape)
+
+
+def added(tensor: Tensor, levels: list[int], old: list[int]) -> list[int]:
+    """Patterns of the base's values plus levels times the step (8.3, form 7)."""
+    pattern = np.dtype(f"<u{tensor.dtype.itemsize}")
+    wide = np.float64 if tensor.dtype == np.float64 else np.float32
+    with np.errstate(all="ignore"):
+        base = np.array(old, dtype=pattern).view(tensor.dtype).astype(wide)
+        total = base + (np.array(levels, np.int32).astype(np.float32) * tensor.step).astype(wide)
+        found: list[int] = total.astype(tensor.dtype).view(pattern).tolist()
+        return found
+
+
+def decode_tensor(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
     """The elements of a tensor that is not tied (3.3)."""
+    if tensor.method in (EXACT, UPDATE):
+        return decode_exact(tensor, payload, base)
     if tensor.params is not None:
         levels = decode_levels(tensor.params, tensor.chunks, tensor.shape, payload)
         with np.errstate(all="ignore"):
@@ -657,18 +957,27 @@ def decode_tensor(tensor: Tensor, payload: Fields) -> Array:
     return np.frombuffer(raw, dtype=tensor.dtype).reshape(tensor.shape)
 
 
-def read_file(data: bytes, max_bytes: int | None = None) -> dict[str, Array]:
-    """All tensors of a .dcb file; tied ones share their array.
+def read_file(
+    data: bytes, max_bytes: int | None = None, base: dict[str, Array] | None = None
+) -> dict[str, Array]:
+    """All tensors of a .dcb file; tied ones share their array. An update needs the tensors of its ``base``.
 
-    Raises :class:`Damaged`, or :class:`TooLarge` if the tensors take more than ``max_bytes``.
+    Raises :class:`Damaged`, also for a base that is not the update's, or :class:`TooLarge` if the tensors take more
+    than ``max_bytes``.
     """
-    _, _, tensors = read_index(data)
+    _, _, tensors, update = read_index(data)
     if max_bytes is not None and sum(t.size * t.dtype.itemsize for t in tensors if t.method != TIED) > max_bytes:
         raise TooLarge
+    changed = [tensor for tensor in tensors if tensor.method == UPDATE]
+    if changed:
+        check(base is not None, "an update without its base")
+    given = base or {}
+    check(not changed or digest(changed, given) == update.digest, "another base")
     payload = Fields(data[32:])
     arrays: list[Array] = []
     for tensor in tensors:
-        arrays.append(arrays[tensor.source] if tensor.method == TIED else decode_tensor(tensor, payload))
+        before = given[tensor.name] if tensor.method == UPDATE else None
+        arrays.append(arrays[tensor.source] if tensor.method == TIED else decode_tensor(tensor, payload, before))
     return {tensor.name: array for tensor, array in zip(tensors, arrays, strict=True)}
 
 
@@ -708,14 +1017,17 @@ def main(arguments: list[str]) -> int:
         if len(arguments) == 2:
             write_npz(read_file(data), Path(arguments[1]))
             return 0
-        kind, extra, tensors = read_index(data)
+        kind, extra, tensors, base = read_index(data)
     except Damaged as damage:
         print(f"{arguments[0]} is damaged: {damage}", file=sys.stderr)
         return 1
     print(f"made from {kind or 'arrays'}, extra {len(extra)} bytes, {len(tensors)} tensors")
+    if base.digest:
+        print(f"update of {base.name!r}, digest {base.digest.hex()}")
     for t in tensors:
         scales = f"{len(t.row_scales)} row and {len(t.column_scales)} column scales"
-        how = ("exact", f"levels, step {t.step}", f"tied to {t.source}", f"levels, step {t.step}, {scales}")[t.method]
+        tied, levels = f"tied to {t.source}", f"levels, step {t.step}"
+        how = ("raw", levels, tied, f"{levels}, {scales}", f"exact, form {t.form}", f"update, form {t.form}")[t.method]
         print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {how}, {sum(c.length for c in t.chunks)} bytes")
     return 0
 

@@ -2,14 +2,17 @@
 //!
 //! Reading order: [`params`] (what a tensor's header says), [`rows`] (what is known about the next level) on [`scale`],
 //! [`levels`] (the binarisation) on [`context`] and [`coder`], then the loops: [`chunk`] encodes, [`lanes`] decodes.
-//! [`fit`] chooses parameters; [`bytes`] codes what is not levels; [`ffi`] is what Python calls.
+//! [`fit`] chooses parameters; [`exact`] makes levels and details of values that must come back bit for bit, [`codebook`]
+//! codes those of few distinct values; [`bytes`] codes what is not levels; [`ffi`] is what Python calls.
 
 pub mod bytes;
 pub mod chunk;
+pub mod codebook;
 pub mod coder;
 pub mod context;
 pub mod dc2019;
 pub mod dependent;
+pub mod exact;
 pub mod feedback;
 pub mod ffi;
 pub mod fit;

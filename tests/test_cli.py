@@ -86,12 +86,14 @@ def test_compress_says_how_large_and_how_good_the_file_is(folder):
     assert re.search(r"ratio +6\.\d\d times smaller, [45]\.\d+ bits a weight", result.stdout)
     assert re.search(r"quality +SQNR 30\.0 dB in 3 quantized tensors; 3 exact", result.stdout)
     assert re.search(r"fc1\.weight +300x784 +float32 +[45]\.\d\d +30\.0 +\d\d\.\d %", result.stdout)
-    assert re.search(r"fc1\.bias +300 +float32 +32\.00 +exact", result.stdout)
+    assert re.search(r"fc1\.bias +300 +float32 +2\d\.\d\d +exact", result.stdout)
     assert all(line.isascii() and len(line) <= 80 for line in result.stdout.splitlines())
 
 
 def test_compress_lists_the_largest_tensors_and_sums_up_the_rest(folder):
-    np.savez("many.npz", **{f"t{i}": np.ones((i + 1, 10), np.int64) for i in range(12)})
+    np.savez(
+        "many.npz", **{f"t{i}": np.frombuffer(np.random.default_rng(i).bytes(80 * i + 80), np.int64) for i in range(12)}
+    )
     lines = run("compress", "many.npz").stdout.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("t1")] == ["t11", "t10"]
     assert any(re.match(r"4 smaller tensors +\d", line) for line in lines)
@@ -113,7 +115,7 @@ def test_inspect_shows_where_the_bytes_go(folder):
     out = run("inspect", "good.dcb").stdout
     assert "2 tensors, quantized" in out and "2 tensors, exact" in out and "header and index" in out
     assert re.search(r"a\.weight +64x48 +float32 +\d\.\d\d +0\.\d+ +trellis 32 +\d,\d{3}\n", out)
-    assert re.search(r"count +scalar +int64 +64\.00 +exact +8\n", out)
+    assert re.search(r"count +scalar +int64 +64\.00 +exact +raw +8\n", out)
 
 
 def test_inspect_as_json_is_complete_and_adds_up(folder):
@@ -189,7 +191,7 @@ def test_a_target_that_a_tensor_missed_is_noted_on_stderr(folder):
 @pytest.mark.parametrize("command", ["", "compress", "decompress", "inspect", "verify"])
 def test_help_fits_80_columns_and_has_examples(command):
     result = run(*command.split(), "--help")
-    assert result.exit_code == 0 and "Examples:" in result.stdout and "lossless" not in result.stdout
+    assert result.exit_code == 0 and "Examples:" in result.stdout
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
 
 
@@ -365,7 +367,7 @@ def test_without_a_command_there_is_help_on_stderr():
         ("compress model.npz --tensor a=best", 2, "--tensor"),
         ("compress model.npz --tensor a=exact:1", 2, "--tensor"),
         ("compress model.npz --tensor a=sqnr:-1", 2, "--tensor"),
-        ("compress model.npz --lossless", 2, "--lossless is not in this version"),
+        ("compress model.npz --lossless --bits 3", 2, "choose one of --bits and --lossless"),
         ("compress model.npz --smaller", 2, "no such option"),
         ("compress", 2, "missing argument 'MODEL'"),
         ("compres model.npz", 2, "no such command 'compres'"),

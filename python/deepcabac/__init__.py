@@ -1,6 +1,7 @@
 """Trained neural networks made small: rate-distortion quantisation and context-adaptive arithmetic coding."""
 
 from . import dc2019, nnc
+from .accumulation import ErrorAccumulation
 from .codec import decode, encode
 from .compressor import Report, TensorReport
 from .curvature import Curvature
@@ -33,6 +34,7 @@ __all__ = [
     "Curvature",
     "DamagedFileError",
     "DeepCabacError",
+    "ErrorAccumulation",
     "EvaluationError",
     "LimitError",
     "OpenFile",

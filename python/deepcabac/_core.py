@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 4
+_INTERFACE = 6
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
@@ -244,7 +244,7 @@ class Job:
 
     params: bytes
     code: bytes | memoryview
-    out: npt.NDArray[np.int32] | npt.NDArray[np.float32]
+    out: npt.NDArray[Any]
     step: float = 1.0
 
 
@@ -290,6 +290,109 @@ def decode_bytes(code: bytes | memoryview, length: int) -> bytes:
         )
     )
     return bytes(out)
+
+
+@dataclass(frozen=True)
+class Exact:
+    """How exact values become levels and details (``src/exact.rs``)."""
+
+    kind: int  #: FLOAT, FLOAT_ZEROS, INTEGER, STEPS or DIFFERENCES of :mod:`deepcabac.exact`
+    mantissa: int  #: bits of the mantissa; 0 for integers
+    exponent: int  #: log2 of a step in units
+    centre: int  #: what integers are counted from
+    width: int  #: values in a row
+    base: npt.NDArray[Any] | None = None  #: unsigned patterns, as many as values
+
+    def native(self, item: int) -> tuple[Any, Any]:
+        """The C structure for values of ``item`` bytes, and what has to live as long."""
+        slot = ffi.new("DcExact *")
+        slot.kind, slot.mantissa, slot.item = self.kind, self.mantissa, item
+        slot.exponent, slot.centre, slot.width = self.exponent, self.centre, self.width
+        base = None if self.base is None else np.ascontiguousarray(self.base)
+        slot.base = ffi.NULL if base is None else _pointer(base, "uint8_t *")
+        return slot, base
+
+
+def row_width(params: bytes) -> int:
+    """Levels in a row (FORMAT.md, 4.2)."""
+    width = shift = 0
+    for byte in params[2:5]:
+        width |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    return width
+
+
+def split(form: Exact, patterns: npt.NDArray[Any], room: int) -> tuple[npt.NDArray[np.int32], bytes]:
+    """Levels and details of unsigned patterns; ``room`` is a guess at the bytes of details."""
+    levels = np.empty(patterns.size, np.int32)
+    slot, keep = form.native(patterns.dtype.itemsize)
+    details = _deliver(
+        lambda out, capacity, length: lib.dc_split(
+            slot,
+            _pointer(patterns, "uint8_t *"),
+            patterns.size,
+            _pointer(levels, "int32_t *"),
+            out,
+            capacity,
+            length,
+        ),
+        room,
+    )
+    del keep
+    return levels, details
+
+
+def encode_exact(params: bytes, form: Exact, patterns: npt.NDArray[Any]) -> tuple[bytes, bytes]:
+    """The code of one chunk of values: that of its levels, and details."""
+    levels, details = split(form, patterns, patterns.nbytes + 64)
+    return encode(params, levels), details
+
+
+def join(form: Exact, levels: npt.NDArray[np.int32], details: bytes | memoryview, patterns: npt.NDArray[Any]) -> bool:
+    """Fill ``patterns`` from levels and details; whether they belong together."""
+    slot, keep = form.native(patterns.dtype.itemsize)
+    status = lib.dc_join(
+        slot,
+        _pointer(levels, "int32_t *"),
+        levels.size,
+        ffi.from_buffer("uint8_t[]", details),
+        len(details),
+        _pointer(patterns, "uint8_t *"),
+    )
+    del keep
+    if status != _DAMAGED:
+        _checked(status)
+    return bool(status == _OK)
+
+
+def encode_numbers(numbers: npt.NDArray[np.uint16], entries: int, usual: int, width: int) -> bytes:
+    """The code of one chunk of numbers below ``entries``."""
+    return _deliver(
+        lambda out, capacity, length: lib.dc_encode_numbers(
+            _pointer(numbers, "uint16_t *"), numbers.size, entries, usual, width, out, capacity, length
+        ),
+        2 * numbers.size + 64,
+    )
+
+
+def decode_numbers(
+    code: bytes | memoryview, entries: int, usual: int, width: int, numbers: npt.NDArray[np.uint16]
+) -> bool:
+    """Fill ``numbers``; whether ``code`` was exactly their code."""
+    status = lib.dc_decode_numbers(
+        ffi.from_buffer("uint8_t[]", code),
+        len(code),
+        entries,
+        usual,
+        width,
+        _pointer(numbers, "uint16_t *"),
+        numbers.size,
+    )
+    if status != _DAMAGED:
+        _checked(status)
+    return bool(status == _OK)
 
 
 @dataclass

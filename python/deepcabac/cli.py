@@ -166,10 +166,11 @@ _THREADS = click.option(
 )
 _BASE = click.option(
     "--base",
-    type=_path,
     multiple=True,
+    type=_path,
     metavar="FILE",
-    help="What an update in a .nnc file changes: a model, then the updates before, oldest first. Can be repeated.",
+    help="The older version that this is an update of (a checkpoint, .dcb or .nnc file). Repeated for a chain, oldest "
+    "first.",
 )
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but notes and errors.")
 
@@ -310,7 +311,7 @@ def program(context: click.Context) -> None:
 )
 @_BASE
 @nnc_command.options
-@click.option("--lossless", is_flag=True, hidden=True)
+@click.option("--lossless", is_flag=True, help="Every tensor comes back bit for bit.")
 @_THREADS
 @_QUIET
 def compress(
@@ -322,7 +323,6 @@ def compress(
     format_: str | None,
     base: tuple[Path, ...],
     nnc: dict[str, Any],
-    lossless: bool,
     quiet: bool,
     **settings: Any,
 ) -> None:
@@ -340,28 +340,27 @@ def compress(
     MODEL is .safetensors, .safetensors.index.json (sharded), .npz, .pt, .pth, .bin
     or .onnx, and is not changed.
     """
-    if lossless:
-        raise _Failure("--lossless is not in this version; --tensor '*=exact' stores every tensor bit for bit")
     if nnc_command.wanted(format_, output, nnc):
         chosen = nnc_command.settings(nnc, settings | {"curvature": curvature})
         _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
         return
-    if base:
-        raise _Failure("--base is for updates in .nnc files: it goes with --format nnc")
-    targets = [name for name in ("sqnr", "bits", "size", "step", "S") if settings[name] is not None]
+    names = ("sqnr", "bits", "size", "step", "S", "lossless")
+    targets = [name for name in names if settings[name] not in (None, False)]
     if len(targets) > 1:
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
     if curvature is not None and settings["step"] is not None:
         raise click.UsageError("choose one of --curvature and --step: by curvature, every tensor gets its own step")
+    if curvature is not None and (base or settings["lossless"]):
+        raise click.UsageError(f"choose one of --curvature and --{'base' if base else 'lossless'}")
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         options = stack.enter_context(_measured(settings, curvature, importance, sigma))
-        stack.enter_context(_naming(model, output, curvature, importance, sigma))
+        stack.enter_context(_naming(model, output, curvature, importance, sigma, *base))
         progress = stack.enter_context(_progress("compressing", quiet))
-        for read in (model, curvature, importance, sigma):
+        for read in (model, curvature, importance, sigma, *base):
             if read is not None:
                 _keep_apart(read, output)
-        path, result = files.compress_checkpoint(model, output, options=options, progress=progress)
+        path, result = files.compress_checkpoint(model, output, options=options, base=base or None, progress=progress)
     if not quiet:
         _print(report.compressed(path, result, time.perf_counter() - start, _width()))
     notes = list(result.notes)
@@ -401,6 +400,7 @@ def _compress_nnc(
     metavar="MODEL",
     help="File to write; its suffix chooses the kind. [default: FILE's name with the suffix it was made from]",
 )
+@_BASE
 @_THREADS
 @click.option(
     "--max-bytes", type=_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]"
@@ -436,14 +436,17 @@ def decompress(
         if not quiet:
             _print([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
         return
-    if base or apply:
-        raise _Failure(f"{file}: --base and --apply are for updates in .nnc files")
-    with _decoding(file, output):
-        _keep_apart(file, output)
+    if apply:
+        raise _Failure(f"{file}: --apply is for updates in .nnc files; those in .dcb files are always applied")
+    with _decoding(file, output, *base):
+        for read in (file, *base):
+            _keep_apart(read, output)
         with files.open_file(file, max_bytes=max_bytes) as opened:
             infos = [opened.info(name) for name in opened]
         with _progress("restoring", quiet) as progress:
-            path = files.decompress_checkpoint(file, output, max_bytes=max_bytes, threads=threads, progress=progress)
+            path = files.decompress_checkpoint(
+                file, output, base=base or None, max_bytes=max_bytes, threads=threads, progress=progress
+            )
     if not quiet:
         nbytes = sum(info.nbytes for info in infos if info.tied_to is None)
         _print([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
@@ -464,7 +467,8 @@ def inspect(file: Path, as_json: bool) -> None:
     Only the index is read. 'bits' is bits an element; 'step' is the distance of
     two restored values, or how else a tensor is stored; 'times' says whether each
     row or column has a scale of its own besides; 'quantizer' how the values were
-    chosen, with the states of the trellis. In the JSON sizes are in bytes, 'step'
+    chosen, with the states of the trellis, or how an exact tensor is coded. 'of
+    base' is what changes another file. In the JSON sizes are in bytes, 'step'
     is null for tensors that are not quantised, and 'row_scales' and
     'column_scales' are numbers of scales.
     """
@@ -487,8 +491,9 @@ def inspect(file: Path, as_json: bool) -> None:
     epilog=_examples("deepcabac verify model.dcb && echo good"),
 )
 @click.argument("file", type=_path)
+@_BASE
 @_THREADS
-def verify(file: Path, threads: int | None) -> None:
+def verify(file: Path, base: tuple[Path, ...], threads: int | None) -> None:
     """Check the .dcb file FILE: every checksum is compared and every chunk decoded.
 
     Exit code 0 if the file is good, 1 if it is damaged (a line for each damaged
@@ -499,11 +504,11 @@ def verify(file: Path, threads: int | None) -> None:
         _print([nnc_paths.verify(file, threads)])
         return
     with contextlib.ExitStack() as stack:
-        with _decoding(file):
-            opened = stack.enter_context(files.open_file(file, threads=threads))
+        with _decoding(file, *base):
+            opened = stack.enter_context(files.open_file(file, base=base or None, threads=threads))
             damages = opened.check()
         while True:
-            with _decoding(file):
+            with _decoding(file, *base):
                 damage = next(damages, None)
             if damage is None:
                 break
@@ -701,10 +706,10 @@ def _opened_curvature(path: Path) -> Iterator[Curvature]:
 
 
 @contextlib.contextmanager
-def _decoding(path: Path, output: Path | None = None) -> Iterator[None]:
+def _decoding(path: Path, *others: Path | None) -> Iterator[None]:
     """:func:`_naming`, and a word to who gives a checkpoint where a .dcb file belongs."""
     try:
-        with _naming(path, output):
+        with _naming(path, *others):
             yield
     except DamagedFileError as error:
         if "not a .dcb file" not in str(error) or kind_of_path(path) is None:

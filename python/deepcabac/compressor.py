@@ -15,21 +15,25 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from . import container, coupling, quantization
+from . import _core, container, coupling, exact, quantization
 from ._parallel import pool
 from .checkpoint.base import TensorSpec
-from .container import LEVELS, RAW, SCALED, TIED, Chunk, Entry, Index
+from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
 from .coupling import Calibrated
 from .errors import OptionError
+from .exact import Coded, Form
 from .importance import TINY, Weighted
 from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
 from .quantization import Array, Measured, Quantized
 from .reader import OpenFile
+from .updates import Base, Digest
 
 #: Bytes of tensors that are held at once, unless a single one is larger.
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
+#: Largest error of an update of a vector of positive values, relative to the least of them.
+_POSITIVE_ERROR = 0.1
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
@@ -62,6 +66,7 @@ class TensorReport:
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
     raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
 
     @property
     def size(self) -> int:
@@ -98,14 +103,22 @@ def compress(
     file: BinaryIO,
     options: Options,
     progress: Progress | None = None,
+    *,
+    base: Base | None = None,
     correct: Correct | None = None,
     calibrated: Calibrated | None = None,
 ) -> Report:
     """Write ``source`` to ``file`` (empty, seekable). A size is reached by trying, each time from the file's start.
 
-    With ``correct``, the file is then decoded, and written again with the values that it returns; the levels of all
-    other tensors stay as they are. ``calibrated`` is what the options' curvature says of ``source``, if it is known.
+    With a ``base``, tensors that it has too become differences to it. With ``correct``, the file is then decoded, and
+    written again with the values that it returns; the levels of all other tensors stay as they are. ``calibrated`` is
+    what the options' curvature says of ``source``, if it is known.
     """
+    if base is not None:
+        if options.curvature is not None:
+            raise OptionError("choose one of curvature and base: what a difference does was not measured")
+        if correct is not None:
+            raise OptionError("choose one of correct and base: an update is corrected by the next one")
     for spec in source.specs:
         container.check_writable(spec.name, spec.shape)
     with pool(options.threads) as executor:
@@ -119,7 +132,8 @@ def compress(
 
         def attempt(options: Options) -> Report:
             nonlocal last
-            last = _Pass(source, file, options, calibrated, weighted, executor, progress, keep=correct is not None)
+            keep = correct is not None
+            last = _Pass(source, file, options, calibrated, weighted, executor, progress, base, keep=keep)
             return last.run()
 
         report = attempt(options) if size is None else _reach(int(size), options, attempt)
@@ -156,15 +170,16 @@ class _Work:
     spec: TensorSpec
     array: Array
     target: Target
-    result: Future[Quantized | None] | Callable[[], Quantized | None]
+    result: Future[Quantized | Coded | None] | Callable[[], Quantized | Coded | None]
     note: str = ""
+    base: Array | None = None  #: what it is a difference to
 
 
 @dataclass(frozen=True)
 class _Kept:
     """What became of a tensor, but for where it lies in the file."""
 
-    result: Quantized | None
+    result: Quantized | Coded | None
     target: Target
     note: str
 
@@ -181,11 +196,14 @@ class _Pass:
         weighted: Weighted | None,
         executor: Executor,
         progress: Progress | None,
+        base: Base | None,
         keep: bool = False,
         known: Mapping[str, _Kept] | None = None,
     ) -> None:
         """``keep`` what becomes of each tensor for :meth:`again`; ``known`` is what became of some the last time."""
         self._source = source
+        self._base = base
+        self._digest = Digest()
         self._calibrated = calibrated
         self._weighted = weighted
         self._file = file
@@ -211,6 +229,7 @@ class _Pass:
             self._weighted,
             self._executor,
             self._progress,
+            self._base,
             known=known,
         )
 
@@ -246,22 +265,56 @@ class _Pass:
 
     def _begin(self, spec: TensorSpec) -> _Work:
         array = self._source.read(spec.name)
-        target = self._options.for_tensor(spec.name, spec.shape)
-        work = _Work(spec, array, target, lambda: None)
+        base = None if self._base is None else self._base.like(spec.name, spec.dtype, spec.shape)
+        target = self._options.for_tensor(spec.name, spec.shape, base is not None)
+        work = _Work(spec, array, target, lambda: None, base=base)
         known = self._known.get(spec.name)
         if known is not None:
             return _Work(spec, array, known.target, lambda: known.result, known.note)
 
-        def all_at_once() -> Quantized | None:
-            return self._quantize(work, lambda calls: [call() for call in calls])
+        def all_at_once() -> Quantized | Coded | None:
+            return self._code(work, lambda calls: [call() for call in calls])
 
-        def spread() -> Quantized | None:
-            return self._quantize(work, lambda calls: [f.result() for f in [self._executor.submit(c) for c in calls]])
+        def spread() -> Quantized | Coded | None:
+            return self._code(work, lambda calls: [f.result() for f in [self._executor.submit(c) for c in calls]])
 
         # Rows that make up for each other's errors come one after another: no chunks to spread.
         apart = spec.size <= _SMALL or self._calibrated is not None
         work.result = self._executor.submit(all_at_once) if apart else spread
         return work
+
+    def _code(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | Coded | None:
+        """The coded tensor, quantised or exactly; None if it is to be stored raw."""
+        result = self._quantize(work, run) if work.base is None else self._quantize_difference(work, work.base, run)
+        return exact.encode(work.array, run, work.base) if result is None else result
+
+    def _quantize_difference(self, work: _Work, base: Array, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
+        """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
+        differences of types narrower than float32, whose own rounding is as coarse, and none at all.
+        """
+        array, target = work.array, work.target
+        if target.kind == "exact" or array.dtype not in (np.float32, np.float64) or array.ndim == 0:
+            return None
+        with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
+            difference = (array - base).astype(np.float32)
+            tensor = quantization.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target)
+        chosen = None
+        if tensor is not None and tensor.energy > 0:
+            chosen = quantization.choose(tensor, target, self._options.quantizations)
+        if tensor is None or chosen is None:
+            return None
+        how, step = chosen
+        result = quantization.quantize(tensor, step, how, run)
+        if target.kind == "sqnr":
+            result = self._closest(tensor, target.value, how, step, result, run)
+        # Variances and the like: one that comes out near zero, or below, blows its channel up.
+        if array.ndim == 1 and (array > 0).all():
+            while np.abs(_decoded(result, array.size) - difference).max(initial=0) > _POSITIVE_ERROR * array.min():
+                if step < quantization.SMALLEST_STEP or result.coded_bytes >= work.spec.nbytes:
+                    return None
+                step /= 2
+                result = quantization.quantize(tensor, step, how, run)
+        return result if result.coded_bytes < work.spec.nbytes else None
 
     def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
@@ -360,7 +413,9 @@ class _Pass:
             self._kept[work.spec.name] = _Kept(result, work.target, work.note)
         del work.result  # it refers to the work: a cycle that would keep the array until the next collection
         spec = work.spec
-        if result is None:
+        if isinstance(result, Coded) or (result is not None and work.base is not None):
+            entry = self._formed(work, result)
+        elif result is None:
             data = np.ascontiguousarray(work.array).reshape(-1).view(np.uint8)
             pieces = [data[at : at + container.RAW_CHUNK].data for at in range(0, data.size, container.RAW_CHUNK)]
             entry = Entry(spec.name, spec.dtype, spec.shape, RAW, self._write(pieces))
@@ -381,6 +436,23 @@ class _Pass:
             )
         self._add(entry, result, work.target, work.note)
 
+    def _formed(self, work: _Work, result: Quantized | Coded) -> Entry:
+        """The entry of a tensor coded exactly, or as a difference."""
+        spec = work.spec
+        if isinstance(result, Coded):
+            form, codes = result.form, result.codes
+        else:
+            form = Form(exact.QUANTIZED, params=result.params, step=result.step)
+            codes = [(code, b"") for code in result.codes]
+        chunks = self._write([code + details for code, details in codes])
+        chunks = tuple(replace(chunk, details=len(details)) for chunk, (_, details) in zip(chunks, codes, strict=True))
+        if form.kind not in exact.UPDATES:
+            return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)
+        assert work.base is not None and self._base is not None
+        self._digest.add(spec.name, work.base)
+        self._index.base_digest, self._index.base_name = self._digest.value, self._base.name
+        return Entry(spec.name, spec.dtype, spec.shape, UPDATE, chunks, form=form)
+
     def _tie(self, spec: TensorSpec) -> None:
         number = self._numbers[str(spec.tied_to)]
         self._add(Entry(spec.name, spec.dtype, spec.shape, TIED, tied_to=number))
@@ -393,27 +465,39 @@ class _Pass:
             self._offset += len(piece)
         return tuple(chunks)
 
-    def _add(self, entry: Entry, result: Quantized | None = None, target: Target | None = None, note: str = "") -> None:
+    def _add(
+        self, entry: Entry, result: Quantized | Coded | None = None, target: Target | None = None, note: str = ""
+    ) -> None:
         self._numbers[entry.name] = len(self._index.entries)
         self._index.entries.append(entry)
-        method = container.METHOD_NAMES[entry.method]
+        quantized = result if isinstance(result, Quantized) else None
         raw_bytes = 0 if entry.method == TIED else entry.nbytes
         self._report.tensors.append(
             TensorReport(
                 entry.name,
                 str(entry.dtype),
                 entry.shape,
-                method,
+                entry.mode,
                 raw_bytes,
                 entry.coded_bytes,
-                result.sqnr if result else None,
+                quantized.sqnr if quantized else None,
                 note,
-                target.raised if result and target else 0.0,
+                target.raised if quantized and target else 0.0,
+                entry.coding,
             )
         )
         self._report.raw_bytes += raw_bytes
         if self._progress is not None:
             self._progress(self._report.raw_bytes, self._total)
+
+
+def _decoded(result: Quantized, size: int) -> Array:
+    """What a reader makes of it."""
+    each = _core.chunk_levels(result.params)
+    out = np.empty(size, np.float32)
+    pieces = [out[start : start + each] for start in range(0, size, each)]
+    _core.decode([_core.Job(result.params, *one, result.step) for one in zip(result.codes, pieces, strict=True)])
+    return out
 
 
 def _asked(target: Target) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core, exact
 from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 from .errors import DamagedFileError, LimitError, OptionError, UnsupportedError
+from .exact import Form
 from .wire import Cursor, blob, varint
 
 MAGIC = b"\x89DCB\r\n\x1a\n"
@@ -26,15 +27,18 @@ VERSION = 1
 #: magic, version, CRC-32 of the index, offset and length of the index
 HEADER = struct.Struct("<8sIIQQ")
 
-RAW, LEVELS, TIED, SCALED = 0, 1, 2, 3
-METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied", SCALED: "quantized"}
-#: Methods whose chunks hold levels.
+RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
+#: Methods whose chunks hold levels alone.
 CODED = (LEVELS, SCALED)
+#: Forms of floating-point values.
+_FLOAT_FORMS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED)
 #: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
 _TWO_QUANTIZERS = 8
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
+#: Bytes of a digest (SHA-256).
+DIGEST = 32
 #: Most bytes of an index once decoded.
 MAX_INDEX = 1 << 28
 #: A decoded index of so many bytes is read whatever ``max_bytes`` is.
@@ -62,6 +66,7 @@ class Chunk:
     offset: int
     length: int
     crc: int
+    details: int = 0  #: bytes at its end that are details (EXACT, UPDATE)
 
     def check(self, data: bytes | memoryview, name: str) -> None:
         """Raise :class:`DamagedFileError` if ``data`` is not this chunk."""
@@ -83,6 +88,7 @@ class Entry:
     row_scales: bytes = b""  #: int8 for each slice of dimension 0, or nothing (SCALED)
     column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (SCALED)
     tied_to: int = -1  #: number of the entry that this one equals (TIED)
+    form: Form | None = None  #: how values are coded (EXACT, UPDATE)
 
     @property
     def size(self) -> int:
@@ -97,7 +103,27 @@ class Entry:
     @property
     def states(self) -> int:
         """States of the trellis that it was quantised with; 1 without one (LEVELS, SCALED)."""
-        return 1 << self.params[-1] if self.params[0] & _TWO_QUANTIZERS else 1
+        params = self.params if self.form is None else self.form.params
+        return 1 << params[-1] if params[0] & _TWO_QUANTIZERS else 1
+
+    @property
+    def distance(self) -> float:
+        """Distance of two reconstruction values; 0 if it is exact."""
+        return self.step if self.form is None else self.form.step
+
+    @property
+    def mode(self) -> str:
+        """How it is stored, in a word: "exact", "quantized" or "tied"."""
+        if self.method in CODED or (self.form is not None and self.form.kind == exact.QUANTIZED):
+            return "quantized"
+        return "tied" if self.method == TIED else "exact"
+
+    @property
+    def coding(self) -> str:
+        """How an exact tensor is stored, in words; empty for others."""
+        if self.mode != "exact":
+            return ""
+        return "raw" if self.form is None else self.form.name
 
     @property
     def coded_bytes(self) -> int:
@@ -106,12 +132,14 @@ class Entry:
 
     @cached_property
     def chunk_size(self) -> int:
-        """Elements (LEVELS, SCALED) or bytes (RAW) in every chunk but the last."""
+        """Bytes (RAW) or elements (others) in every chunk but the last."""
+        if self.form is not None:
+            return self.form.chunk_size
         return _core.chunk_levels(self.params) if self.method in CODED else RAW_CHUNK
 
     def chunk_range(self, number: int) -> slice:
-        """The elements (LEVELS, SCALED) or bytes (RAW) that chunk ``number`` holds."""
-        total = self.size if self.method in CODED else self.nbytes
+        """The bytes (RAW) or elements (others) that chunk ``number`` holds."""
+        total = self.nbytes if self.method == RAW else self.size
         return slice(number * self.chunk_size, min((number + 1) * self.chunk_size, total))
 
 
@@ -122,11 +150,20 @@ class Index:
     entries: list[Entry] = field(default_factory=list)
     kind: str = ""  #: kind of checkpoint it was made from, "" for arrays
     extra: bytes = b""  #: CheckpointReader.extra
+    base_digest: bytes = b""  #: what the tensors of method UPDATE must hash to in their base; empty without any
+    base_name: str = ""  #: name of the base's file, without folders: a hint
+
+    @property
+    def is_update(self) -> bool:
+        """Whether a base is needed."""
+        return any(entry.method == UPDATE for entry in self.entries)
 
     def write(self) -> bytes:
         """The index as stored: coded bytes behind their decoded length."""
         parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
         parts += [_write_entry(entry) for entry in self.entries]
+        if self.is_update:
+            parts += [self.base_digest, blob(self.base_name.encode())]
         plain = b"".join(parts)
         coded = _core.encode_bytes(plain) if len(plain) <= MAX_INDEX else b""
         if len(plain) > _index_limit(len(coded)):
@@ -160,6 +197,10 @@ class Index:
             offset += entry.coded_bytes
             if offset > payload.stop:
                 raise cursor.damaged(f"tensor {entry.name!r} lies outside the file")
+        if index.is_update:
+            index.base_digest, index.base_name = bytes(cursor.take(DIGEST)), cursor.text()
+            if index.base_name in (".", "..") or any(sign in index.base_name for sign in "/\\:\0"):
+                raise cursor.damaged(f"its base is called {index.base_name!r}, which is not a file's name")
         cursor.end()
         if offset != payload.stop:
             raise cursor.damaged(f"{payload.stop - offset} bytes of payload belong to no tensor")
@@ -216,6 +257,11 @@ def check_max_bytes(max_bytes: int | None) -> None:
         raise OptionError(f"max_bytes must be a whole number of bytes, not {max_bytes!r}")
 
 
+def digest_part(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What stands before a tensor's bytes in the digest of a base (FORMAT.md, 8.5)."""
+    return blob(name.encode()) + bytes([_DTYPE_CODES[dtype], len(shape)]) + b"".join(varint(size) for size in shape)
+
+
 def check_writable(name: str, shape: tuple[int, ...]) -> None:
     """Raise :class:`UnsupportedError` for a tensor that an index cannot hold."""
     if len(shape) > MAX_DIMENSIONS:
@@ -242,6 +288,8 @@ def _write_entry(entry: Entry) -> bytes:
         if entry.method == SCALED:
             parts += [blob(entry.row_scales), blob(entry.column_scales)]
         parts.append(write_chunks(entry.params, entry.chunks))
+    elif entry.form is not None:
+        parts += [form_bytes(entry.form), *(parted_bytes(chunk) for chunk in entry.chunks)]
     else:
         parts += [struct.pack("<I", chunk.crc) for chunk in entry.chunks]
     return b"".join(parts)
@@ -309,7 +357,91 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
         if method == SCALED and not _scales_fit(entry):
             raise cursor.damaged(f"tensor {name!r} has scales that do not fit its shape {shape}")
         return entry
+    if method in (EXACT, UPDATE):
+        form = _read_form(cursor, name, dtype, method)
+        return Entry(name, dtype, shape, method, _read_parted(cursor, form, size, offset), form=form)
     raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
+
+
+def form_bytes(form: Form) -> bytes:
+    """What an index says about how values are coded, before the chunks."""
+    parts = [bytes([form.kind])]
+    if form.kind in exact.DETAILED:
+        parts.append(varint(form.exponent))
+    if form.kind == exact.INTEGER:
+        parts.append(varint(form.centre & (1 << 32) - 1) + varint(form.centre >> 32))
+    if form.entries is not None:
+        parts += [varint(number) for number in (form.entries.size, form.usual, form.width, form.rows)]
+        # The bytes of their differences, the highest of all entries first, then the next: they are alike.
+        steps = np.diff(form.entries, prepend=form.entries.dtype.type(0))
+        parts.append(steps.astype(steps.dtype.newbyteorder(">")).view(np.uint8).reshape(steps.size, -1).T.tobytes())
+    if form.kind == exact.QUANTIZED:
+        parts.append(struct.pack("<f", form.step))
+    if form.params:
+        parts.append(blob(form.params))
+    return b"".join(parts)
+
+
+def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> Form:
+    """How the values of a tensor are coded, every field in its range."""
+    kind, item = cursor.byte(), dtype.itemsize
+    floats = exact.mantissa(dtype) > 0
+    known = kind in exact.UPDATES if method == UPDATE else kind in (*exact.DETAILED, exact.CODEBOOK)
+    if not known or (method == EXACT and kind in exact.UPDATES):
+        raise cursor.damaged(f"tensor {name!r} is coded in unknown form {kind}")
+    if (not floats and kind in _FLOAT_FORMS) or (floats and kind == exact.INTEGER):
+        raise cursor.damaged(f"tensor {name!r} of type {dtype} is coded in form {kind}")
+    exponent = cursor.varint() if kind in exact.DETAILED else 0
+    if exponent > exact.LAST_EXPONENT:
+        raise cursor.damaged(f"tensor {name!r} has a step of 2^{exponent} units")
+    centre = cursor.varint() | cursor.varint() << 32 if kind == exact.INTEGER else 0
+    if centre >= 1 << 8 * item:
+        raise cursor.damaged(f"tensor {name!r} is counted from {centre}")
+    if kind == exact.CODEBOOK:
+        entries, usual, width, rows = (cursor.varint() for _ in range(4))
+        sound = 1 <= entries <= exact.MOST_ENTRIES and usual < entries
+        if not sound or not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_NUMBERS):
+            raise cursor.damaged(
+                f"tensor {name!r} has a codebook of {entries} entries, rows of {width}, {rows} in a chunk"
+            )
+        planes = np.frombuffer(cursor.take(entries * item), np.uint8).reshape(item, entries)
+        steps = np.ascontiguousarray(planes.T).view(f">u{item}").reshape(entries).astype(f"<u{item}")
+        values = np.cumsum(steps, dtype=steps.dtype)
+        if (values[1:] <= values[:-1]).any():
+            raise cursor.damaged(f"tensor {name!r} has a codebook whose entries do not ascend")
+        return Form(kind, entries=values, usual=usual, width=width, rows=rows)
+    step = cursor.unpack("<f")[0] if kind == exact.QUANTIZED else 0.0
+    if kind == exact.QUANTIZED and not (math.isfinite(step) and step > 0):
+        raise cursor.damaged(f"tensor {name!r} has step {step}")
+    params = b"" if kind == exact.SAME else cursor.blob()
+    return Form(kind, exponent, centre, params=params, step=step)
+
+
+def parted_bytes(chunk: Chunk) -> bytes:
+    """What an index says about a chunk of levels and details."""
+    lengths = varint(chunk.length - chunk.details) + varint(chunk.details)
+    return lengths + struct.pack("<I", chunk.crc) if chunk.length else lengths
+
+
+def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Chunk, ...]:
+    """Chunks that have a code and details; those that are like the base's have neither."""
+    if form.kind == exact.SAME:
+        return ()
+    each = form.chunk_size
+    if -(-size // each) * 2 > cursor.left:
+        raise cursor.damaged("it ends early")
+    chunks = []
+    for start in range(0, size, each):
+        code, details = cursor.varint(), cursor.varint()
+        if code == 0 and not (form.kind in exact.UPDATES and details == 0):
+            raise cursor.damaged("a chunk has no bytes")
+        if code and min(each, size - start) > _core.most_levels(code):
+            raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
+        if details and form.kind not in exact.DETAILED:
+            raise cursor.damaged("a chunk has details that its form does not have")
+        chunks.append(Chunk(offset, code + details, cursor.unpack("<I")[0] if code else 0, details))
+        offset += code + details
+    return tuple(chunks)
 
 
 def _scales_fit(entry: Entry) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import compressor, reader
+from . import bases, compressor, reader
 from .atomic import AtomicFile
+from .bases import BaseLike
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import DTYPES, TensorSpec
 from .compressor import Correct, Progress, Report
@@ -20,6 +22,7 @@ from .errors import OptionError, UnsupportedError
 from .nnc import paths as nnc_paths
 from .options import Options
 from .reader import OpenFile
+from .updates import Base
 
 Array = npt.NDArray[Any]
 Path_ = str | os.PathLike[str]
@@ -61,18 +64,47 @@ def _plain(name: str, array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(array.shape)
 
 
-def compress(tensors: Mapping[str, npt.ArrayLike], *, options: Options | None = None, **settings: Any) -> bytes:
+@contextmanager
+def _opened_base(base: BaseLike | None, threads: int | None = None) -> Iterator[Base | None]:
+    """What differences are made to."""
+    if base is None:
+        yield None
+        return
+    opened = bases.open_base(base, threads=threads)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def compress(
+    tensors: Mapping[str, npt.ArrayLike],
+    *,
+    options: Options | None = None,
+    base: BaseLike | None = None,
+    **settings: Any,
+) -> bytes:
     """:func:`save_file` to memory: the bytes of a .dcb file."""
     file = io.BytesIO()
-    compressor.compress(Arrays(tensors), file, Options.of(options, settings))
+    chosen = Options.of(options, settings)
+    with _opened_base(base, chosen.threads) as opened:
+        compressor.compress(Arrays(tensors), file, chosen, base=opened)
     return file.getvalue()
 
 
 def decompress(
-    data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, threads: int | None = None
+    data: bytes | bytearray | memoryview,
+    *,
+    base: BaseLike | None = None,
+    max_bytes: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
     """:func:`load_file` from memory."""
     with reader.open_bytes(data, max_bytes=max_bytes, threads=threads) as opened:
+        if base is not None:
+            if opened.base_name is None:
+                raise OptionError("base was given, but the data are not an update and need none")
+            opened.base = bases.open_base(base, max_bytes=max_bytes, threads=threads)
         return dict(opened.items())
 
 
@@ -81,6 +113,7 @@ def save_file(
     path: Path_,
     *,
     options: Options | None = None,
+    base: BaseLike | None = None,
     progress: Progress | None = None,
     correct: Correct | None = None,
     **settings: Any,
@@ -89,8 +122,14 @@ def save_file(
 
     ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
     float8_e5m2, bool or any integer. ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the
-    default), ``bits=``, ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``,
-    ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored exactly.
+    default), ``bits=``, ``size=``, ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``,
+    ``overrides=``, ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored
+    exactly.
+
+    With a ``base`` (a checkpoint or .dcb file, a list of those that make up a chain of updates, the oldest first, or
+    arrays by name) the file is an update: tensors that the base has too, with the same dtype and shape, are stored as
+    differences. ``sqnr`` is then that of the differences, by default 10 dB (vectors get 12 dB more); with
+    ``lossless=True`` they are exact.
 
     ``correct`` is a function from the tensors as they will be decoded, by name, to new values of some of them, which
     are then compressed instead, while the others stay as they are; such as :func:`deepcabac.torch.correction`.
@@ -99,14 +138,14 @@ def save_file(
     """
     source = Arrays(tensors)
     chosen = Options.of(options, settings)
-    with AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress, correct)
+    with _opened_base(base, chosen.threads) as opened, AtomicFile(Path(path)) as target:
+        return compressor.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
 def load_file(
     path: Path_,
     *,
-    base: Path_ | Sequence[Path_] | None = None,
+    base: BaseLike | None = None,
     apply: bool = False,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -114,42 +153,56 @@ def load_file(
     """All tensors of a .dcb or .nnc file as arrays, with names, shapes and dtypes. Tied tensors share their array.
 
     Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
-    tensors take more than ``max_bytes``. ``base`` and ``apply`` are for updates in .nnc files: ``base`` is what comes
-    before, oldest first; the result is the difference that the file holds, or with ``apply`` the updated model.
+    tensors take more than ``max_bytes``. An update needs its ``base``: a checkpoint or .dcb file, a list of those
+    that make up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the
+    file, by the name that it had; :class:`OptionError` if it is not there or not the one the update was made from.
+
+    Of an update in a .nnc file, whose ``base`` are the streams before it, the result is the difference that it holds, or
+    with ``apply`` the updated model.
     """
     if nnc_paths.is_stream(path):
+        if isinstance(base, Mapping):
+            raise OptionError(f"{path}: the base of an update in a .nnc file is a file, or several")
         return nnc_paths.load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
     if apply:
-        raise OptionError(f"{path}: apply= is for updates in .nnc files")
-    if base is not None:
-        raise UnsupportedError(f"{path}: base= was given, but a file of format version 1 needs none")
-    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+        raise OptionError(f"{path}: apply= is for updates in .nnc files; those in .dcb files are always applied")
+    with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         return dict(opened.items())
 
 
-def open_file(path: Path_, *, max_bytes: int | None = None, threads: int | None = None) -> OpenFile:
+def open_file(
+    path: Path_, *, base: BaseLike | None = None, max_bytes: int | None = None, threads: int | None = None
+) -> OpenFile:
     """Open a .dcb file for decoding single tensors: ``keys()``, ``info(name)``, ``f[name]``; a context manager.
 
-    Only the index is read. ``max_bytes`` bounds each tensor. Raises :class:`DamagedFileError` and
-    :class:`CheckpointError`.
+    Only the index is read. ``max_bytes`` bounds each tensor. ``base`` is for updates, as in :func:`load_file`; the
+    first
+    tensor that needs it has the whole base checked. Raises :class:`DamagedFileError` and :class:`CheckpointError`.
     """
-    return reader.open_path(path, max_bytes=max_bytes, threads=threads)
+    return bases.open_based(path, base, max_bytes=max_bytes, threads=threads)
 
 
 def compress_checkpoint(
-    model: Path_, path: Path_ | None = None, *, options: Options | None = None, progress: Progress | None = None
+    model: Path_,
+    path: Path_ | None = None,
+    *,
+    options: Options | None = None,
+    base: BaseLike | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, Report]:
     """Compress a checkpoint file (.safetensors, .safetensors.index.json, .npz, .pt, .pth, .onnx), tensor by tensor.
 
-    ``path`` is by default the model's with the suffix .dcb. Returns the path and a :class:`Report`.
+    ``path`` is by default the model's with the suffix .dcb. ``base`` as in :func:`save_file`. Returns the path and a
+    :class:`Report`.
     """
     model = Path(model)
     with open_checkpoint(model) as source:
         target_path = default_output(model) if path is None else Path(path)
         if kind_of_path(target_path) is not None:
             raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
-        with AtomicFile(target_path) as target:
-            return target_path, compressor.compress(source, target.file, options or Options(), progress)
+        options = options or Options()
+        with _opened_base(base, options.threads) as opened, AtomicFile(target_path) as target:
+            return target_path, compressor.compress(source, target.file, options, progress, base=opened)
 
 
 def default_output(model: Path) -> Path:
@@ -182,6 +235,7 @@ def decompress_checkpoint(
     path: Path_,
     model: Path_ | None = None,
     *,
+    base: BaseLike | None = None,
     max_bytes: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -189,9 +243,10 @@ def decompress_checkpoint(
     """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
 
     Its kind follows from ``model``'s suffix. By default it is the kind that the file was made from, beside the file;
-    then a file that is there already is not replaced, since it may well be the original.
+    then a file that is there already is not replaced, since it may well be the original. ``base`` as in
+    :func:`load_file`.
     """
-    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+    with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
             model = default_restored(Path(path), opened.kind)
             if model.exists():

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, container
+from . import _core, container, exact
 from ._parallel import pool
 from .atomic import reading
-from .container import CODED, HEADER, METHOD_NAMES, RAW, SCALED, TIED, Entry, Index
-from .errors import DamagedFileError, LimitError, naming
+from .container import HEADER, RAW, SCALED, TIED, UPDATE, Entry, Index
+from .errors import DamagedFileError, LimitError, OptionError, naming
+from .updates import Base
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,6 +51,8 @@ class TensorInfo:
     states: int | None  #: of the trellis, if it is one
     row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
     column_scales: int = 0  #: likewise, one for each place in such a slice, or none
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
+    update: bool = False  #: whether it is stored as a difference to the tensor of that name in the file's base
 
     @property
     def size(self) -> int:
@@ -70,7 +73,12 @@ class OpenFile:
     """
 
     def __init__(
-        self, file: BinaryIO, *, name: str = "", max_bytes: int | None = None, threads: int | None = None
+        self,
+        file: BinaryIO,
+        *,
+        name: str = "",
+        max_bytes: int | None = None,
+        threads: int | None = None,
     ) -> None:
         """Read the index of ``file`` (binary, seekable); errors begin with ``name``.
 
@@ -82,6 +90,9 @@ class OpenFile:
         self._lock = threading.Lock()
         self._threads = threads
         self._max_bytes = max_bytes
+        #: What an update changes; closed with this file.
+        self.base: Base | None = None
+        self._base_is_checked = False
         with naming(name):
             self._index = self._read_index()
         self._numbers = {entry.name: number for number, entry in enumerate(self._index.entries)}
@@ -119,21 +130,33 @@ class OpenFile:
     def info(self, name: str) -> TensorInfo:
         """What the index says about a tensor. Raises KeyError."""
         entry = self._index.entries[self._numbers[name]]
-        states = entry.states if entry.method in CODED else 0
+        states = entry.states if entry.mode == "quantized" else 0
         return TensorInfo(
             entry.name,
             entry.dtype,
             entry.shape,
-            METHOD_NAMES[entry.method],
+            entry.mode,
             entry.nbytes,
             entry.coded_bytes,
-            entry.step if entry.method in CODED else None,
+            entry.distance if states else None,
             self._index.entries[entry.tied_to].name if entry.method == TIED else None,
             ("trellis" if states > 1 else "scalar") if states else None,
             states if states > 1 else None,
             len(entry.row_scales),
             len(entry.column_scales),
+            entry.coding,
+            entry.method == UPDATE,
         )
+
+    @property
+    def base_name(self) -> str | None:
+        """Name of the file that this one is an update of, as it was when it was made; None if it is none."""
+        return self._index.base_name if self._index.is_update else None
+
+    @property
+    def base_digest(self) -> str:
+        """SHA-256 of what it is an update of (FORMAT.md, 8.5), in hexadecimal; empty if it is none."""
+        return self._index.base_digest.hex()
 
     def __getitem__(self, name: str) -> Array:
         """Decode one tensor. Raises KeyError, DamagedFileError or LimitError."""
@@ -174,8 +197,10 @@ class OpenFile:
                     yield entry.name, str(error)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and its base."""
         self._file.close()
+        if self.base is not None:
+            self.base.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,6 +217,19 @@ class OpenFile:
         if len(data) != length:
             raise DamagedFileError(f"damaged .dcb file: {length} bytes at {offset} cannot be read")
         return data
+
+    def _base_of(self, entry: Entry) -> Array | None:
+        """The base's tensor that an update changes, the digest compared before the first one is used."""
+        if entry.method != UPDATE:
+            return None
+        if self.base is None:
+            named = f", made from {self._index.base_name!r}" if self._index.base_name else ""
+            raise OptionError(f"an update of another checkpoint{named}: give it as base")
+        if not self._base_is_checked:
+            changed = [entry for entry in self._index.entries if entry.method == UPDATE]
+            self.base.check(changed, self._index.base_digest)
+            self._base_is_checked = True
+        return self.base.tensor(entry)
 
     def _decode(self, entries: Sequence[Entry], executor: Executor) -> Iterator[tuple[Entry, Array]]:
         """Decode ``entries`` in order, small ones together in one batch, a bounded number of bytes ahead."""
@@ -216,7 +254,8 @@ class OpenFile:
                 raise LimitError(
                     f"tensor {entry.name!r} takes {entry.nbytes} bytes, more than max_bytes = {self._max_bytes}"
                 )
-            owner = _Decoding(entry, _allocate(entry))
+            base = self._base_of(entry)
+            owner = _Decoding(entry, _allocate(entry), base)
             waiting.append(owner)
             ahead += entry.nbytes
             for number in range(len(entry.chunks)):
@@ -231,28 +270,65 @@ class OpenFile:
     def _decode_batch(self, parts: Sequence[_Part]) -> None:
         """Read, check and decode some chunks."""
         jobs: list[tuple[_Part, _core.Job, slice]] = []
+        details: dict[int, memoryview] = {}
         for part in parts:
             entry, flat = part.owner.entry, part.owner.flat
             chunk, where = entry.chunks[part.number], entry.chunk_range(part.number)
+            if chunk.length == 0:
+                flat[where] = part.owner.base_flat[where]
+                continue
             data = self._read(chunk.offset, chunk.length)
             chunk.check(data, entry.name)
             if entry.method == RAW:
-                raw = np.frombuffer(data, np.uint8)
-                if entry.dtype == np.bool_ and raw.max(initial=0) > 1:
-                    raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
-                flat.view(np.uint8)[where] = raw
+                flat.view(np.uint8)[where] = np.frombuffer(data, np.uint8)
+                check_bools(entry, flat.view(np.uint8)[where])
                 continue
-            out = flat[where] if flat.dtype == np.float32 else np.empty(_size_of(where), np.float32)
-            jobs.append((part, _core.Job(entry.params, data, out, entry.step), where))
+            form = entry.form
+            if form is not None and form.kind == exact.CODEBOOK:
+                if not exact.decode(form, data, flat[where]):
+                    raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
+                check_bools(entry, flat[where])
+                continue
+            levels = form is not None and form.kind in exact.DETAILED
+            fits = flat.dtype == np.float32 and not levels
+            out = flat[where] if fits else np.empty(_size_of(where), np.int32 if levels else np.float32)
+            code = memoryview(data)[: chunk.length - chunk.details]
+            params = entry.params if form is None else form.params
+            jobs.append((part, _core.Job(params, code, out, entry.distance), where))
+            details[len(jobs) - 1] = memoryview(data)[chunk.length - chunk.details :]
         good = _core.decode([job for _, job, _ in jobs])
-        for (part, job, where), fine in zip(jobs, good, strict=True):
+        for number, ((part, job, where), fine) in enumerate(zip(jobs, good, strict=True)):
+            owner = part.owner
+            form = owner.entry.form
+            base = None if owner.base is None else owner.base_flat[where]
+            if fine and form is not None and form.kind in exact.DETAILED:
+                fine = exact.join(form, owner.entry.dtype, job.out, details[number], owner.flat[where], base)
             if not fine:
-                raise DamagedFileError(f"tensor {part.owner.entry.name!r} is damaged: a chunk does not decode")
+                raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a chunk does not decode")
+            if form is not None:
+                check_bools(owner.entry, owner.flat[where])
+                if form.kind == exact.QUANTIZED and base is not None:
+                    add_difference(base, job.out, owner.flat[where])
+                continue
             if part.owner.entry.method == SCALED:
                 apply_scales(job.out, part.owner.entry, where.start)
             if part.owner.flat.dtype != np.float32:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
+
+
+def check_bools(entry: Entry, values: Array) -> None:
+    """Raise :class:`DamagedFileError` if bools are neither 0 nor 1: numpy takes for granted that they are."""
+    if entry.dtype == np.bool_ and values.view(np.uint8).max(initial=0) > 1:
+        raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
+
+
+def add_difference(base: Array, difference: npt.NDArray[np.float32], out: Array) -> None:
+    """``base`` plus ``difference`` into ``out``: in float64 if that is the dtype, else in float32."""
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond the dtype's range, only in a hostile file
+        out[:] = (
+            base.astype(np.result_type(base.dtype if base.dtype.kind == "f" else np.float32, np.float32)) + difference
+        )
 
 
 def apply_scales(values: npt.NDArray[Any], entry: Entry, start: int) -> None:
@@ -277,11 +353,20 @@ class _Decoding:
 
     entry: Entry
     flat: Array
+    base: Array | None = None
     futures: list[Future[None]] = field(default_factory=list)
+
+    @property
+    def base_flat(self) -> Array:
+        """The base's tensor, flat; that of a difference is there."""
+        assert self.base is not None
+        return self.base.reshape(-1)
 
     def wait(self) -> tuple[Entry, Array]:
         for future in self.futures:
             future.result()
+        if self.entry.form is not None and self.entry.form.kind == exact.SAME:
+            self.flat[:] = self.base_flat
         return self.entry, self.flat.reshape(self.entry.shape)
 
 

@@ -17,6 +17,8 @@ from .trials import Trial
 _LARGEST = 8
 #: Columns that a table has for names, however narrow the terminal.
 _NARROWEST = 16
+#: What is said of a difference to a base, quantised.
+_UPDATE = {True: "of base", False: ""}
 
 
 def printable(text: object) -> str:
@@ -116,7 +118,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
             _bits(info.coded_bytes, info.size) if info.method != "tied" else "",
             info.method if info.step is None else f"{info.step:.4g}",
             *([_scales(info)] if totals["scales"] else []),
-            " ".join(str(part) for part in (info.quantizer, info.states) if part),
+            " ".join(str(part) for part in (info.quantizer, info.states, info.coding, _UPDATE[info.update]) if part),
             f"{info.coded_bytes:,}",
         ]
         for info in infos
@@ -142,6 +144,7 @@ def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
         "path": str(path),
         "format_version": VERSION,
         "made_from": opened.kind,
+        "base": None if opened.base_name is None else {"name": opened.base_name, "sha256": opened.base_digest},
         "file_bytes": opened.file_bytes,
         **totals,
         "tensors": [
@@ -160,6 +163,8 @@ def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
                 "quantizer": info.quantizer,
                 "states": info.states,
                 "tied_to": info.tied_to,
+                "coding": info.coding,
+                "update": info.update,
             }
             for info in infos
         ],

@@ -83,7 +83,7 @@ def save_model(
     source = _StateDict(model)
     chosen = Options.of(options, settings)
     with AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress, correct)
+        return compressor.compress(source, target.file, chosen, progress, correct=correct)
 
 
 @overload

@@ -293,7 +293,7 @@ class Trials:
         with path.open("w+b") as file:
             # A correction is for what quantisation does.
             correct = None if settings is EXACT else self._correct
-            return compressor.compress(self._source, file, options, None, correct, self._calibrated)
+            return compressor.compress(self._source, file, options, correct=correct, calibrated=self._calibrated)
 
     def again(self, trial: Trial, target: BinaryIO) -> Trial:
         """Write a trial's file to ``target``, and measure what that decodes to."""

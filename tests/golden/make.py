@@ -320,6 +320,67 @@ def scaled() -> bytes:
     return bytes(encode.write_file(head + index, payload))
 
 
+def exact_arrays() -> dict[str, Array]:
+    """Every type and form of exact values: bell-shaped, coarser than their type by rows, few, special, none alike."""
+    tensors: dict[str, Array] = {}
+    for number, dtype in enumerate(FLOATS):
+        name = np.dtype(dtype).name
+        tensors[name] = (bell(140 + number, 30, 20) / 8192).astype(dtype)
+        tensors[f"{name} pruned"] = np.where(bits(150 + number, 400) % 3, 0, bell(160 + number, 400) / 64).astype(dtype)
+    by_row = (bell(170, 24, 40) / 8192).astype(np.float32) * np.float32(1.1)
+    by_row[::3] = by_row[::3].astype(np.float16).astype(np.float32)
+    tensors["half of it float16"] = by_row
+    tensors["few values"] = (bell(171, 40, 30) // 300 / 8).astype(np.float32)
+    tensors["one value"] = np.full((30, 30), 0.3, np.float16)
+    patterns = np.array(
+        [0, 1 << 31, 1, 0x7F800000, 0xFF800000, 0x7FC01234, 0xFF812345, 0x7F7FFFFF, 0x00800000], np.uint32
+    )
+    tensors["special"] = np.concatenate([patterns.view(np.float32), weights(172, 60), patterns.view(np.float32)])
+    for number, integer in enumerate(INTEGERS):
+        centre = 0 if np.dtype(integer).kind == "i" else 120
+        tensors[np.dtype(integer).name] = (bell(180 + number, 20, 15) // 10 + centre).astype(integer)
+    tensors["bool"] = (bits(190, 400) % 5 == 0).reshape(20, 20)
+    return tensors
+
+
+def exact() -> bytes:
+    """Those, without loss."""
+    return deepcabac.compress(exact_arrays(), lossless=True)
+
+
+def changed_arrays() -> dict[str, Array]:
+    """A later version of them: most moved a little, some in part, some not at all, one new."""
+    tensors = {name: array.copy() for name, array in exact_arrays().items()}
+    for number, array in enumerate(tensors.values()):
+        if number % 4 == 3:
+            continue
+        moved = bell(200 + number, array.size).reshape(array.shape)
+        if array.dtype == np.bool_:
+            array[3] = ~array[3]
+        elif array.dtype.kind in "iu":
+            array += (moved // 400).astype(array.dtype)
+        else:
+            with np.errstate(invalid="ignore", over="ignore"):
+                array[...] = (array.astype(np.float64) * (1 + moved / 2.0**20)).astype(array.dtype)
+    tensors["new"] = weights(240, 20, 10)
+    return tensors
+
+
+def base_of(name: str) -> dict[str, Array] | None:
+    """What a golden update changes."""
+    return exact_arrays() if name.startswith("update") else None
+
+
+def update_lossless() -> bytes:
+    """The difference, without loss."""
+    return deepcabac.compress(changed_arrays(), base=exact_arrays(), lossless=True)
+
+
+def update_quantized() -> bytes:
+    """The difference, quantised; some tensors exactly."""
+    return deepcabac.compress(changed_arrays(), base=exact_arrays(), sqnr=12, overrides={"few*": {"exact": True}})
+
+
 EXTREMES = np.array([[-(2**31), 2**31 - 1, 0], [1, -1, -(2**31)], [2**31 - 1, 2**31 - 1, 7]])
 
 GOLDEN: dict[str, Callable[[], bytes]] = {
@@ -358,6 +419,9 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "exotic.levels": exotic_levels,
     "exotic.dcb": exotic,
     "scaled.dcb": scaled,
+    "exact.dcb": exact,
+    "update_lossless.dcb": update_lossless,
+    "update_quantized.dcb": update_quantized,
     "scalar.levels": levels(np.array(-5)),
     "empty.levels": levels(np.zeros((4, 0), np.int32)),
     "line.levels": levels(bell(99, 700) // 30),
@@ -387,7 +451,7 @@ def make_sources() -> None:
 
 def decoded(name: str, data: bytes) -> dict[str, Array]:
     """What a golden file stands for."""
-    return {"": deepcabac.decode(data)} if name.endswith(".levels") else deepcabac.decompress(data)
+    return {"": deepcabac.decode(data)} if name.endswith(".levels") else deepcabac.decompress(data, base=base_of(name))
 
 
 def main() -> None:
@@ -397,11 +461,13 @@ def main() -> None:
     for name, make in GOLDEN.items():
         data = make()
         arrays = decoded(name, data)
-        again = {"": decode.read_levels(data)} if name.endswith(".levels") else decode.read_file(data)
+        again = (
+            {"": decode.read_levels(data)} if name.endswith(".levels") else decode.read_file(data, base=base_of(name))
+        )
         expected[name] = {"sha256": sha256(data), "tensors": {key: describe(value) for key, value in arrays.items()}}
         if expected[name]["tensors"] != {key: describe(value) for key, value in again.items()}:
             raise SystemExit(f"{name}: the reference decoder disagrees")
-        if len(data) > 10_000:
+        if len(data) > 40_000:
             raise SystemExit(f"{name}: {len(data)} bytes")
         path = HERE / name
         old = path.read_bytes() if path.exists() else None

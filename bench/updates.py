@@ -1,0 +1,197 @@
+"""Bytes of an update: two checkpoints of one fine-tuning run, the second as a difference to the first.
+
+    python bench/updates.py --zipnn PYTHON --nncodec PYTHON [--only resnet20] [--cache FOLDER]
+
+The runs are made here, from the shared networks: ResNet-20 on CIFAR-10's 2,000 calibration images, all-MiniLM-L6-v2 on
+the pairs of STS-B's dev set with a small learning rate. Each is saved after as many steps again; the second
+checkpoint is coded as an update of the first, without loss and with, and measured on the test data. ZipNN and zstd get
+the bitwise XOR of the files' tensors, as ZipNN's own deltas are made. NNCodec codes the original model, the first
+difference and the second, with temporal context adaptation; the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import _common
+import networks_torch
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+import deepcabac
+from deepcabac.exact import patterns
+
+Arrays = dict[str, npt.NDArray[Any]]
+WORKERS = Path(__file__).resolve().parent / "peers"
+NETWORKS = ("resnet20", "minilm")
+#: SQNR of the difference, in dB.
+QUALITIES = (3.0, 6.0, 10.0)
+#: Quantisation parameters of NNCodec's differences.
+QPS = {"resnet20": (-56, -52, -48, -44), "minilm": (-76, -72, -68)}
+STEPS = {"resnet20": 20, "minilm": 12}
+
+
+def resnet_losses(trained: networks_torch.Trained, models: Path) -> Iterator[torch.Tensor]:
+    """Cross-entropy of batches of 100 calibration images, in a new order each time round."""
+    with np.load(models.parent / "data" / "cifar10_calibration.npz") as archive:
+        images, labels = archive["x"], archive["y"].astype(np.int64)
+    mean, deviation = (
+        torch.tensor(three)[:, None, None] for three in (networks_torch.CIFAR_MEAN, networks_torch.CIFAR_DEVIATION)
+    )
+    random = np.random.default_rng(networks_torch.SEED)
+    while True:
+        for chosen in np.split(random.permutation(len(images)), len(images) // 100):
+            batch = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float() / 255
+            yield functional.cross_entropy(trained.model((batch - mean) / deviation), torch.from_numpy(labels[chosen]))
+
+
+def minilm_losses(trained: networks_torch.Trained, models: Path) -> Iterator[torch.Tensor]:
+    """Squared error of the cosine of batches of 25 pairs of sentences, scores taken as 0 to 1."""
+    script = networks_torch._script(models / "minilm")
+    first, second, scores = script.load_data("dev")
+    tokenizer = script.Tokenizer.from_file(str(trained.checkpoint.with_name("tokenizer.json")))
+    tokenizer.enable_truncation(128)
+    tokenizer.enable_padding()
+    random = np.random.default_rng(networks_torch.SEED)
+    while True:
+        chosen = random.choice(len(first), 25, replace=False)
+        coded = tokenizer.encode_batch([first[index] for index in chosen] + [second[index] for index in chosen])
+        ids, mask = (torch.tensor([getattr(one, field) for one in coded]) for field in ("ids", "attention_mask"))
+        one, other = trained.model(ids, mask).chunk(2)
+        wanted = torch.tensor(scores[chosen] / 5, dtype=torch.float32)
+        yield functional.mse_loss((one * other).sum(dim=1), wanted)
+
+
+def versions(name: str, models: Path, cache: Path | None) -> tuple[networks_torch.Trained, list[Arrays]]:
+    """The network and three checkpoints of it: the original and two later ones of one run."""
+    trained = networks_torch.resnet(models, 20) if name == "resnet20" else networks_torch.minilm(models)
+    kept = [cache / f"{name}-{number}.npz" for number in (1, 2)] if cache else []
+    if kept and all(path.exists() for path in kept):
+        found = []
+        for path in kept:
+            with np.load(path) as archive:
+                found.append({key: archive[key] for key in archive.files})
+        return trained, [trained.tensors, *found]
+    torch.manual_seed(networks_torch.SEED)
+    losses = (resnet_losses if name == "resnet20" else minilm_losses)(trained, models)
+    rate = 5e-5 if name == "resnet20" else 2e-6
+    optimizer = torch.optim.AdamW(trained.model.parameters(), lr=rate)
+    trained.model.eval()  # batch-norm's statistics stay: 2,000 images are no reason to change them
+    trained.model.requires_grad_(True)
+    found = []
+    for number in (1, 2):
+        for _ in range(STEPS[name]):
+            optimizer.zero_grad()
+            next(losses).backward()
+            optimizer.step()
+        state = {key: value.detach().numpy().copy() for key, value in trained.model.state_dict().items()}
+        found.append({key: state.get(key, value) for key, value in trained.tensors.items()})
+        if cache:
+            cache.mkdir(parents=True, exist_ok=True)
+            np.savez(cache / f"{name}-{number}.npz", **found[-1])
+    return trained, [trained.tensors, *found]
+
+
+def nncodec(python: Path, steps: list[Arrays], qp: int, tca: bool = True) -> tuple[int, Arrays]:
+    """Bytes of the last step and what it decodes to."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, back = Path(folder) / "given.npz", Path(folder) / "back.npz"
+        np.savez(
+            given, **{f"{number}/{key}": value for number, step in enumerate(steps) for key, value in step.items()}
+        )
+        command = [str(python), str(WORKERS / "nncodec_updates_worker.py"), str(given), str(back), "--qp", str(qp)]
+        done = subprocess.run(command + ["--no-tca"] * (not tca), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"NNCodec failed: {done.stderr[-500:]}")
+        with np.load(back) as archive:
+            return json.loads(done.stdout)["bytes"][-1], {key: archive[key] for key in archive.files}
+
+
+def xor(old: Arrays, new: Arrays) -> bytes:
+    """The bits that differ, tensor after tensor."""
+    return b"".join((patterns(old[key]) ^ patterns(new[key])).tobytes() for key in new)
+
+
+def foreign(python: Path | None, data: bytes) -> dict[str, int]:
+    """Bytes that ZipNN and zstd -19 make of ``data``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data"
+        path.write_bytes(data)
+        sizes = {
+            "zstd -19 of XOR": len(subprocess.run(["zstd", "-19", "-qc", path], capture_output=True, check=True).stdout)
+        }
+        if python is not None:
+            command = [str(python), str(WORKERS / "zipnn_worker.py"), str(path), "float32"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            sizes["ZipNN 0.5.4 of XOR"] = json.loads(done.stdout)["bytes"]
+    return sizes
+
+
+def main() -> None:
+    """Make the runs, code the updates, measure them, print a table for each network."""
+    options = _common.parser(__doc__)
+    _common.add_models(options)
+    options.add_argument("--only", choices=NETWORKS, help="one network alone")
+    options.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the checkpoints of the runs here")
+    options.add_argument("--zipnn", type=Path, metavar="PYTHON", help="of an environment that has zipnn 0.5.4")
+    options.add_argument("--nncodec", type=Path, metavar="PYTHON", help="of an environment that has nncodec 2.1.3")
+    arguments = options.parse_args()
+    about = _common.environment(("numpy", "torch"))
+    _common.print_head(
+        "Updates: the second of two checkpoints of a fine-tuning run",
+        ["one run each, made here; its checkpoints depend on torch's build in the last digits"],
+        about,
+    )
+    results = {}
+    for name in NETWORKS:
+        if arguments.only in (None, name):
+            results[name] = measure(name, arguments)
+    _common.write_json(arguments.json, about, **results)
+
+
+def measure(name: str, arguments: Any) -> list[dict[str, Any]]:
+    """The rows of one network."""
+    trained, (original, old, new) = versions(name, arguments.models, arguments.cache)
+    raw = sum(array.nbytes for array in new.values())
+    rows: list[dict[str, Any]] = []
+
+    def add(label: str, size: int, arrays: Arrays | None = None) -> None:
+        value = None if arrays is None else trained.measure(arrays).value
+        rows.append({"what": label, "bytes": size, "percent": 100 * size / raw, "metric": value})
+        shown = "" if value is None else f"{100 * value:.3f}"
+        print(f"{name:9} {label:36} {size:>11,} {100 * size / raw:7.3f} % {shown}", flush=True)
+
+    add("old checkpoint, float32", raw, old)
+    add("new checkpoint, float32", raw, new)
+    add("new alone, lossless", len(deepcabac.compress(new, lossless=True)))
+    data = deepcabac.compress(new, base=old, lossless=True)
+    back = deepcabac.decompress(data, base=old)
+    if any(back[key].tobytes() != new[key].tobytes() for key in new):
+        raise SystemExit("the lossless update is not lossless")
+    add("update, lossless", len(data))
+    for label, size in foreign(arguments.zipnn, xor(old, new)).items():
+        add(label, size)
+    for sqnr in QUALITIES:
+        data = deepcabac.compress(new, base=old, sqnr=sqnr)
+        add(f"update, {sqnr:g} dB", len(data), deepcabac.decompress(data, base=old))
+    if arguments.nncodec:
+        floats = [key for key in new if new[key].dtype == np.float32 and new[key].ndim]
+        pairs = [(original, None), (old, original), (new, old)]
+        steps = [{key: one[key] - two[key] if two else one[key] for key in floats} for one, two in pairs]
+        for qp in QPS[name]:
+            for tca in (True, False):
+                size, difference = nncodec(arguments.nncodec, steps, qp, tca)
+                arrays = {key: old[key] + difference[key] if key in difference else new[key] for key in new}
+                add(f"NNCodec DQ{' TCA' if tca else ''} qp {qp}", size, arrays)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Values that must come back bit for bit: how they are coded, and the decisions of the encoder. FORMAT.md, section 8.
+
+A value is a level, its rounding to a multiple of a step 2^k, and details: raw bits that say which value of those that
+round to this level. Levels are coded as those of quantised tensors, so contexts and predictions are the same.
+Tensors of few distinct values are coded as numbers of a codebook's entries instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+
+Array = npt.NDArray[Any]
+Run = Callable[[list[Any]], list[Any]]
+
+FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES, CODEBOOK, SAME, QUANTIZED = range(8)
+#: Kinds that code levels and details.
+DETAILED = (FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES)
+#: Kinds that need the base of an update.
+UPDATES = (STEPS, DIFFERENCES, SAME, QUANTIZED)
+
+#: Most entries of a codebook, and of one that the encoder tries.
+MOST_ENTRIES, _TRIED_ENTRIES = 1 << 12, 1 << 10
+#: Bounds that a reader checks: k, columns of a codebook's rows, numbers in a chunk.
+LAST_EXPONENT, MOST_WIDTH, MOST_NUMBERS = 2200, 1 << 16, 1 << 20
+#: Numbers of a codebook's entries in a chunk, about.
+_CODEBOOK_CHUNK = 1 << 18
+#: Share of zeros from which zero has a level for itself.
+_MANY_ZEROS = 0.02
+#: Step of the levels, in medians of the magnitude: half a standard deviation of a Gaussian. Shorter steps would tell
+#: the
+#: contexts more, 0.01 bits a weight, and take longer.
+_STEP = 0.7413
+#: A codebook is slower, so it has to be smaller by so much.
+_CODEBOOK_GAIN = 0.99
+#: Elements of a tensor on which several steps are tried.
+_SMALL = 1 << 12
+_PIECE = 1 << 20
+
+_NAMES = ("coded", "coded", "coded", "difference", "difference", "codebook", "same", "quantized")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor's values are coded: what the index says besides chunks."""
+
+    kind: int
+    exponent: int = 0  #: k (DETAILED)
+    centre: int = 0  #: what is subtracted, as an unsigned pattern (INTEGER)
+    entries: Array | None = None  #: unsigned patterns (CODEBOOK)
+    usual: int = 0  #: number of the most frequent entry (CODEBOOK)
+    width: int = 0  #: elements in a row (CODEBOOK)
+    rows: int = 0  #: rows in a chunk (CODEBOOK)
+    params: bytes = b""  #: coding parameters of levels (DETAILED, QUANTIZED)
+    step: float = 0.0  #: distance of two reconstruction values of a difference (QUANTIZED)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return _NAMES[self.kind]
+
+    @property
+    def chunk_size(self) -> int:
+        """Elements in every chunk but the last."""
+        return self.width * self.rows if self.kind == CODEBOOK else _core.chunk_levels(self.params)
+
+
+def mantissa(dtype: np.dtype[Any]) -> int:
+    """Bits of a floating-point type's mantissa; 0 for other types."""
+    return int(ml_dtypes.finfo(dtype).nmant) if dtype.kind in "fV" else 0
+
+
+def patterns(array: Array) -> Array:
+    """The bits of values, flat, as unsigned integers of their width: a view."""
+    return array.reshape(-1).view(f"<u{array.dtype.itemsize}")
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A tensor coded exactly."""
+
+    form: Form
+    codes: list[tuple[bytes, bytes]]  #: of chunks: levels or numbers, and details; both empty for one like the base's
+
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes of the chunks and of what the index says about them."""
+        entries = 0 if self.form.entries is None else self.form.entries.nbytes
+        return sum(len(code) + len(details) + 7 for code, details in self.codes) + len(self.form.params) + entries + 6
+
+
+def encode(array: Array, run: Run, base: Array | None = None) -> Coded | None:
+    """The tensor coded exactly, or None if that takes as many bytes as storing it raw.
+
+    With a ``base`` of the same shape and dtype its difference to that is coded. ``run`` maps calls to results in order.
+    """
+    if array.size <= 1:
+        return None
+    best = _encode_update(array, base, run) if base is not None else None
+    if best is None or best.form.kind != SAME:
+        alone = _encode_alone(array, run) if best is None or best.coded_bytes > array.nbytes // 2 else None
+        if alone is not None and (best is None or alone.coded_bytes < best.coded_bytes):
+            best = alone
+    return best if best is not None and best.coded_bytes < array.nbytes else None
+
+
+def _encode_alone(array: Array, run: Run) -> Coded:
+    flat = patterns(array)
+    sample = _sample(array)
+    if mantissa(array.dtype):
+        zeros = np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size
+        form = Form(FLOAT_ZEROS if zeros else FLOAT, _float_exponent(sample, array.dtype))
+    else:
+        signed = sample.view(f"<i{sample.dtype.itemsize}") if array.dtype.kind == "i" else sample
+        centre = np.sort(signed)[sample.size // 2]
+        form = Form(INTEGER, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
+        form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
+    if sample.size > _SMALL:
+        form = _fitted(form, array, sample)
+    else:
+        # Small ones are often of many orders of magnitude, and the median says little.
+        form = min(
+            (_fitted(replace(form, exponent=form.exponent + more), array, sample) for more in (0, 1, 2)),
+            key=lambda one: sum(map(len, _core.encode_exact(one.params, _native(one, array.dtype), sample))),
+        )
+    book = _codebook(array, sample, run)
+    if book is not None:
+        piece = sample[: form.chunk_size]
+        numbers = np.searchsorted(book.entries, piece) if book.entries is not None else piece
+        as_numbers = len(_core.encode_numbers(numbers.astype(np.uint16), *_book(book)))
+        entries = 0 if book.entries is None else book.entries.nbytes
+        share = piece.size / flat.size
+        code, details = _core.encode_exact(form.params, _native(form, array.dtype), piece)
+        if as_numbers + entries * share < _CODEBOOK_GAIN * (len(code) + len(details)):
+            return _encode_numbers(flat, book, run)
+    return _encode_detailed(flat, form, array.dtype, run)
+
+
+def _sample(array: Array) -> Array:
+    flat = patterns(array)
+    return np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
+
+
+def _fitted(form: Form, array: Array, sample: Array, base: Array | None = None) -> Form:
+    """``form`` with coding parameters chosen on the sample's levels."""
+    levels = _core.split(_native(form, array.dtype, base), sample, max(sample.size, 1))[0]
+    return replace(form, params=_core.fit(array.shape, levels))
+
+
+def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:
+    """log2 of half a standard deviation, in units of the smallest subnormal."""
+    bits = mantissa(dtype)
+    magnitude = sample & sample.dtype.type((1 << 8 * dtype.itemsize - 1) - 1)
+    # A NaN or an infinity is no magnitude.
+    magnitude = magnitude[(magnitude != 0) & (magnitude < int(patterns(np.array([np.inf]).astype(dtype))[0]))]
+    if magnitude.size == 0:
+        return 0
+    median = int(np.partition(magnitude, magnitude.size // 2)[magnitude.size // 2])
+    exponent = max((median >> bits) - 1, 0)
+    return max(math.floor(math.log2((median - (exponent << bits)) * _STEP)) + exponent, 0)
+
+
+def _magnitudes(differences: Array) -> Array:
+    signed = differences.view(f"<i{differences.dtype.itemsize}")
+    return np.where(signed < 0, -differences, differences)
+
+
+def _exponent(magnitudes: Array) -> int:
+    """log2 of half a standard deviation of integers; 0 if they are small enough to be levels themselves."""
+    others = magnitudes[magnitudes != 0]
+    if 2 * others.size < magnitudes.size:
+        return 0
+    return max(math.floor(math.log2(float(np.partition(others, others.size // 2)[others.size // 2]) * _STEP)), 0)
+
+
+def _codebook(array: Array, sample: Array, run: Run) -> Form | None:
+    """A codebook of all values, if they are few."""
+    flat = patterns(array)
+    if flat.size < 64 or np.unique(sample[:: max(sample.size >> 13, 1)]).size > _TRIED_ENTRIES:
+        return None
+    pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+    if flat.dtype.itemsize <= 2:
+        size = 1 << 8 * flat.dtype.itemsize
+        found = run([lambda piece=piece: np.bincount(piece, minlength=size) for piece in pieces])
+        entries = np.flatnonzero(np.sum(found, axis=0)).astype(flat.dtype)
+    else:
+        found = run([lambda piece=piece: np.unique(piece) for piece in pieces])
+        entries = np.unique(np.concatenate(found))
+    if entries.size > min(_TRIED_ENTRIES, flat.size // 4):
+        return None
+    counts = np.bincount(np.searchsorted(entries, sample), minlength=entries.size)
+    width = min(max(math.prod(array.shape[1:]), 1) if array.ndim > 1 else flat.size, 1 << 16)
+    rows = max(min(_CODEBOOK_CHUNK, flat.size) // width, 1)
+    return Form(CODEBOOK, entries=entries, usual=int(counts.argmax()), width=width, rows=rows)
+
+
+def _book(form: Form) -> tuple[int, int, int]:
+    return (0 if form.entries is None else form.entries.size), form.usual, form.width
+
+
+def _encode_numbers(flat: Array, form: Form, run: Run) -> Coded:
+    entries = form.entries
+
+    def chunk(start: int) -> tuple[bytes, bytes]:
+        numbers = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
+        return _core.encode_numbers(numbers, *_book(form)), b""
+
+    return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, form.chunk_size)]))
+
+
+def _native(form: Form, dtype: np.dtype[Any], base: Array | None = None) -> _core.Exact:
+    width = _core.row_width(form.params) if form.params else 1 << 16
+    return _core.Exact(form.kind, mantissa(dtype), form.exponent, form.centre, width, base)
+
+
+def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, base: Array | None = None) -> Coded:
+    each = form.chunk_size
+
+    def chunk(start: int) -> tuple[bytes, bytes]:
+        piece = flat[start : start + each]
+        reference = None if base is None else base[start : start + each]
+        if reference is not None and np.array_equal(piece, reference):
+            return b"", b""
+        return _core.encode_exact(form.params, _native(form, dtype, reference), piece)
+
+    return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, each)]))
+
+
+def _encode_update(array: Array, base: Array, run: Run) -> Coded:
+    """The difference to the base: in representable numbers or scaled by the base's exponents, whichever is smaller."""
+    flat, reference = patterns(array), patterns(base)
+    if np.array_equal(flat, reference):
+        return Coded(Form(SAME), [])
+    runs = _core.sample_runs(array.shape, flat.size)
+    changed, before = (np.concatenate([one[run] for run in runs]) for one in (flat, reference))
+    best: tuple[int, Form] | None = None
+    for kind in (STEPS, DIFFERENCES) if mantissa(array.dtype) else (STEPS,):
+        middle = _typical_distance(kind, array.dtype, changed, before)
+        for more in (-2, -1, 0, 1):
+            exponent = max(math.floor(middle + math.log2(_STEP)) + more, 0)
+            form = _fitted(Form(kind, exponent), array, changed, before)
+            piece = slice(0, form.chunk_size)
+            code, details = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
+            if best is None or len(code) + len(details) < best[0]:
+                best = len(code) + len(details), form
+    assert best is not None
+    return _encode_detailed(flat, best[1], array.dtype, run, reference)
+
+
+def _typical_distance(kind: int, dtype: np.dtype[Any], changed: Array, before: Array) -> float:
+    """log2 of the median difference other than zero, in units."""
+    bits = mantissa(dtype)
+    limit = changed.dtype.type((1 << 8 * dtype.itemsize - 1) - 1)
+
+    def ordered(pattern: Array) -> Array:
+        return np.where(pattern > limit, pattern ^ limit, pattern) if bits else pattern
+
+    distances = _magnitudes(ordered(changed) - ordered(before))
+    moved = distances != 0
+    if not moved.any():
+        return 0.0
+    logs = np.log2(distances[moved].astype(np.float64))
+    if kind == DIFFERENCES:
+        logs += np.maximum((before[moved] & limit) >> bits, 1).astype(np.float64) - 1
+    return float(np.median(logs))
+
+
+def decode(form: Form, code: bytes | memoryview, out: Array) -> bool:
+    """Decode a chunk of numbers of a codebook's entries into ``out`` (flat, of ``dtype``); whether it was one."""
+    numbers = np.empty(out.size, np.uint16)
+    if form.entries is None or not _core.decode_numbers(code, *_book(form), numbers):
+        return False
+    patterns(out)[:] = form.entries[numbers]
+    return True
+
+
+def join(
+    form: Form,
+    dtype: np.dtype[Any],
+    levels: npt.NDArray[np.int32],
+    details: bytes | memoryview,
+    out: Array,
+    base: Array | None = None,
+) -> bool:
+    """Values of a chunk from levels and details, into ``out`` (flat, of ``dtype``); whether they belong together."""
+    reference = None if base is None else patterns(base)
+    return _core.join(_native(form, dtype, reference), levels, details, patterns(out))
