@@ -29,7 +29,8 @@ CAVEATS = (
     "parameters; in every weight tensor 9.85 % are not zero, at random places; these are what magnitude pruning leaves "
     "of a Laplace distribution: a threshold plus an exponential magnitude, signs even.",
     "In a real sparse VGG16 (8.7 MB by DeepCABAC's authors) layers differ in density and zeros cluster; random places "
-    "spread evenly are the worst case. Below 'floor' no coder can come: the entropy of the places, and a bit a sign.",
+    "spread evenly are the worst case. 'Floor' is the entropy of the places and a bit a sign; below it comes only what "
+    "makes more weights zero.",
     "Biases (13,416, not pruned) at 25 dB. One quantiser. Seconds are one run of a process, files on the disk; peak is "
     "resident memory as in bench/memory.py.",
 )
@@ -133,7 +134,7 @@ def main() -> None:
         "peak, GB",
     )
     common.print_table(
-        (*heads, "zeros lost"),
+        (*heads, "zeros raised"),
         [
             (
                 f"{row['sqnr']:.2f}",
