@@ -184,7 +184,8 @@ def test_a_base_is_asked_for_and_checked():
     forced = [nnc.encode(make.model(number), threads=1, bases=[read["dependent"]], qp=-20) for number in (1,)]
     model = nnc.decode(forced[0], [read["dependent"]], apply=True)
     for name, want in make.model(1).items():
-        assert np.abs(model[name] - want).max() < 0.05, name
+        # A rate term may take the second nearest value.
+        assert np.abs(model[name] - want).max() <= 2 * reading.step_size(-20, 2), name
     with pytest.raises(OptionError, match="apply needs a base"):
         nnc.decode(read["update1"], apply=True)
     with pytest.raises(OptionError, match=r"'conv[.]weight' that the new version lacks"):
