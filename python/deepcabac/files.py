@@ -157,7 +157,7 @@ def load_file(
     that make up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the
     file, by the name that it had; :class:`OptionError` if it is not there or not the one the update was made from.
 
-    Of an update in a .nnc file, whose ``base`` are the streams before it, the result is the difference that it holds, or
+    file, by the name that it had; :class:`OptionError` if it is not there or not the one it was made from.
     with ``apply`` the updated model.
     """
     if nnc_paths.is_stream(path):
