@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod coder;
 pub mod context;
 pub mod dependent;
+pub mod fast;
 pub mod feedback;
 pub mod ffi;
 pub mod fit;

@@ -499,7 +499,7 @@ mod tests {
     use crate::chunk::{Quantizer, Sums, quantize, quantize_portable};
     use crate::dependent::States;
     use crate::lanes::{self, Job, Output};
-    use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::scale::Resolution;
     use crate::testing::Random;
 
@@ -512,7 +512,16 @@ mod tests {
             for width in [1, 7, 90, 1300] {
                 for (row, kernel) in [(None, None), (row, None), (row, kernel)] {
                     let (resolution, states) = (Resolution::Fine, States::of_bits(bits));
-                    all.push(Params { resolution, mean_log: 96, width, chunk_rows: 500, row, kernel, states });
+                    all.push(Params {
+                        coder: Coder::Binary,
+                        resolution,
+                        mean_log: 96,
+                        width,
+                        chunk_rows: 500,
+                        row,
+                        kernel,
+                        states,
+                    });
                 }
             }
         }
