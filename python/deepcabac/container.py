@@ -32,6 +32,8 @@ METHOD_NAMES = {RAW: "exact", LEVELS: "quantized", TIED: "tied", SCALED: "quanti
 CODED = (LEVELS, SCALED)
 #: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
 _TWO_QUANTIZERS = 8
+#: Another: its chunks are coded by the fast coder.
+_FAST = 16
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -98,6 +100,11 @@ class Entry:
     def states(self) -> int:
         """States of the trellis that it was quantised with; 1 without one (LEVELS, SCALED)."""
         return 1 << self.params[-1] if self.params[0] & _TWO_QUANTIZERS else 1
+
+    @property
+    def coder(self) -> str:
+        """The entropy coder, "binary" or "fast" (LEVELS, SCALED)."""
+        return "fast" if self.params[0] & _FAST else "binary"
 
     @property
     def coded_bytes(self) -> int:

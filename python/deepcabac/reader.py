@@ -50,6 +50,7 @@ class TensorInfo:
     states: int | None  #: of the trellis, if it is one
     row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
     column_scales: int = 0  #: likewise, one for each place in such a slice, or none
+    coder: str | None = None  #: "binary" or "fast", if quantized
 
     @property
     def size(self) -> int:
@@ -133,6 +134,7 @@ class OpenFile:
             states if states > 1 else None,
             len(entry.row_scales),
             len(entry.column_scales),
+            entry.coder if entry.method in CODED else None,
         )
 
     def __getitem__(self, name: str) -> Array:

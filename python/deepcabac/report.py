@@ -114,7 +114,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
             _bits(info.coded_bytes, info.size) if info.method != "tied" else "",
             info.method if info.step is None else f"{info.step:.4g}",
             *([_scales(info)] if totals["scales"] else []),
-            " ".join(str(part) for part in (info.quantizer, info.states) if part),
+            " ".join(str(part) for part in (info.quantizer, info.states, info.coder == "fast" and "fast") if part),
             f"{info.coded_bytes:,}",
         ]
         for info in infos
@@ -157,6 +157,7 @@ def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
                 "column_scales": info.column_scales,
                 "quantizer": info.quantizer,
                 "states": info.states,
+                "coder": info.coder,
                 "tied_to": info.tied_to,
             }
             for info in infos
