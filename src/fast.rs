@@ -271,13 +271,18 @@ impl Words {
 }
 
 /// Memory of a decoder that lasts from chunk to chunk.
+#[cfg_attr(test, derive(PartialEq, Debug))]
 pub(crate) struct Decoder {
     frequencies: Frequencies,
+    /// Behind the last chunk.
+    states: [u32; LANES],
+    /// Bytes of it that were read.
+    read: usize,
 }
 
 impl Decoder {
     pub(crate) fn new() -> Self {
-        Self { frequencies: Frequencies::with_symbols() }
+        Self { frequencies: Frequencies::with_symbols(), states: [LEAST_STATE; LANES], read: 0 }
     }
 
     /// Decodes a chunk; false if `bytes` are not exactly its code.
@@ -300,18 +305,17 @@ fn decode_kind<L: Look, const KIND: u8>(
     let mut words = Words::new(bytes);
     let mut states = [LEAST_STATE; LANES];
     for state in &mut states[..lanes] {
-        let low = words.take();
-        *state = low | words.take() << 16;
-        if *state < LEAST_STATE {
-            return false;
-        }
+        *state = words.take() | words.take() << 16;
     }
-    let total = output.len();
-    let good = each == 0 || decode_strips::<L, KIND, LANES>(decoder, params, &mut words, &mut states, output, 0, each);
-    let mut last = [states[0]];
-    let rest = total - LANES * each;
-    let good = good && decode_strips::<L, KIND, 1>(decoder, params, &mut words, &mut last, output, LANES * each, rest);
-    states[0] = last[0];
+    let mut good = states.iter().all(|state| *state >= LEAST_STATE);
+    if each > 0 {
+        good = good && decode_strips::<L, KIND, LANES>(decoder, params, &mut words, &mut states, output, 0, each);
+    }
+    let (first, mut last) = (LANES * each, [states[0]]);
+    let rest = output.len() - first;
+    good = good && decode_strips::<L, KIND, 1>(decoder, params, &mut words, &mut last, output, first, rest);
+    [states[0]] = last;
+    (decoder.states, decoder.read) = (states, words.next);
     good && words.next == bytes.len() && states == [LEAST_STATE; LANES]
 }
 
@@ -438,5 +442,164 @@ fn take_rare<const N: usize>(
             let upper = x.wrapping_add(ESCAPE - 1);
             residual(upper << sites.low[k] | lowest[k], values[k] & 1, sites.low[k])
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk;
+    use crate::dependent::{self, States};
+    use crate::params::{Coder, KernelPrediction, RowPrediction};
+    use crate::rows::{self, DEPENDENT, KERNEL};
+    use crate::scale::Resolution;
+    #[cfg(target_arch = "x86_64")]
+    use crate::simd;
+    use crate::testing::Random;
+
+    fn params(random: &mut Random, kind: u8) -> Params {
+        let mut weight = || random.next() as i8;
+        let row = rows::predicts(kind).then(|| RowPrediction { above: weight() / 2, column: weight() / 2 });
+        let kernel = KernelPrediction { width: 3, size: 9, weights: [0; 5].map(|_| weight() / 4) };
+        Params {
+            coder: Coder::Fast,
+            resolution: if random.below(2) == 0 { Resolution::Coarse } else { Resolution::Fine },
+            mean_log: random.below(190) as u8,
+            // Some rows are longer than a block.
+            width: if random.below(8) == 0 { 1 + random.below(1200) } else { 1 + random.below(40) },
+            chunk_rows: 800,
+            row,
+            kernel: rows::in_kernels(kind).then_some(kernel),
+            states: if rows::dependent(kind) { States::of_bits(3 + random.below(4) as u8) } else { None },
+        }
+    }
+
+    /// Levels of all magnitudes, in rows of different size, now and then with an escape.
+    fn levels(random: &mut Random, params: &Params, count: usize) -> Vec<i32> {
+        let largest = random.below(12);
+        let mut indices = Vec::with_capacity(count);
+        for _ in 0..count {
+            let bits = if random.below(300) == 0 { random.below(31) } else { random.below(largest as u64 + 1) };
+            let magnitude = (random.next() >> 20) as i32 & ((1i64 << bits) - 1) as i32;
+            indices.push(if random.below(2) == 0 { magnitude } else { -magnitude });
+        }
+        let Some(states) = params.states else { return indices };
+        for strip in strips(params, count) {
+            let mut state = 0;
+            for index in &mut indices[strip] {
+                let (given, odd) = (*index >> 1, (state & 1) as i32);
+                state = states.taps().next(state, given as u32);
+                *index = dependent::level(given, odd);
+            }
+        }
+        indices
+    }
+
+    /// What became of a chunk, with all that its decoder knows behind it.
+    fn decoded(params: &Params, bytes: &[u8], count: usize, plain: bool) -> (bool, Vec<i32>, Decoder) {
+        let (mut levels, mut decoder) = (vec![0; count], Decoder::new());
+        let output = &mut Output::Levels(&mut levels);
+        // As if other chunks had come before.
+        decoder.frequencies.count(77);
+        decoder.frequencies.pass(100_000);
+        #[cfg(target_arch = "x86_64")]
+        if !plain {
+            let good = simd::decode_fast(&mut decoder, params, bytes, output);
+            return (good, levels, decoder);
+        }
+        assert!(plain);
+        let good = decoder.decode::<Portable>(params, bytes, output);
+        (good, levels, decoder)
+    }
+
+    fn all_kinds(test: impl Fn(&mut Random, Params)) {
+        for seed in 1..60 {
+            for kind in (0..=KERNEL).chain(DEPENDENT..=DEPENDENT + KERNEL) {
+                let random = &mut Random(seed * 7919 + u64::from(kind));
+                let params = params(random, kind);
+                test(random, params);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded_and_the_length_is_exact() {
+        all_kinds(|random, params| {
+            let count = 1 + random.below(180 * params.width.min(300) as u64);
+            let given = levels(random, &params, count);
+            assert!(chunk::has_code(&params, &given));
+            let mut bytes = Vec::new();
+            chunk::encode(&params, &given, &mut bytes);
+            let (good, levels, _) = decoded(&params, &bytes, count, true);
+            assert!(good);
+            assert_eq!(levels, given);
+            bytes.push(0);
+            assert!(!decoded(&params, &bytes, count, true).0);
+            bytes.truncate(bytes.len() - 2);
+            assert!(!decoded(&params, &bytes, count, true).0);
+        });
+    }
+
+    #[test]
+    fn every_machine_has_the_same_state_behind_good_and_damaged_chunks() {
+        #[cfg(target_arch = "x86_64")]
+        if simd::available() {
+            all_kinds(|random, params| {
+                let count = 1 + random.below(180 * params.width.min(300) as u64);
+                let mut bytes = Vec::new();
+                encode(&params, &levels(random, &params, count), &mut bytes);
+                match random.below(4) {
+                    0 => bytes.iter_mut().skip(64).for_each(|byte| *byte = random.next() as u8),
+                    1 => bytes.truncate(random.below(bytes.len() as u64)),
+                    2 => {
+                        let place = random.below(bytes.len() as u64);
+                        bytes[place] ^= 1 << random.below(8);
+                    }
+                    _ => {}
+                }
+                assert_eq!(decoded(&params, &bytes, count, false), decoded(&params, &bytes, count, true));
+            });
+        }
+    }
+
+    #[test]
+    fn every_residual_is_a_symbol_or_an_escape() {
+        let params = &Params { chunk_rows: 1000, ..params(&mut Random(3), 0) };
+        let extremes = [i32::MIN, i32::MAX, -i32::MAX, 0, 1, -1, 14, 15, 16, -14, -15, -16, 1 << 30, 65_536, 65_535];
+        let given: Vec<i32> = (0..100 * params.width).map(|k| extremes[k * 7 % extremes.len()]).collect();
+        let mut bytes = Vec::new();
+        encode(params, &given, &mut bytes);
+        let (good, levels, _) = decoded(params, &bytes, given.len(), true);
+        assert!(good && levels == given);
+    }
+
+    #[test]
+    fn strips_tile_a_chunk() {
+        for (width, count) in [(1, 1), (10, 5), (10, 639), (10, 640), (10, 705), (65_536, 1 << 20), (30_000, 140_000)] {
+            let params = Params { width, ..params(&mut Random(5), 0) };
+            let mut end = 0;
+            for strip in strips(&params, count) {
+                assert!(strip.start == end && !strip.is_empty());
+                end = strip.end;
+            }
+            assert_eq!(end, count);
+        }
+    }
+
+    #[test]
+    fn frequencies_are_those_of_all_places() {
+        let frequencies = Frequencies::with_symbols();
+        for set in 0..SETS {
+            let mut next = 0;
+            for symbol in 0..SYMBOLS {
+                let range = frequencies.ranges[SYMBOLS * set + symbol];
+                assert!(range & 0xffff == next && range >> 16 > 0);
+                for place in next..next + (range >> 16) {
+                    assert_eq!(usize::from(frequencies.symbols()[PLACES * set + place as usize]), symbol);
+                }
+                next += range >> 16;
+            }
+            assert_eq!(next as usize, PLACES);
+        }
     }
 }

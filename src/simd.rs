@@ -13,6 +13,7 @@ use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
+use crate::fast;
 use crate::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
 use crate::fast::{Look, Words};
 use crate::feedback::Coupling;
@@ -409,7 +410,7 @@ impl<const S: usize> Entrances<S> {
 macro_rules! with_features {
     ($(#[$doc:meta])* $name:ident, $inner:ident, $call:path, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
         $(#[$doc])*
-        pub fn $name($($argument: $type),*) $(-> $result)? {
+        pub(crate) fn $name($($argument: $type),*) $(-> $result)? {
             #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
             fn $inner($($argument: $type),*) $(-> $result)? {
                 $call($($argument),*)
@@ -436,6 +437,13 @@ with_features!(
         params: &Params, weights: &[f32], quantizer: Quantizer, coupling: Option<Coupling>, chosen: Option<&mut [i32]>,
         out: &mut Vec<u8>
     ) -> Sums
+);
+
+with_features!(
+    /// [`fast::Decoder::decode`] on this machine.
+    #[cfg(test)]
+    decode_fast, decode_fast_avx2, fast::Decoder::decode::<Avx2>,
+    (decoder: &mut fast::Decoder, params: &Params, bytes: &[u8], output: &mut lanes::Output) -> bool
 );
 
 /// [`Lanes::decode`] on this machine.

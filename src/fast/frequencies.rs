@@ -30,6 +30,7 @@ pub(crate) type Symbols = [u8; SETS * PLACES + 3];
 
 /// See the module's description.
 #[derive(Clone)]
+#[cfg_attr(test, derive(PartialEq, Debug))]
 pub(crate) struct Frequencies {
     counts: Box<Ranges>,
     /// Sums of counts that the frequencies were made from.
