@@ -473,7 +473,7 @@ def _() -> bytes:
 # Coding parameters ----------------------------------------------------------------------------------------------------
 
 BAD_PARAMS = {
-    "flags": (bytes([16, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "flags": (bytes([32, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
     "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
     "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
     "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
@@ -563,7 +563,7 @@ attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
     lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
 )
 attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
-    lambda: levels(params=bytes([16, 96, 20, 16]))
+    lambda: levels(params=bytes([32, 96, 20, 16]))
 )
 attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
 
