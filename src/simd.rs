@@ -13,7 +13,6 @@ use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
-use crate::fast;
 use crate::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
 use crate::fast::{Look, Words};
 use crate::feedback::Coupling;
@@ -38,6 +37,15 @@ impl Contest for Avx2 {
     fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
         // SAFETY: as above.
         unsafe { survive(costs, metrics) }
+    }
+
+    #[inline(always)]
+    fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
+        if N != S {
+            return Portable::inherit::<S, N>(odd, values);
+        }
+        // SAFETY: as above.
+        unsafe { inherit::<S, N>(odd, values) }
     }
 
     #[inline(always)]
@@ -224,6 +232,40 @@ fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32
         best |= u64::from(_mm256_movemask_ps(equal) as u8) << (OCTET * octet);
     }
     (odd, best.trailing_zeros() as usize % S)
+}
+
+/// [`Contest::inherit`] where every state has a value: separated and permuted as in [`survive`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
+    let octets = S / OCTET;
+    let mut parts = [[_mm256_setzero_si256(); MAX_STATES / OCTET]; 2];
+    for (values, parts) in values.into_iter().zip(&mut parts) {
+        let (values, _) = values.as_chunks::<OCTET>();
+        if octets == 1 {
+            parts[0] = load_i32(&values[0]);
+            continue;
+        }
+        for pair in 0..octets / 2 {
+            let low = _mm256_castsi256_ps(load_i32(&values[2 * pair]));
+            let high = _mm256_castsi256_ps(load_i32(&values[2 * pair + 1]));
+            parts[pair] = _mm256_castps_si256(_mm256_shuffle_ps::<0b1000_1000>(low, high));
+            parts[octets / 2 + pair] = _mm256_castps_si256(_mm256_shuffle_ps::<0b1101_1101>(low, high));
+        }
+    }
+    let mut inherited = [0; N];
+    let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (octet, inherited) in inherited.as_chunks_mut::<OCTET>().0.iter_mut().enumerate() {
+        let [even_value, odd_value] = [0, 1].map(|parity| {
+            let (part, order) = &Entrances::<S>::FROM[parity][octet];
+            let [a, b, c, d, e, f, g, h] = *order;
+            _mm256_permutevar8x32_epi32(parts[parity][*part], _mm256_setr_epi32(a, b, c, d, e, f, g, h))
+        });
+        let here = _mm256_set1_epi32(i32::from((odd >> (OCTET * octet)) as u8));
+        let from_odd = _mm256_cmpeq_epi32(_mm256_and_si256(here, bits), bits);
+        store_i32(inherited, _mm256_blendv_epi8(even_value, odd_value, from_odd));
+    }
+    inherited
 }
 
 /// Eight numbers as a vector.
@@ -440,10 +482,10 @@ with_features!(
 );
 
 with_features!(
-    /// [`fast::Decoder::decode`] on this machine.
+    /// [`crate::fast::Decoder::decode`] on this machine.
     #[cfg(test)]
-    decode_fast, decode_fast_avx2, fast::Decoder::decode::<Avx2>,
-    (decoder: &mut fast::Decoder, params: &Params, bytes: &[u8], output: &mut lanes::Output) -> bool
+    decode_fast, decode_fast_avx2, crate::fast::Decoder::decode::<Avx2>,
+    (decoder: &mut crate::fast::Decoder, params: &Params, bytes: &[u8], output: &mut lanes::Output) -> bool
 );
 
 /// [`Lanes::decode`] on this machine.
@@ -467,6 +509,10 @@ mod tests {
             let mut portable = costs;
             assert_eq!(Avx2::survive(&mut costs, &metrics), Portable::survive(&mut portable, &metrics));
             assert_eq!(costs, portable);
+            let values = [(); 2].map(|()| [(); N].map(|()| random.next() as i32));
+            let odd = random.next();
+            let values = [&values[0], &values[1]];
+            assert_eq!(Avx2::inherit::<S, N>(odd, values), Portable::inherit::<S, N>(odd, values));
         }
     }
 
