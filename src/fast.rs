@@ -9,6 +9,8 @@
 //! one sequence of words, in the order in which a decoder needs them. An encoder works backwards, so it collects what is to be
 //! put in first ([`Operation`]).
 
+#![allow(clippy::needless_range_loop)] // strips are numbered in several arrays at once
+
 pub(crate) mod frequencies;
 mod strip;
 

@@ -7,11 +7,11 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -145,8 +145,12 @@ class OpenFile:
             ((_, array),) = self._decode([entry], executor)
             return array
 
-    def items(self) -> Iterator[tuple[str, Array]]:
-        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array."""
+    def items(self, into: Mapping[str, Array] | None = None) -> Iterator[tuple[str, Array]]:
+        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array.
+
+        Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the tensor's shape
+        and data type; a damaged tensor leaves its array in part overwritten.
+        """
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
         entries = self._index.entries
@@ -154,7 +158,7 @@ class OpenFile:
         with naming(self._name), pool(self._threads) as executor:
             if self._max_bytes is not None and total > self._max_bytes:
                 raise LimitError(f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}")
-            decoded = self._decode([entry for entry in entries if entry.method != TIED], executor)
+            decoded = self._decode([entry for entry in entries if entry.method != TIED], executor, into or {})
             for number, entry in enumerate(entries):
                 if entry.method == TIED:
                     yield entry.name, tied[entry.tied_to]
@@ -195,7 +199,9 @@ class OpenFile:
             raise DamagedFileError(f"damaged .dcb file: {length} bytes at {offset} cannot be read")
         return data
 
-    def _decode(self, entries: Sequence[Entry], executor: Executor) -> Iterator[tuple[Entry, Array]]:
+    def _decode(
+        self, entries: Sequence[Entry], executor: Executor, into: Mapping[str, Array] = MappingProxyType({})
+    ) -> Iterator[tuple[Entry, Array]]:
         """Decode ``entries`` in order, small ones together in one batch, a bounded number of bytes ahead."""
         waiting: deque[_Decoding] = deque()
         batch: list[_Part] = []
@@ -218,7 +224,7 @@ class OpenFile:
                 raise LimitError(
                     f"tensor {entry.name!r} takes {entry.nbytes} bytes, more than max_bytes = {self._max_bytes}"
                 )
-            owner = _Decoding(entry, _allocate(entry))
+            owner = _Decoding(entry, _room(entry, into.get(entry.name)))
             waiting.append(owner)
             ahead += entry.nbytes
             for number in range(len(entry.chunks)):
@@ -299,7 +305,11 @@ def _size_of(where: slice) -> int:
     return int(where.stop - where.start)
 
 
-def _allocate(entry: Entry) -> Array:
+def _room(entry: Entry, given: Array | None) -> Array:
+    """Memory for a tensor, flat: that of the array given, if it can be used."""
+    if given is not None and given.flags.c_contiguous and given.flags.writeable:
+        if given.dtype == entry.dtype and given.shape == entry.shape:
+            return given.reshape(-1)
     try:
         return np.empty(entry.size, entry.dtype)
     except (MemoryError, ValueError):

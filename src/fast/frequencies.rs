@@ -132,7 +132,7 @@ impl Frequencies {
         let counts: &[u32; SYMBOLS] = self.counts[SYMBOLS * set..SYMBOLS * (set + 1)].try_into().expect("so many");
         let spare = (PLACES - SYMBOLS) as u64;
         let scale = (spare << 32) / u64::from(self.made[set]);
-        let mut frequencies = counts.map(|count| 1 + (u64::from(count) * scale >> 32) as u32);
+        let mut frequencies = counts.map(|count| 1 + ((u64::from(count) * scale) >> 32) as u32);
         let mut most = 0;
         for symbol in 1..SYMBOLS {
             most = if counts[symbol] > counts[most] { symbol } else { most };
@@ -168,7 +168,7 @@ fn first_counts(set: usize, zigzag: bool) -> [u32; SYMBOLS] {
     // The chance of a magnitude of at least k, in units of 2^-22.
     let mut left = 1u64 << 22;
     for k in 0..UNARY {
-        let more = left * u64::from(contexts[context::group_start(k / GROUP) + k % GROUP] >> 10) >> 22;
+        let more = (left * u64::from(contexts[context::group_start(k / GROUP) + k % GROUP] >> 10)) >> 22;
         let here = ((left - more) >> (22 - BITS)) as u32;
         if !zigzag {
             counts[k.min(SYMBOLS - 1)] += here;

@@ -2,6 +2,8 @@
 //!
 //! As `rows.rs` says it, but for the columns: their averages are those of all strips together.
 
+#![allow(clippy::needless_range_loop)] // strips are numbered in several arrays at once
+
 use crate::dependent::{self, States, Taps};
 use crate::params::Params;
 use crate::rows::{self, Kernel, Site};
