@@ -513,7 +513,7 @@ BAD_FAST: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "only-states": (lambda code: code[:64], "all words are missing"),
     "states-cut": (lambda code: code[:62], "the last state is cut in two"),
     "state-small": (lambda code: bytes(4) + code[4:], "a state below 2^16 to begin with"),
-    "state-wrong": (lambda code: code[:62] + bytes([code[62] ^ 1]) + code[63:], "a state that does not end where all do"),
+    "state-wrong": (lambda code: code[:62] + bytes([code[62] ^ 1]) + code[63:], "a state that ends elsewhere"),
     "state-max": (lambda code: b"\xff" * 64 + code[64:], "the largest states"),
     "words-max": (lambda code: code[:64] + b"\xff" * (len(code) - 64), "the largest words: many escapes"),
     "strips": (lambda code: _core.encode(bytes([16, 96, 5, 63]), np.zeros(315, np.int32)), "one strip instead of 16"),

@@ -39,9 +39,9 @@ SLACK, TRIALS = 0.0005, 10
 CAVEATS = (
     "The peer has no threads; ours uses every core unless a row says otherwise. The row of 1 thread compares core with "
     "core.",
-    "Encoding includes quantisation on both sides: for ours rate-distortion decisions, by a trellis of 32 states (64 at level "
-    "small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), with a rate term only "
-    "where lambda is given.",
+    "Encoding includes quantisation on both sides: for ours rate-distortion decisions, by a trellis of 32 states (64 "
+    "at level small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), with a "
+    "rate term only where lambda is given.",
     "The peer's step is given, one for all tensors, and so is ours. The row 'sqnr' shows ours with the search for each "
     "tensor's step that the command line does.",
     "The peer runs at its defaults, printed below. One of them, param_opt (how each context adapts is chosen in a dry "
@@ -206,7 +206,7 @@ class Ours:
 
 
 def our_rows(tensors: _common.Tensors, step: float, scalar_step: float, error: float) -> list[Ours]:
-    """Ours at the step of each quantiser: every level on all cores, and on one; and with the search for a step of each tensor."""
+    """Ours at the step of each quantiser: every level on all cores and on one; and with a step searched by tensor."""
     weights, cores = _common.count(tensors), _common.cores()
 
     def ours(what: str, threads: int, **options: Any) -> Ours:
@@ -265,15 +265,16 @@ def verdict(setting: Setting, theirs: Row, ours: list[Row]) -> dict[str, Any]:
     line("file no larger", f"{'yes' if smaller else 'NO'} ({100 * (default.bytes / theirs.bytes - 1):+.2f} %)")
     line("error no larger", f"{default.relative_error:.6f} to {theirs.relative_error:.6f}", "no larger", finer)
     larger = fast.bytes / default.bytes
-    line("fast, bytes over default", f"{100 * (larger - 1):+.2f} %", f"{100 * (FAST_BAR - 1):.0f} %", larger <= FAST_BAR)
+    bar = f"{100 * (FAST_BAR - 1):.0f} %"
+    line("fast, bytes over default", f"{100 * (larger - 1):+.2f} %", bar, larger <= FAST_BAR)
     for level, bar in DECODE_BARS.items():
         ratio = rows[level].decode_ratio
         line(f"{level}, decode", f"{ratio:.2f}x", f"{bar:g}x" if bars else "", ratio >= bar)
     plain, trellis = rows["scalar"].encode_ratio, default.encode_ratio
     line("scalar, encode", f"{plain:.2f}x", f"{PLAIN_BAR:g}x" if bars else "", plain >= PLAIN_BAR)
     line("trellis, encode", f"{trellis:.2f}x", f"{TRELLIS_BAR:g}x" if setting.dq else "", trellis >= TRELLIS_BAR)
-    ratio = next(row for row in ours if row.what == "default" and row.threads == 1).decode_seconds / default.decode_seconds
-    line(f"decode, {default.threads} threads over 1", f"{ratio:.2f}x")
+    (*_, alone) = (row for row in ours if row.what == "default")
+    line(f"decode, {default.threads} threads over 1", f"{alone.decode_seconds / default.decode_seconds:.2f}x")
     print(flush=True)
     ratios = {name: {"decode": row.decode_ratio, "encode": row.encode_ratio} for name, row in rows.items()}
     return {"file_no_larger": smaller, "error_no_larger": finer, "fast_over_default": larger, "ratios": ratios}

@@ -174,7 +174,7 @@ impl Encoder {
                 *state >>= 16;
             }
             let with_bits = *state << operation.bits | u32::from(operation.value);
-            *state = (with_bits / frequency << BITS) + u32::from(operation.start) + with_bits % frequency;
+            *state = ((with_bits / frequency) << BITS) + u32::from(operation.start) + with_bits % frequency;
         }
         out.extend(states[..lanes].iter().flat_map(|state| state.to_le_bytes()));
         out.extend(words.iter().rev().flat_map(|word| word.to_le_bytes()));

@@ -24,12 +24,13 @@ from typing import Any, NoReturn
 import click
 
 from . import files, report
+from ._core import LEVELS
 from .atomic import reason
 from .checkpoint import kind_of_path, open_checkpoint
 from .compressor import Progress
 from .curvature import Curvature
 from .errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
-from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, LEVELS, Options
+from .options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, Options
 from .report import plural, printable
 
 DAMAGED, USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 2, 130, 143, 141

@@ -24,8 +24,8 @@ def encode(levels: npt.ArrayLike, *, level: str = "default", threads: int | None
 
     ``levels`` has any shape and any integer dtype (or bool), with values that fit int32. Rows (and convolution kernels,
     for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``level`` is
-    speed or size, ``"fast"``, ``"default"`` or ``"small"``; ``threads`` is the number of threads, by default one a core; the
-    bytes do not depend on it.
+    speed or size, ``"fast"``, ``"default"`` or ``"small"``; ``threads`` is the number of threads, by default one a
+    core; the bytes do not depend on it.
 
     Raises :class:`OptionError` for other dtypes, values or levels.
     """

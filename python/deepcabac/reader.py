@@ -148,8 +148,8 @@ class OpenFile:
     def items(self, into: Mapping[str, Array] | None = None) -> Iterator[tuple[str, Array]]:
         """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array.
 
-        Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the tensor's shape
-        and data type; a damaged tensor leaves its array in part overwritten.
+        Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the
+        tensor's shape and data type; a damaged tensor leaves its array in part overwritten.
         """
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
@@ -307,9 +307,9 @@ def _size_of(where: slice) -> int:
 
 def _room(entry: Entry, given: Array | None) -> Array:
     """Memory for a tensor, flat: that of the array given, if it can be used."""
-    if given is not None and given.flags.c_contiguous and given.flags.writeable:
-        if given.dtype == entry.dtype and given.shape == entry.shape:
-            return given.reshape(-1)
+    usable = given is not None and given.flags.c_contiguous and given.flags.writeable
+    if given is not None and usable and (given.dtype, given.shape) == (entry.dtype, entry.shape):
+        return given.reshape(-1)
     try:
         return np.empty(entry.size, entry.dtype)
     except (MemoryError, ValueError):

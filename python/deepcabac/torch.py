@@ -104,11 +104,11 @@ def load_model(
 ) -> Any:
     """Decode a .dcb file into ``model``, which is returned; without a model, return its state dict.
 
-    With a model, tensors are decoded straight into its parameters and buffers, where these are contiguous, on the CPU and of
-    the file's dtype, and else copied into them one at a time; what is tied stays tied. Unless ``strict=False``, a name that only one side has
-    is an error. Names and shapes are compared before anything is changed; damage inside the file may show when some
-    tensors are loaded already. (A model whose modules customise loading, with hooks or extra state, gets a whole state
-    dict through its own ``load_state_dict``.) To learn which names do not fit:
+    With a model, tensors are decoded straight into its parameters and buffers, where these are contiguous, on the CPU
+    and of the file's dtype, and else copied into them one at a time; what is tied stays tied. Unless ``strict=False``,
+    a name that only one side has is an error. Names and shapes are compared before anything is changed; damage inside
+    the file may show when some tensors are loaded already. (A model whose modules customise loading, with hooks or
+    extra state, gets a whole state dict through its own ``load_state_dict``.) To learn which names do not fit:
     ``model.load_state_dict(load_model(path), strict=False)``.
 
     Without a model: what was saved, with tensors on ``device`` (default: the CPU), those that were tied sharing memory.
@@ -235,7 +235,8 @@ def _load_into(model: torch.nn.Module, opened: OpenFile, path: str, strict: bool
 def _memory(target: torch.Tensor) -> Array | None:
     """The tensor's own memory, if a tensor can be decoded straight into it."""
     dtype = _DTYPE_OF_NAME.get(str(target.dtype))
-    if dtype is None or target.device.type != "cpu" or not target.is_contiguous() or target.is_neg() or not target.numel():
+    plain = target.device.type == "cpu" and target.is_contiguous() and not target.is_neg()
+    if dtype is None or not plain or target.numel() == 0:
         return None
     array: Array = target.detach().reshape(-1).view(torch.uint8).numpy().view(dtype).reshape(tuple(target.shape))
     return array

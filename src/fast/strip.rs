@@ -112,7 +112,7 @@ impl<const N: usize> Strips<N> {
         let prediction = if rows::predicts(KIND) { self.predict::<KIND>(column) } else { [0; N] };
         for k in 0..N {
             let class = scale::class_of_log(scale::log(self.row[k]), share) & self.class_mask;
-            sites.low[k] = ((class as i32 + 16 >> 2) - 13).max(0) as u32;
+            sites.low[k] = (((class as i32 + 16) >> 2) - 13).max(0) as u32;
             let site = Site { odd: sites.odd[k], ..Site::default() }.predicted::<KIND>(class, prediction[k]);
             sites.set[k] = site.set as u32;
             if rows::predicts(KIND) {
