@@ -40,8 +40,8 @@ CAVEATS = (
     "The peer has no threads; ours uses every core unless a row says otherwise. The row of 1 thread compares core with "
     "core.",
     "Encoding includes quantisation on both sides: for ours rate-distortion decisions, by a trellis of 32 states (64 "
-    "at level small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), with a "
-    "rate term only where lambda is given.",
+    "at level small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), "
+    "with a rate term only where lambda is given.",
     "The peer's step is given, one for all tensors, and so is ours. The row 'sqnr' shows ours with the search for each "
     "tensor's step that the command line does.",
     "The peer runs at its defaults, printed below. One of them, param_opt (how each context adapts is chosen in a dry "
