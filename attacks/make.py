@@ -623,7 +623,7 @@ def _() -> bytes:
 # Coding parameters ----------------------------------------------------------------------------------------------------
 
 BAD_PARAMS = {
-    "flags": (bytes([16, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "flags": (bytes([32, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
     "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
     "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
     "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
@@ -644,6 +644,41 @@ BAD_PARAMS = {
 }
 for label, (params, what) in BAD_PARAMS.items():
     attack(f"params-{label}.dcb", what, "parameters")(lambda params=params: with_params(params))
+
+# The fast coder -------------------------------------------------------------------------------------------------------
+
+FAST = bytes([16, 96, 5, 64])
+
+
+def fast(alter: Callable[[bytes], bytes]) -> bytes:
+    """A tensor of 16 strips, with its chunk altered."""
+    code = alter(_core.encode(FAST, (np.arange(320, dtype=np.int32) % 7 - 3)))
+    return Parts(code, plain_index([entry(b"w", 2, (64, 5), LEVELS, levels_rest([code], FAST, 0.1))])).file()
+
+
+BAD_FAST: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "half-word": (lambda code: code + b"\0", "half a word follows the last"),
+    "word-left": (lambda code: code + b"\0\0", "a word follows the last"),
+    "word-missing": (lambda code: code[:-2], "the last word is missing"),
+    "only-states": (lambda code: code[:64], "all words are missing"),
+    "states-cut": (lambda code: code[:62], "the last state is cut in two"),
+    "state-small": (lambda code: bytes(4) + code[4:], "a state below 2^16 to begin with"),
+    "state-wrong": (lambda code: code[:62] + bytes([code[62] ^ 1]) + code[63:], "a state that ends elsewhere"),
+    "state-max": (lambda code: b"\xff" * 64 + code[64:], "the largest states"),
+    "words-max": (lambda code: code[:64] + b"\xff" * (len(code) - 64), "the largest words: many escapes"),
+    "strips": (lambda code: _core.encode(bytes([16, 96, 5, 63]), np.zeros(315, np.int32)), "one strip instead of 16"),
+}
+for label, (alter, what) in BAD_FAST.items():
+    attack(f"fast-{label}.dcb", what, "does not decode")(lambda alter=alter: fast(alter))
+attack("fast-too-many.dcb", "more levels than the chunk's bytes can hold", "cannot hold")(
+    lambda: Parts(
+        bytes(64),
+        plain_index(
+            [entry(b"w", 2, (1 << 20,), LEVELS, levels_rest([bytes(64)], bytes([16, 96]) + varint(1024) * 2, 0.1))]
+        ),
+    ).file()
+)
+
 
 # Coded levels, for deepcabac.decode -----------------------------------------------------------------------------------
 
@@ -713,7 +748,7 @@ attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
     lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
 )
 attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
-    lambda: levels(params=bytes([16, 96, 20, 16]))
+    lambda: levels(params=bytes([32, 96, 20, 16]))
 )
 attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
 

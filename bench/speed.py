@@ -26,17 +26,23 @@ import numpy as np
 import deepcabac
 
 WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_worker.py"
-DECODE_BAR, ENCODE_BAR = 6.0, 8.0
-#: The setting that the bars are about.
-BAR_SETTING = "-20"
+#: Least speed over the peer's, of rows of ours by name.
+DECODE_BARS = {"fast": 15.0, "default": 7.0, "small": 1.0}
+#: Of the scalar quantiser over the peer's plain one, and of the trellis over the peer's dependent quantisation.
+PLAIN_BAR, TRELLIS_BAR = 12.0, 8.0
+#: Most bytes of level fast, over those of level default.
+FAST_BAR = 1.02
+#: The settings that the bars are about.
+BAR_SETTING, TRELLIS_SETTING = "-20", "-24,dq"
 #: Our error may be this much below the peer's, relatively, before the step is tried larger.
 SLACK, TRIALS = 0.0005, 10
 CAVEATS = (
     "The peer has no threads; ours uses every core unless a row says otherwise. The row of 1 thread compares core with "
     "core.",
-    "Encoding includes quantisation on both sides: rate-distortion decisions on live contexts for ours, for the peer "
-    "nearest rounding (plain) or a trellis (dq), with a rate term only where lambda is given.",
-    "The peer's step is given, one for all tensors, and so is ours. The rows 'sqnr' show ours with the search for each "
+    "Encoding includes quantisation on both sides: for ours rate-distortion decisions, by a trellis of 32 states (64 "
+    "at level small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), "
+    "with a rate term only where lambda is given.",
+    "The peer's step is given, one for all tensors, and so is ours. The row 'sqnr' shows ours with the search for each "
     "tensor's step that the command line does.",
     "The peer runs at its defaults, printed below. One of them, param_opt (how each context adapts is chosen in a dry "
     "pass), makes its files 0.5 to 0.7 % smaller and slows its encoder: without it, at qp -20 on MiniLM, 1.7x as fast "
@@ -160,12 +166,12 @@ class Peer:
             return {name: archive[name] for name in archive.files}
 
 
-def match_step(tensors: _common.Tensors, start: float, error: float) -> float:
+def match_step(tensors: _common.Tensors, start: float, error: float, **options: Any) -> float:
     """The largest step found whose relative error is no larger than ``error``."""
     # The error follows the square of the step closely, so this is a secant search that keeps its bracket.
     low, high, step = 0.0, math.inf, start
     for _ in range(TRIALS):
-        got = _common.relative_error(tensors, deepcabac.decompress(deepcabac.compress(tensors, step=step)))
+        got = _common.relative_error(tensors, deepcabac.decompress(deepcabac.compress(tensors, step=step, **options)))
         if got <= error:
             low = max(low, step)
             if got >= error * (1 - SLACK):
@@ -199,8 +205,8 @@ class Ours:
         self.row.bytes = len(data)
 
 
-def our_rows(tensors: _common.Tensors, step: float, error: float) -> list[Ours]:
-    """Ours at this step on all cores and on one, and with the search for a step of each tensor."""
+def our_rows(tensors: _common.Tensors, step: float, scalar_step: float, error: float) -> list[Ours]:
+    """Ours at the step of each quantiser: every level on all cores and on one; and with a step searched by tensor."""
     weights, cores = _common.count(tensors), _common.cores()
 
     def ours(what: str, threads: int, **options: Any) -> Ours:
@@ -208,9 +214,14 @@ def our_rows(tensors: _common.Tensors, step: float, error: float) -> list[Ours]:
 
     sqnr = round(_common.decibels(error), 2)
     return [
-        *(ours(f"ours, step {step:.6g}", threads, step=step) for threads in sorted({cores, 1}, reverse=True)),
-        ours(f"ours, sqnr {sqnr:g} dB", cores, sqnr=sqnr),
-        ours("ours, default (sqnr 30)", cores),
+        *(
+            ours(level, threads, step=step, level=level)
+            for threads in sorted({cores, 1}, reverse=True)
+            for level in ("default", "fast", "small")
+        ),
+        ours("scalar", cores, step=scalar_step, quantizer="scalar"),
+        ours("scalar, fast", cores, step=scalar_step, quantizer="scalar", level="fast"),
+        ours(f"default, sqnr {sqnr:g} dB", cores, sqnr=sqnr),
     ]
 
 
@@ -222,8 +233,11 @@ def measure(peer: Peer, setting: Setting, tensors: _common.Tensors, rounds: int)
     theirs.relative_error = _common.relative_error(tensors, peer.decoded())
     _common.note("step of the same error ...")
     energy = sum(float(np.square(tensor, dtype=np.float64).sum()) for tensor in tensors.values())
-    step = match_step(tensors, math.sqrt(12 * theirs.relative_error * energy / theirs.weights), theirs.relative_error)
-    ours = our_rows(tensors, step, theirs.relative_error)
+    error = theirs.relative_error
+    start = math.sqrt(12 * error * energy / theirs.weights)
+    step, scalar_step = (match_step(tensors, start, error, quantizer=name) for name in ("trellis", "scalar"))
+    _common.note(f"steps {step:.6g} (trellis), {scalar_step:.6g} (scalar)")
+    ours = our_rows(tensors, step, scalar_step, error)
     for number in range(rounds):
         if number > 0:
             _common.note(f"{theirs.what}: round {number + 1} of {rounds} ...")
@@ -235,24 +249,35 @@ def measure(peer: Peer, setting: Setting, tensors: _common.Tensors, rounds: int)
     return [theirs, *(one.row for one in ours)]
 
 
-def verdict(setting: Setting, theirs: Row, ours: Row) -> dict[str, Any]:
-    """Print our row of all cores against the peer's, with the bars where they apply."""
-    smaller = ours.bytes <= theirs.bytes
-    finer = ours.relative_error <= theirs.relative_error
+def verdict(setting: Setting, theirs: Row, ours: list[Row]) -> dict[str, Any]:
+    """Print ours on all cores against the peer's, with the bars where they apply."""
+    rows: dict[str, Row] = {}
+    for row in ours:
+        rows.setdefault(row.what, row)
+    default, fast = rows["default"], rows["fast"]
     bars = setting == Setting.parse(BAR_SETTING)
-    print(f"{setting}, ours with {ours.threads} threads against its 1:")
-    print(f"  file no larger   {'yes' if smaller else 'NO'} ({100 * (ours.bytes / theirs.bytes - 1):+.2f} %)")
-    errors = f"{ours.relative_error:.6f} against {theirs.relative_error:.6f}"
-    print(f"  error no larger  {'yes' if finer else 'NO'} ({errors})")
-    for what, ratio, bar in (
-        ("decode", ours.decode_ratio, DECODE_BAR),
-        ("encode", ours.encode_ratio, ENCODE_BAR),
-    ):
-        asked = f"   bar {bar:g}x: {'met' if ratio >= bar else 'NOT met'}" if bars else ""
-        print(f"  {what}           {ratio:.2f}x{asked}")
+
+    def line(what: str, value: str, bar: str = "", met: bool = True) -> None:
+        print(f"  {what:<28}{value:<24}{f'bar {bar}: ' + ('met' if met else 'NOT met') if bar else ''}".rstrip())
+
+    print(f"{setting}, ours with {default.threads} threads against its 1:")
+    smaller, finer = default.bytes <= theirs.bytes, default.relative_error <= theirs.relative_error
+    line("file no larger", f"{'yes' if smaller else 'NO'} ({100 * (default.bytes / theirs.bytes - 1):+.2f} %)")
+    line("error no larger", f"{default.relative_error:.6f} to {theirs.relative_error:.6f}", "no larger", finer)
+    larger = fast.bytes / default.bytes
+    bar = f"{100 * (FAST_BAR - 1):.0f} %"
+    line("fast, bytes over default", f"{100 * (larger - 1):+.2f} %", bar, larger <= FAST_BAR)
+    for level, bar in DECODE_BARS.items():
+        ratio = rows[level].decode_ratio
+        line(f"{level}, decode", f"{ratio:.2f}x", f"{bar:g}x" if bars else "", ratio >= bar)
+    plain, trellis = rows["scalar"].encode_ratio, default.encode_ratio
+    line("scalar, encode", f"{plain:.2f}x", f"{PLAIN_BAR:g}x" if bars else "", plain >= PLAIN_BAR)
+    line("trellis, encode", f"{trellis:.2f}x", f"{TRELLIS_BAR:g}x" if setting.dq else "", trellis >= TRELLIS_BAR)
+    (*_, alone) = (row for row in ours if row.what == "default")
+    line(f"decode, {default.threads} threads over 1", f"{alone.decode_seconds / default.decode_seconds:.2f}x")
     print(flush=True)
-    ratios = {"decode": ours.decode_ratio, "encode": ours.encode_ratio}
-    return {"file_no_larger": smaller, "error_no_larger": finer, **ratios}
+    ratios = {name: {"decode": row.decode_ratio, "encode": row.encode_ratio} for name, row in rows.items()}
+    return {"file_no_larger": smaller, "error_no_larger": finer, "fast_over_default": larger, "ratios": ratios}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -267,7 +292,7 @@ def parse_arguments() -> argparse.Namespace:
         type=Setting.parse,
         action="append",
         metavar="QP[,dq][,lambda=X]",
-        help=f"of the peer; can be repeated, as in --setting=-20 --setting=-24,dq (default: {BAR_SETTING})",
+        help="of the peer; can be repeated, as in --setting=-20 --setting=-24,dq (default: these two)",
     )
     options.add_argument("--rounds", type=int, default=5, metavar="N", help="best of N (default: %(default)s)")
     arguments = options.parse_args()
@@ -291,12 +316,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="deepcabac-speed-") as folder:
         peer = Peer(arguments.peer_python, Path(folder))
         peer.prepare(tensors)
-        for setting in arguments.setting or [Setting.parse(BAR_SETTING)]:
+        for setting in arguments.setting or [Setting.parse(BAR_SETTING), Setting.parse(TRELLIS_SETTING)]:
             rows = measure(peer, setting, tensors, arguments.rounds)
             versions = ", ".join(f"{name} {number}" for name, number in rows[0].details["versions"].items())
             print(f"peer: {versions}; {json.dumps(rows[0].details['settings'])}\n")
             _common.print_table(HEADS, [row.cells() for row in rows])
-            passed = verdict(setting, *rows[:2])
+            passed = verdict(setting, rows[0], rows[1:])
             results.append({"setting": str(setting), "verdict": passed, "rows": [asdict(row) for row in rows]})
     _common.write_json(arguments.json, about, speed=results)
 

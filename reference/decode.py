@@ -139,11 +139,12 @@ class Params:
         fields = Fields(record)
         flags, self.mean_log = fields.byte(), fields.byte()
         self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
-        check(flags <= 15 and self.mean_log <= 191, "flags or mean")
+        check(flags <= 31 and self.mean_log <= 191, "flags or mean")
         check(1 <= self.width <= 65536 and self.chunk_rows >= 1, "width or rows")
         check(self.width * self.chunk_rows <= 1 << 20, "levels in a chunk")
         self.flags = flags
         self.coarse = flags & 4 != 0
+        self.fast = flags & 16 != 0
         self.above = self.column = 0
         self.kernel_width = self.kernel_size = 1
         self.kernel = [0, 0, 0, 0, 0]
@@ -435,6 +436,202 @@ def decode_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
     return levels
 
 
+# --- 4.12 The fast coder ----------------------------------------------------------------------------------------------
+
+ESCAPE, BLOCK, VISIT = 15, 512, 256
+Site = tuple[int, int, int, bool, bool]
+
+
+def first_counts(words: list[int], zigzag: bool) -> list[int]:
+    """The counts of a set at the start of a chunk, from its contexts."""
+    counts, left = [0] * 16, 2**22
+    for k in range(16):
+        more = left * (words[k] >> 10) >> 22
+        here = left - more >> 10
+        if zigzag and k > 0:
+            counts[min(2 * k - 1, 15)] += here - here // 2
+            counts[min(2 * k, 15)] += here // 2
+        else:
+            counts[k] += here
+        left = more
+    counts[15] += 4096 - sum(counts)
+    return counts
+
+
+class SymbolSet:
+    """What is known about the symbols of a context set."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
+        self.renew()
+
+    def renew(self) -> None:
+        """Make frequencies of the counts."""
+        self.made = sum(self.counts)
+        scale = (4080 << 32) // self.made
+        self.frequencies = [1 + (count * scale >> 32) for count in self.counts]
+        most = self.counts.index(max(self.counts))
+        self.frequencies[most] += 4096 - sum(self.frequencies)
+
+
+class SymbolSets:
+    """All context sets."""
+
+    def __init__(self) -> None:
+        numbered = enumerate(initial_sets())
+        zigzag = [n % 2 == 1 and low_bits(n % 160 // 2) == 0 for n in range(320)]
+        self.sets = [SymbolSet(first_counts(words, zigzag[n])) for n, words in numbered]
+        self.age, self.refresh = 0, 256
+
+    def passed(self, count: int) -> None:
+        """So many symbols were coded since the last call."""
+        self.age += count
+        if self.age >= self.refresh:
+            self.age, self.refresh = 0, min(2 * self.refresh, 4096)
+            for symbols in self.sets:
+                if 4 * (sum(symbols.counts) - symbols.made) >= symbols.made:
+                    symbols.renew()
+
+
+class FastCoder(Protocol):
+    """Takes the residuals at sites, before their signs are turned; an encoder knows them."""
+
+    sets: SymbolSets
+
+    def residuals(self, sites: list[Site]) -> list[int]:
+        """One for each strip."""
+
+
+def strip_levels(params: Params, count: int) -> int:
+    """Levels in each of 16 strips; 0 if there are none."""
+    rows = count // params.width
+    return rows // 16 * params.width if rows >= 64 or count >= 2**17 else 0
+
+
+class FastDecoder:
+    """States, words and symbols of a chunk."""
+
+    def __init__(self, lanes: int, chunk: bytes) -> None:
+        check(len(chunk) % 2 == 0, "half a word")
+        self.words = [int.from_bytes(chunk[k : k + 2], "little") for k in range(0, len(chunk), 2)]
+        self.next = 0
+        self.states = [self.word() | self.word() << 16 for _ in range(lanes)]
+        check(min(self.states) >= 2**16, "first states")
+        self.sets = SymbolSets()
+
+    def word(self) -> int:
+        """The next word; zero behind the last."""
+        self.next += 1
+        return self.words[self.next - 1] if self.next <= len(self.words) else 0
+
+    def fill(self, lane: int) -> None:
+        """Keep a state at 2^16 or more."""
+        if self.states[lane] < 2**16:
+            self.states[lane] = self.states[lane] << 16 | self.word()
+
+    def raw(self, lane: int, bits: int) -> int:
+        """Bits alone."""
+        value = self.states[lane] % 2**bits
+        self.states[lane] >>= bits
+        self.fill(lane)
+        return value
+
+    def symbol(self, lane: int, symbols: SymbolSet, low: int, zigzag: bool) -> tuple[int, int]:
+        """A symbol and the raw bits with it."""
+        quotient, place = divmod(self.states[lane], 4096)
+        symbol, first = 0, 0
+        while place >= first + symbols.frequencies[symbol]:
+            first += symbols.frequencies[symbol]
+            symbol += 1
+        state = symbols.frequencies[symbol] * quotient + place - first
+        bits = 0 if zigzag else min(low, 3) + 1 if low > 0 else int(symbol > 0)
+        self.states[lane] = state >> bits
+        self.fill(lane)
+        symbols.counts[symbol] += VISIT
+        return symbol, state % 2**bits
+
+    def residuals(self, sites: list[Site]) -> list[int]:
+        """One for each strip."""
+        zigzags = [leaning and low == 0 for _, low, _, leaning, _ in sites]
+        taken = [self.symbol(k, self.sets.sets[site[0]], site[1], zigzags[k]) for k, site in enumerate(sites)]
+        lows = [value >> 1 for _, value in taken]
+        for lane, site in enumerate(sites):
+            if site[1] > 3:
+                lows[lane] |= self.raw(lane, site[1] - 3) << 3
+        residuals = []
+        for lane, ((symbol, value), site, zigzag) in enumerate(zip(taken, sites, zigzags, strict=True)):
+            low, negative, upper = site[1], value & 1, symbol
+            if zigzag:
+                upper, negative = (symbol + 1) // 2, int(symbol % 2 == 0)
+            if symbol == ESCAPE:
+                n = self.raw(lane, 5)
+                upper = 1 << n | self.raw(lane, min(n, 16))
+                upper |= self.raw(lane, n - 16) << 16 if n > 16 else 0
+                upper += 7 if zigzag else 14
+                if zigzag:
+                    negative = self.raw(lane, 1)
+            magnitude = (upper << low | lows[lane]) % 2**32
+            residuals.append(-magnitude - (low > 0) if negative else magnitude)
+        return residuals
+
+
+def end_rows(models: list[Model], r: int) -> None:
+    """Move the columns that 16 strips share, behind a row of each."""
+    p, shift = models[0].params, 1 if r == 0 else 3 if r < 8 else 5
+    averages, means = models[0].column_averages, models[0].column_means
+    for i in range(p.width):
+        total = sum(model.magnitudes[i] for model in models)
+        averages[i] += (total // 16 - averages[i]) >> shift
+        levels = [clamped(model.levels[i]) for model in models]
+        total = sum(levels) << 8
+        means[i] += (sign(total) * (abs(total) // 16) - means[i]) >> shift
+        for model, level in zip(models, levels, strict=True):
+            model.row_predictions[i] = 4 * p.above * level + (p.column * means[i] >> 6)
+    for model in models:
+        model.start_row()
+
+
+def code_strips(
+    coder: FastCoder, params: Params, strips: int, count: int, models: list[Model] | None = None
+) -> list[list[int]]:
+    """The levels of each strip. ``models`` is filled with theirs."""
+    models = [] if models is None else models
+    models[:] = [Model(params) for _ in range(strips)]
+    for model in models:
+        model.column_averages, model.column_means = models[0].column_averages, models[0].column_means
+    levels: list[list[int]] = [[] for _ in models]
+    for k in range(count):
+        column = k % params.width
+        sites = [model.site() for model in models]
+        residuals = coder.residuals(sites)
+        for strip, model in enumerate(models):
+            _, _, predicted, _, down = sites[strip]
+            index = signed32(predicted + (-residuals[strip] if down else residuals[strip]))
+            level = level_of(index, model.state & 1) if params.dependent else index
+            model.commit(level, index, abs(signed32(level - model.expected)))
+            levels[strip].append(level)
+        end = column == params.width - 1
+        if end or k == count - 1 or column % BLOCK == BLOCK - 1:
+            coder.sets.passed(strips * (column % BLOCK + 1))
+        if end and strips == 1:
+            models[0].end_row()
+        elif end:
+            end_rows(models, k // params.width)
+    return levels
+
+
+def decode_fast_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
+    """The ``count`` levels of a chunk of the fast coder."""
+    check(1 <= count <= params.chunk_levels and count <= 11400 * (len(chunk) + 8), "levels of the chunk")
+    each = strip_levels(params, count)
+    decoder = FastDecoder(16 if each else 1, chunk)
+    strips = code_strips(decoder, params, 16, each) if each else []
+    strips += code_strips(decoder, params, 1, count - 16 * each)
+    check(all(state == 2**16 for state in decoder.states), "last states")
+    check(decoder.next == len(decoder.words), "length of the chunk")
+    return [level for strip in strips for level in strip]
+
+
 # --- 5 Coded bytes ----------------------------------------------------------------------------------------------------
 
 ORDERS = (0, 1, 2, 3, 4, 6)  # bytes of context
@@ -724,7 +921,7 @@ def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], p
     """The levels of a tensor (3.3, 4)."""
     levels: list[int] = []
     for chunk, coded in checked_chunks(chunks, payload):
-        levels += decode_chunk(params, chunk.count, coded)
+        levels += (decode_fast_chunk if params.fast else decode_chunk)(params, chunk.count, coded)
     return np.array(levels, dtype=np.int32).reshape(shape)
 
 

@@ -11,7 +11,24 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from decode import LEVELS_MAGIC, MAGIC, Model, Params, adapted, code_bytes, index_of, level_of, next_state, signed32
+from decode import (
+    ESCAPE,
+    LEVELS_MAGIC,
+    MAGIC,
+    VISIT,
+    Model,
+    Params,
+    Site,
+    SymbolSets,
+    adapted,
+    code_bytes,
+    code_strips,
+    index_of,
+    level_of,
+    next_state,
+    signed32,
+    strip_levels,
+)
 
 
 class Encoder:
@@ -95,11 +112,83 @@ def encode_chunk(params: Params, levels: Sequence[int]) -> bytes:
     return encoder.finish()
 
 
+class FastEncoder:
+    """Puts known residuals into symbols, states and words (4.12)."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.sets = SymbolSets()
+        self.puts: list[tuple[int, int, int, int, int]] = []  # lane, first place, frequency, raw bits, their number
+        self.models: list[Model] = []
+        self.given: Iterator[list[int]] = iter([])
+
+    def residuals(self, sites: list[Site]) -> list[int]:
+        """The residuals of the levels that come next."""
+        residuals, rest = [], []
+        for lane, (site, level, model) in enumerate(zip(sites, next(self.given), self.models, strict=True)):
+            number, low, predicted, leaning, down = site
+            index = index_of(level, model.state & 1) if model.params.dependent else level
+            residual = signed32(predicted - index if down else index - predicted)
+            residuals.append(residual)
+            zigzag, negative = leaning and low == 0, int(residual < 0)
+            magnitude = -1 - residual if low > 0 and negative else abs(residual)
+            upper = magnitude >> low
+            symbol = 2 * upper - (residual > 0) if zigzag else upper
+            symbol = min(symbol, ESCAPE)
+            value, bits = negative, int(symbol > 0)
+            if zigzag:
+                value, bits = 0, 0
+            elif low > 0:
+                value, bits = magnitude % 2 ** min(low, 3) << 1 | negative, min(low, 3) + 1
+            symbols = self.sets.sets[number]
+            first = sum(symbols.frequencies[:symbol])
+            self.puts.append((lane, first, symbols.frequencies[symbol], value, bits))
+            symbols.counts[symbol] += VISIT
+            if low > 3:
+                rest.append((lane, 0, 4096, magnitude % 2**low >> 3, low - 3))
+            if symbol == ESCAPE:
+                x = upper - (7 if zigzag else 14)
+                n = x.bit_length() - 1
+                pieces = [(n, 5), (x % 2 ** min(n, 16), min(n, 16))]
+                pieces += [((x ^ 1 << n) >> 16, n - 16)] if n > 16 else []
+                pieces += [(negative, 1)] if zigzag else []
+                rest += [(16 + lane, 0, 4096, *piece) for piece in pieces]
+        rest.sort(key=lambda put: put[0])  # stable: escapes behind low bits, lane by lane
+        self.puts += [(put[0] % 16, *put[1:]) for put in rest]
+        return residuals
+
+    def finish(self) -> bytes:
+        """The chunk."""
+        states, words = [2**16] * self.lanes, []
+        for lane, first, frequency, value, bits in reversed(self.puts):
+            if states[lane] >= frequency << 20 - bits:
+                words.append(states[lane] % 2**16)
+                states[lane] >>= 16
+            state = states[lane] << bits | value
+            states[lane] = (state // frequency << 12) + first + state % frequency
+        head = b"".join(state.to_bytes(4, "little") for state in states)
+        return head + b"".join(word.to_bytes(2, "little") for word in reversed(words))
+
+
+def encode_fast_chunk(params: Params, levels: Sequence[int]) -> bytes:
+    """Code the levels of a chunk with the fast coder (4.12)."""
+    each = strip_levels(params, len(levels))
+    encoder = FastEncoder(16 if each else 1)
+    for strips, first, count in [(16, 0, each), (1, 16 * each, len(levels) - 16 * each)]:
+        if count:
+            encoder.given = iter([[levels[first + j * count + k] for j in range(strips)] for k in range(count)])
+            code_strips(encoder, params, strips, count, encoder.models)
+    return encoder.finish()
+
+
 def levels_of(params: Params, indices: Sequence[int]) -> list[int]:
     """The levels that a tensor's indices stand for where two quantisers take turns (4.5)."""
-    levels = []
+    levels, starts = [], set(range(0, len(indices), params.chunk_levels))
+    for start in list(starts) if params.fast else []:
+        each = strip_levels(params, min(params.chunk_levels, len(indices) - start))
+        starts |= {start + strip * each for strip in range(17)}
     for k, index in enumerate(indices):
-        if k % params.chunk_levels == 0:
+        if k in starts:
             state = 0
         levels.append(level_of(index, state & 1))
         state = next_state(params, state, index)
@@ -109,7 +198,8 @@ def levels_of(params: Params, indices: Sequence[int]) -> list[int]:
 def encode_chunks(params: Params, levels: Sequence[int]) -> list[bytes]:
     """Cut the levels of a tensor into chunks and code them (4.2)."""
     c = params.chunk_levels
-    return [encode_chunk(params, levels[start : start + c]) for start in range(0, len(levels), c)]
+    code = encode_fast_chunk if params.fast else encode_chunk
+    return [code(params, levels[start : start + c]) for start in range(0, len(levels), c)]
 
 
 class KnownBits:

@@ -2,9 +2,10 @@
 
 use crate::coder::Encoder;
 use crate::context::{COST_BITS, Portable};
+use crate::fast;
 use crate::feedback::{Coupling, Feedback};
 use crate::levels::{self, Cost};
-use crate::params::Params;
+use crate::params::{Coder, Params};
 use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
@@ -26,6 +27,16 @@ pub struct Sums {
 
 /// Levels that are tried on either side of a weight's nearest, if it matters little enough.
 const FARTHEST: i32 = 32;
+
+/// Whether these levels can be a chunk: not every sequence is a path through the trellis of two quantisers.
+#[must_use]
+pub fn has_code(params: &Params, levels: &[i32]) -> bool {
+    let Some(states) = params.states else { return true };
+    match params.coder {
+        Coder::Binary => states.has_path(levels),
+        Coder::Fast => fast::strips(params, levels.len()).all(|strip| states.has_path(&levels[strip])),
+    }
+}
 
 /// Appends the code of `levels` to `out`.
 pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
@@ -68,7 +79,10 @@ pub(crate) fn quantize_portable(
 
 #[inline(always)]
 pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
-    code::<M>(params, levels.len(), out, &mut Given(levels));
+    match params.coder {
+        Coder::Binary => code::<M>(params, levels.len(), out, &mut Given(levels)),
+        Coder::Fast => fast::encode(params, levels, out),
+    }
 }
 
 #[inline(always)]
@@ -98,9 +112,24 @@ pub(crate) fn quantize_on<M: Contest>(
             Choice::CoupledPath(Box::new(Search::new(targets, states, params.width, lambda, reach, largest)))
         }
     };
+    let mut room = Vec::new();
+    let chosen = if params.coder == Coder::Fast && chosen.is_none() {
+        room.resize(weights.len(), 0);
+        Some(&mut room[..])
+    } else {
+        chosen
+    };
     let step = f64::from(step);
     let mut quantized = Quantized { weights, keeps_zeros, importance, step, choice, chosen, sums: Sums::default() };
-    code::<M>(params, weights.len(), out, &mut quantized);
+    if params.coder == Coder::Binary {
+        code::<M>(params, weights.len(), out, &mut quantized);
+    } else {
+        // Levels are chosen as if the binary coder coded them, whose bits are nearly the same.
+        code::<M>(params, weights.len(), &mut Vec::new(), &mut quantized);
+        if let Some(levels) = quantized.chosen {
+            fast::encode(params, levels, out);
+        }
+    }
     quantized.sums
 }
 
@@ -310,8 +339,12 @@ fn code<M: Contest>(params: &Params, count: usize, out: &mut Vec<u8>, source: &m
 fn code_kind<M: Contest, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
     let mut encoder = Encoder::new();
     let mut rows = Rows::new(params, count);
+    let mut strips = fast::strips(params, count).map(|strip| strip.start).peekable();
     let mut start = 0;
     while start < count {
+        if params.coder == Coder::Fast && strips.next_if_eq(&start).is_some() {
+            rows.state = 0;
+        }
         let width = params.width.min(count - start);
         for column in 0..width {
             source.look_ahead::<M, KIND>(&rows, start + column, column);

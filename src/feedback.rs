@@ -189,7 +189,7 @@ mod tests {
     use crate::chunk::{Quantizer, quantize, quantize_portable};
     use crate::dependent::States;
     use crate::lanes::{self, Job, Output};
-    use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::scale::Resolution;
     use crate::testing::Random;
 
@@ -309,7 +309,16 @@ mod tests {
             ] {
                 for (lambda, limit) in [(0.0, 1 << 24), (0.3, 1 << 24), (0.1, 8)] {
                     let resolution = Resolution::Coarse;
-                    let params = Params { resolution, mean_log: 96, width, chunk_rows: 5, row, kernel, states };
+                    let params = Params {
+                        coder: Coder::Binary,
+                        resolution,
+                        mean_log: 96,
+                        width,
+                        chunk_rows: 5,
+                        row,
+                        kernel,
+                        states,
+                    };
                     let columns = factors(random, groups, width);
                     let rows = factors(random, 1, height);
                     let weights: Vec<f32> = (0..height * width).map(|_| 20.0 * number(random)).collect();

@@ -11,7 +11,7 @@ use crate::chunk::{self, Quantizer, Sums};
 use crate::dependent::States;
 use crate::exact::{self, Form, Origin, Pattern};
 use crate::feedback::Coupling;
-use crate::fit::{self, Layout};
+use crate::fit::{self, Layout, Level};
 use crate::lanes::{self, Job, Output};
 use crate::measure::{self, Measure};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
@@ -103,12 +103,12 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    6
+    7
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
 /// `levels` and `weights` (to be quantised with `step`) is given, `sampled` of them. `state_bits` is 0 for one quantiser,
-/// else log2 of the number of states of two.
+/// else log2 of the number of states of two. `level` is 0 for the fast coder, 1, or 2 for the smallest size.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -122,6 +122,7 @@ pub unsafe extern "C" fn dc_fit(
     sampled: usize,
     step: f32,
     state_bits: u8,
+    level: u8,
     out: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -130,16 +131,17 @@ pub unsafe extern "C" fn dc_fit(
         // SAFETY: valid by this function's contract.
         let (shape, out, length) = unsafe { (input(shape, dimensions)?, output(out, capacity)?, output(length, 1)?) };
         let layout = Layout::of_shape(shape);
+        let level = *[Level::Fast, Level::Default, Level::Small].get(usize::from(level))?;
         let states = if state_bits == 0 { None } else { Some(States::of_bits(state_bits)?) };
         let params = if levels.is_null() {
             // SAFETY: as above.
             let weights = unsafe { input(weights, sampled)? };
             let scale = 1.0 / f64::from(step);
-            fit::fit(layout, count, sampled, states, |i| f64::from(weights[i]) * scale)
+            fit::fit(layout, count, sampled, states, level, |i| f64::from(weights[i]) * scale)
         } else {
             // SAFETY: as above.
             let levels = unsafe { input(levels, sampled)? };
-            fit::fit(layout, count, sampled, states, |i| f64::from(levels[i]))
+            fit::fit(layout, count, sampled, states, level, |i| f64::from(levels[i]))
         };
         let mut stored = Vec::new();
         params.write(&mut stored);
@@ -192,8 +194,7 @@ pub unsafe extern "C" fn dc_encode(
         let (params, levels) = unsafe { (input(params, params_length)?, input(levels, count)?) };
         // SAFETY: as above.
         let (out, length) = unsafe { (output(out, capacity)?, output(length, 1)?) };
-        let params =
-            Params::read(params).filter(|params| params.states.is_none_or(|states| states.has_path(levels)))?;
+        let params = Params::read(params).filter(|params| chunk::has_code(params, levels))?;
         let mut coded = Vec::new();
         chunk::encode(&params, levels, &mut coded);
         deliver(&coded, out, length)

@@ -4,19 +4,46 @@
 
 use crate::context::{COST_BITS, log2};
 use crate::dependent::States;
+use crate::fast;
 use crate::params::{
-    KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_WIDTH, Params, RowPrediction,
+    Coder, KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_WIDTH, Params, RowPrediction,
 };
 use crate::scale::{self, Resolution};
 
-/// Levels a chunk should have. Larger chunks learn better (MiniLM: 2^16 costs 0.2 % more), smaller ones share out better.
-const CHUNK_TARGET: usize = 1 << 17;
 /// Row width for tensors without a natural one.
 const DEFAULT_WIDTH: usize = 1 << 10;
 /// Tensors from this size on get fine classes.
 const FINE_FROM: usize = 1 << 16;
-/// Bits a level that a prediction must save to be worth its time.
-const LEAST_GAIN: f64 = 0.02;
+/// What is more important.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// Speed, above all of decoding.
+    Fast,
+    /// Both.
+    Default,
+    /// Size.
+    Small,
+}
+
+impl Level {
+    /// Levels a chunk should have. Larger chunks learn better (MiniLM: 2^16 costs 0.2 % more than 2^17), smaller ones share
+    /// out better. The fast coder shares out inside a chunk.
+    const fn chunk_target(self) -> usize {
+        match self {
+            Self::Fast => 1 << 18,
+            Self::Default => 1 << 17,
+            Self::Small => 1 << 20,
+        }
+    }
+
+    /// Bits a level that a prediction must save to be worth its time.
+    const fn least_gain(self) -> f64 {
+        match self {
+            Self::Fast | Self::Default => 0.02,
+            Self::Small => 0.0,
+        }
+    }
+}
 
 const ROW_FEATURES: usize = 2;
 const FEATURES: usize = ROW_FEATURES + KERNEL_WEIGHTS;
@@ -65,19 +92,24 @@ pub fn fit(
     count: usize,
     sampled: usize,
     states: Option<States>,
+    effort: Level,
     level: impl Fn(usize) -> f64,
 ) -> Params {
     let width = layout.width.min(count.max(1));
     let rows = count.div_ceil(width).max(1);
-    let chunks = count.div_ceil(CHUNK_TARGET).max(1);
-    let chunk_rows = rows.div_ceil(chunks).min(MAX_CHUNK / width);
+    let chunks = count.div_ceil(effort.chunk_target()).max(1);
+    let mut chunk_rows = rows.div_ceil(chunks);
+    if effort == Level::Fast && chunks > 1 {
+        chunk_rows = chunk_rows.next_multiple_of(fast::LANES);
+    }
+    let chunk_rows = chunk_rows.min(MAX_CHUNK / width);
 
     let moments = Moments::of(layout, width, sampled, level);
     let row = moments.solve(ROW_FEATURES);
     let all = layout.kernel.map(|_| moments.solve(FEATURES));
     let row_gain = moments.gain(&row) * count as f64 - 16.0;
     let all_gain = all.map_or(0.0, |all| moments.gain(&all) * count as f64 - 72.0);
-    let least = LEAST_GAIN * count as f64;
+    let least = effort.least_gain() * count as f64;
     let weights = match all {
         Some(all) if all_gain > least && all_gain > row_gain => Some(all),
         _ if row_gain > least => Some(row),
@@ -89,6 +121,7 @@ pub fn fit(
     // With two quantisers, magnitudes are those of indices, half as large.
     let unit = if states.is_some() { 2048.0 } else { 4096.0 };
     Params {
+        coder: if effort == Level::Fast { Coder::Fast } else { Coder::Binary },
         resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
         mean_log: scale::log((mean * unit).clamp(16.0, 16_777_215.0) as i32) as u8,
         width,
@@ -238,20 +271,23 @@ mod tests {
     #[test]
     fn a_smooth_kernel_is_predicted_and_noise_is_not() {
         let layout = Layout { width: 90, kernel: Some((3, 9)) };
-        let smooth = fit(layout, 9000, 9000, None, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
+        let smooth = fit(layout, 9000, 9000, None, Level::Default, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
         assert!(smooth.kernel.is_some());
-        let noise = fit(layout, 9000, 9000, None, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
+        let noise =
+            fit(layout, 9000, 9000, None, Level::Default, |i| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20));
         assert_eq!((noise.kernel, noise.row), (None, None));
     }
 
     #[test]
     fn chunks_are_even_and_within_their_limit() {
         for (width, count) in [(384, 384 * 384), (1, 1 << 24), (65_536, 1 << 24), (1000, 999), (7, 0)] {
-            let params = fit(Layout { width, kernel: None }, count, 0, None, |_| 1.0);
-            assert!(params.chunk_levels() <= MAX_CHUNK);
-            let mut bytes = Vec::new();
-            params.write(&mut bytes);
-            assert_eq!(Params::read(&bytes), Some(params));
+            for effort in [Level::Fast, Level::Default, Level::Small] {
+                let params = fit(Layout { width, kernel: None }, count, 0, None, effort, |_| 1.0);
+                assert!(params.chunk_levels() <= MAX_CHUNK);
+                let mut bytes = Vec::new();
+                params.write(&mut bytes);
+                assert_eq!(Params::read(&bytes), Some(params));
+            }
         }
     }
 }

@@ -8,8 +8,9 @@
 
 use crate::coder::{self, Decoder};
 use crate::context::{Machine, Portable};
+use crate::fast::{self, Look};
 use crate::levels::{self, Magnitude};
-use crate::params::Params;
+use crate::params::{self, Params};
 use crate::rows::{self, DEPENDENT, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
@@ -29,10 +30,22 @@ pub enum Output<'a> {
 }
 
 impl Output<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Levels(out) => out.len(),
             Self::Values(out, _) => out.len(),
+        }
+    }
+
+    /// Levels from `start` on, one by one.
+    #[inline(always)]
+    pub(crate) fn put_strided(&mut self, start: usize, levels: impl ExactSizeIterator<Item = i32>) {
+        let range = start..start + levels.len();
+        match self {
+            Self::Levels(out) => out[range].iter_mut().zip(levels).for_each(|(out, level)| *out = level),
+            Self::Values(out, step) => {
+                out[range].iter_mut().zip(levels).for_each(|(out, level)| *out = level as f32 * *step);
+            }
         }
     }
 
@@ -123,7 +136,7 @@ impl<'j, 'a> Lane<'j, 'a> {
 }
 
 /// How the machine decodes levels of several lanes. One implementation is plain Rust, the other SIMD; all do the same.
-pub(crate) trait Lanes: Machine + Sized {
+pub(crate) trait Lanes: Machine + Look + Sized {
     /// Decodes the next `count` levels of each lane; so many are left in its row.
     #[inline(always)]
     fn decode<const KIND: u8>(lanes: &mut [Lane], count: usize) {
@@ -161,12 +174,19 @@ pub fn decode(jobs: &mut [Job]) {
 #[inline(always)]
 pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
     let mut kinds = [const { Vec::new() }; (DEPENDENT + KERNEL) as usize + 1];
+    let mut fast = None;
     for job in jobs {
         job.good = false;
         if job.output.len() == 0 {
             job.good = job.bytes.is_empty();
         } else if job.output.len() <= coder::most_decisions(job.bytes.len()) {
-            kinds[usize::from(rows::kind(&job.params))].push(job);
+            match job.params.coder {
+                params::Coder::Binary => kinds[usize::from(rows::kind(&job.params))].push(job),
+                params::Coder::Fast => {
+                    let decoder = fast.get_or_insert_with(fast::Decoder::new);
+                    job.good = decoder.decode::<M>(&job.params, job.bytes, &mut job.output);
+                }
+            }
         }
     }
     let [plain, row, kernel, _, dependent_plain, dependent_row, dependent_kernel] = kinds;

@@ -13,6 +13,7 @@ pub mod context;
 pub mod dc2019;
 pub mod dependent;
 pub mod exact;
+pub mod fast;
 pub mod feedback;
 pub mod ffi;
 pub mod fit;

@@ -1,7 +1,8 @@
 //! The coding parameters of a tensor: how its levels are laid out, predicted and classed. Stored once a tensor.
 //!
 //! ```text
-//! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes, 8 = dependent quantisation
+//! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes, 8 = dependent quantisation,
+//!         16 = the fast coder
 //! byte    logarithm of the mean magnitude of a residual, eighths of an octave, 0..=191 (96 is a mean of 1)
 //! varint  width of a row, 1..=65536
 //! varint  rows in a chunk, 1..; a chunk holds at most 2^20 levels
@@ -46,9 +47,21 @@ pub struct KernelPrediction {
     pub weights: [i8; KERNEL_WEIGHTS],
 }
 
+/// How levels become bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Coder {
+    /// Binary decisions, one level after the other (`levels.rs`).
+    #[default]
+    Binary,
+    /// A symbol a level, many levels at once (`fast.rs`).
+    Fast,
+}
+
 /// See the module's description.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Params {
+    /// The entropy coder.
+    pub coder: Coder,
     /// Class width.
     pub resolution: Resolution,
     /// Logarithm of the mean magnitude.
@@ -77,7 +90,8 @@ impl Params {
         let flags = u8::from(self.row.is_some())
             | u8::from(self.kernel.is_some()) << 1
             | u8::from(self.resolution == Resolution::Coarse) << 2
-            | u8::from(self.states.is_some()) << 3;
+            | u8::from(self.states.is_some()) << 3
+            | u8::from(self.coder == Coder::Fast) << 4;
         out.extend([flags, self.mean_log]);
         write_varint(out, self.width);
         write_varint(out, self.chunk_rows);
@@ -99,7 +113,7 @@ impl Params {
         let mean_log = reader.byte()?;
         let width = reader.varint()?;
         let chunk_rows = reader.varint()?;
-        if flags > 15 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
+        if flags > 31 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
             return None;
         }
         if width.checked_mul(chunk_rows)? > MAX_CHUNK {
@@ -125,7 +139,8 @@ impl Params {
         };
         let resolution = if flags & 4 != 0 { Resolution::Coarse } else { Resolution::Fine };
         let states = if flags & 8 != 0 { Some(States::of_bits(reader.byte()?)?) } else { None };
-        reader.0.is_empty().then_some(Self { resolution, mean_log, width, chunk_rows, row, kernel, states })
+        let coder = if flags & 16 != 0 { Coder::Fast } else { Coder::Binary };
+        reader.0.is_empty().then_some(Self { coder, resolution, mean_log, width, chunk_rows, row, kernel, states })
     }
 }
 
@@ -167,6 +182,7 @@ mod tests {
 
     fn example() -> Params {
         Params {
+            coder: Coder::Binary,
             resolution: Resolution::Coarse,
             mean_log: 100,
             width: 576,
@@ -182,6 +198,7 @@ mod tests {
         let variants = [
             example(),
             Params { row: None, ..example() },
+            Params { coder: Coder::Fast, ..example() },
             Params { states: None, ..example() },
             Params { kernel: None, resolution: Resolution::Fine, width: MAX_WIDTH, chunk_rows: 16, ..example() },
             Params {
@@ -208,7 +225,7 @@ mod tests {
             assert_eq!(Params::read(&bytes[..length]), None);
         }
         assert_eq!(Params::read(&[&bytes[..], &[0]].concat()), None);
-        for (position, value) in [(0, 16), (0, 255), (1, 241)] {
+        for (position, value) in [(0, 32), (0, 255), (1, 241)] {
             let mut bad = bytes.clone();
             bad[position] = value;
             assert_eq!(Params::read(&bad), None);

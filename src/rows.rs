@@ -40,14 +40,20 @@ pub(crate) const fn dependent(kind: u8) -> bool {
 
 /// Calls a function that is generic over the kind of tensor, with the kind of `params`.
 macro_rules! for_kind {
-    ($params:expr, $function:ident::<$($machine:ident,)? KIND>($($argument:expr),*)) => {
+    ($params:expr, $function:ident::<KIND>($($argument:expr),*)) => {
+        $crate::rows::for_kind!(@ $params, $function, (), ($($argument),*))
+    };
+    ($params:expr, $function:ident::<$machine:ident, KIND>($($argument:expr),*)) => {
+        $crate::rows::for_kind!(@ $params, $function, ($machine,), ($($argument),*))
+    };
+    (@ $params:expr, $function:ident, ($($machine:ident,)?), $arguments:tt) => {
         match $crate::rows::kind($params) {
-            0 => $function::<$($machine,)? 0>($($argument),*),
-            1 => $function::<$($machine,)? 1>($($argument),*),
-            2 => $function::<$($machine,)? 2>($($argument),*),
-            4 => $function::<$($machine,)? 4>($($argument),*),
-            5 => $function::<$($machine,)? 5>($($argument),*),
-            _ => $function::<$($machine,)? 6>($($argument),*),
+            0 => $function::<$($machine,)? 0> $arguments,
+            1 => $function::<$($machine,)? 1> $arguments,
+            2 => $function::<$($machine,)? 2> $arguments,
+            4 => $function::<$($machine,)? 4> $arguments,
+            5 => $function::<$($machine,)? 5> $arguments,
+            _ => $function::<$($machine,)? 6> $arguments,
         }
     };
 }
@@ -299,7 +305,7 @@ impl Rows {
 
 /// A prediction as a level.
 #[inline(always)]
-fn rounded(prediction: i32) -> i32 {
+pub(crate) fn rounded(prediction: i32) -> i32 {
     (prediction + HALF) >> FRACTION
 }
 
@@ -324,7 +330,7 @@ pub(crate) struct Kernel {
 const _: () = assert!(2 * MAX_KERNEL_WIDTH < 256, "the neighbour two rows up is recent");
 
 impl Kernel {
-    fn new(params: &Params) -> Self {
+    pub(crate) fn new(params: &Params) -> Self {
         let mut tables = Self {
             size: 1,
             position: 0,

@@ -13,6 +13,8 @@ use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
+use crate::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
+use crate::fast::{Look, Words};
 use crate::feedback::Coupling;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
@@ -40,6 +42,15 @@ impl Contest for Avx2 {
     }
 
     #[inline(always)]
+    fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
+        if N != S {
+            return Portable::inherit::<S, N>(odd, values);
+        }
+        // SAFETY: as above.
+        unsafe { inherit::<S, N>(odd, values) }
+    }
+
+    #[inline(always)]
     fn choose<const N: usize>(
         sites: &Sites<N>,
         costs: &Costs,
@@ -52,6 +63,26 @@ impl Contest for Avx2 {
         }
         // SAFETY: as above.
         unsafe { choose(sites, costs, shifts, targets, limit) }
+    }
+}
+
+impl Look for Avx2 {
+    #[inline(always)]
+    fn up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> ([u32; N], [u32; N]) {
+        if !N.is_multiple_of(OCTET) {
+            return Portable::up(frequencies, sets, places);
+        }
+        // SAFETY: as above.
+        unsafe { look_up(frequencies, sets, places) }
+    }
+
+    #[inline(always)]
+    fn refill<const N: usize>(words: &mut Words, states: &mut [u32; N]) {
+        if !N.is_multiple_of(OCTET) {
+            return Portable::refill(words, states);
+        }
+        // SAFETY: as above.
+        unsafe { refill(words, states) }
     }
 }
 
@@ -103,6 +134,7 @@ pub fn available() -> bool {
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("lzcnt")
         && is_x86_feature_detected!("movbe")
+        && is_x86_feature_detected!("popcnt")
 }
 
 /// `context::adapt_if` on four contexts.
@@ -204,6 +236,40 @@ fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32
     (odd, best.trailing_zeros() as usize % S)
 }
 
+/// [`Contest::inherit`] where every state has a value: separated and permuted as in [`survive`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
+    let octets = S / OCTET;
+    let mut parts = [[_mm256_setzero_si256(); MAX_STATES / OCTET]; 2];
+    for (values, parts) in values.into_iter().zip(&mut parts) {
+        let (values, _) = values.as_chunks::<OCTET>();
+        if octets == 1 {
+            parts[0] = load_i32(&values[0]);
+            continue;
+        }
+        for pair in 0..octets / 2 {
+            let low = _mm256_castsi256_ps(load_i32(&values[2 * pair]));
+            let high = _mm256_castsi256_ps(load_i32(&values[2 * pair + 1]));
+            parts[pair] = _mm256_castps_si256(_mm256_shuffle_ps::<0b1000_1000>(low, high));
+            parts[octets / 2 + pair] = _mm256_castps_si256(_mm256_shuffle_ps::<0b1101_1101>(low, high));
+        }
+    }
+    let mut inherited = [0; N];
+    let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (octet, inherited) in inherited.as_chunks_mut::<OCTET>().0.iter_mut().enumerate() {
+        let [even_value, odd_value] = [0, 1].map(|parity| {
+            let (part, order) = &Entrances::<S>::FROM[parity][octet];
+            let [a, b, c, d, e, f, g, h] = *order;
+            _mm256_permutevar8x32_epi32(parts[parity][*part], _mm256_setr_epi32(a, b, c, d, e, f, g, h))
+        });
+        let here = _mm256_set1_epi32(i32::from((odd >> (OCTET * octet)) as u8));
+        let from_odd = _mm256_cmpeq_epi32(_mm256_and_si256(here, bits), bits);
+        store_i32(inherited, _mm256_blendv_epi8(even_value, odd_value, from_odd));
+    }
+    inherited
+}
+
 /// Eight numbers as a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -275,7 +341,87 @@ fn choose<const N: usize>(
     (metrics, levels)
 }
 
-const _: () = assert!((SETS * ENTRIES).is_power_of_two());
+/// Eight numbers as a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_octet(from: &[u32; OCTET]) -> __m256i {
+    // SAFETY: the reference is to 32 readable bytes, and loadu needs no alignment.
+    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+}
+
+/// A vector as eight numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_octet(to: &mut [u32; OCTET], vector: __m256i) {
+    // SAFETY: the reference is to 32 writable bytes, and storeu needs no alignment.
+    unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), vector) }
+}
+
+/// [`Look::up`] for eight states at a time.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> ([u32; N], [u32; N]) {
+    let (mut symbols, mut ranges) = ([0; N], [0; N]);
+    let table: &Symbols = frequencies.symbols();
+    for octet in 0..N / OCTET {
+        let sets = load_octet(&sets.as_chunks().0[octet]);
+        let places = load_octet(&places.as_chunks().0[octet]);
+        let place = _mm256_or_si256(_mm256_slli_epi32::<{ BITS as i32 }>(sets), places);
+        let place = _mm256_and_si256(place, _mm256_set1_epi32((SETS * PLACES) as i32 - 1));
+        // SAFETY: the table has three bytes more than SETS * PLACES, a power of two, so four bytes lie at every index.
+        let symbol = unsafe { _mm256_i32gather_epi32::<1>(table.as_ptr().cast(), place) };
+        let symbol = _mm256_and_si256(symbol, _mm256_set1_epi32(SYMBOLS as i32 - 1));
+        let entry = _mm256_or_si256(_mm256_slli_epi32::<4>(sets), symbol);
+        let entry = _mm256_and_si256(entry, _mm256_set1_epi32((SETS * SYMBOLS) as i32 - 1));
+        // SAFETY: the number of ranges is a power of two, so indices masked so are within them.
+        let range = unsafe { _mm256_i32gather_epi32::<4>(frequencies.ranges.as_ptr().cast(), entry) };
+        store_octet(&mut symbols.as_chunks_mut().0[octet], symbol);
+        store_octet(&mut ranges.as_chunks_mut().0[octet], range);
+    }
+    (symbols, ranges)
+}
+
+/// By which states want a word, as bits: which of the next words each gets.
+static DEALT: [[u32; OCTET]; 1 << OCTET] = {
+    let mut dealt = [[0; OCTET]; 1 << OCTET];
+    let mut wanted = 0;
+    while wanted < 1 << OCTET {
+        let (mut lane, mut word) = (0, 0);
+        while lane < OCTET {
+            dealt[wanted][lane] = word;
+            word += (wanted >> lane & 1) as u32;
+            lane += 1;
+        }
+        wanted += 1;
+    }
+    dealt
+};
+
+/// [`Look::refill`] for eight states at a time.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn refill<const N: usize>(words: &mut Words, states: &mut [u32; N]) {
+    for octet in states.as_chunks_mut().0 {
+        let state = load_octet(octet);
+        let wants = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(state), _mm256_setzero_si256());
+        let wanted = _mm256_movemask_ps(_mm256_castsi256_ps(wants)) as u8;
+        let next = _mm256_cvtepu16_epi32(load_u16(words.eight()));
+        let word = _mm256_permutevar8x32_epi32(next, load_octet(&DEALT[usize::from(wanted)]));
+        let filled = _mm256_or_si256(_mm256_slli_epi32::<16>(state), word);
+        store_octet(octet, _mm256_blendv_epi8(state, filled, wants));
+        words.pass(wanted.count_ones() as usize);
+    }
+}
+
+/// Sixteen bytes as a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_u16(from: &[u8; 2 * OCTET]) -> __m128i {
+    // SAFETY: the reference is to 16 readable bytes, and loadu needs no alignment.
+    unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+}
+
+const _: () = assert!((SETS * ENTRIES).is_power_of_two() && (SETS * PLACES).is_power_of_two() && SYMBOLS == 16);
 
 /// Where the ways into each eight states come from: which part of those that [`survive`] separates, and where in it.
 struct Entrances<const S: usize>;
@@ -308,8 +454,8 @@ impl<const S: usize> Entrances<S> {
 macro_rules! with_features {
     ($(#[$doc:meta])* $name:ident, $inner:ident, $call:path, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
         $(#[$doc])*
-        pub fn $name($($argument: $type),*) $(-> $result)? {
-            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
+        pub(crate) fn $name($($argument: $type),*) $(-> $result)? {
+            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
             fn $inner($($argument: $type),*) $(-> $result)? {
                 $call($($argument),*)
             }
@@ -352,6 +498,13 @@ with_features!(
     (tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::Quantizer, levels: &mut [i32]) -> bool
 );
 
+with_features!(
+    /// [`crate::fast::Decoder::decode`] on this machine.
+    #[cfg(test)]
+    decode_fast, decode_fast_avx2, crate::fast::Decoder::decode::<Avx2>,
+    (decoder: &mut crate::fast::Decoder, params: &Params, bytes: &[u8], output: &mut lanes::Output) -> bool
+);
+
 /// [`Lanes::decode`] on this machine.
 #[cfg(test)]
 pub(crate) fn decode_lanes<const KIND: u8>(lanes: &mut [Lane], count: usize) {
@@ -373,6 +526,10 @@ mod tests {
             let mut portable = costs;
             assert_eq!(Avx2::survive(&mut costs, &metrics), Portable::survive(&mut portable, &metrics));
             assert_eq!(costs, portable);
+            let values = [(); 2].map(|()| [(); N].map(|()| random.next() as i32));
+            let odd = random.next();
+            let values = [&values[0], &values[1]];
+            assert_eq!(Avx2::inherit::<S, N>(odd, values), Portable::inherit::<S, N>(odd, values));
         }
     }
 

@@ -191,6 +191,16 @@ pub(crate) trait Contest: Machine {
         (odd, best)
     }
 
+    /// What survivors bring with them: for each state, the value of the state that its survivor came from, those with an odd
+    /// index (`odd`, as [`Contest::survive`] gives it) from the second values.
+    #[inline(always)]
+    fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
+        std::array::from_fn(|s| {
+            let parity = (odd >> s & 1) as usize;
+            values[parity][Ways::<S>::FROM[parity][s % S] % N]
+        })
+    }
+
     /// By parity of the index and site, the cheapest level and its cost: see [`Sites::choose`].
     #[inline(always)]
     fn choose<const N: usize>(
@@ -325,13 +335,16 @@ impl<T: Targets> Search<T> {
             (odd, best) = M::survive(&mut costs, &metrics);
             let step = Step { odd, levels };
             if N == S {
-                let before = row;
-                let ways: [(usize, i32); N] = std::array::from_fn(|s| step.back::<S>(s));
-                for (row, (from, level)) in row.iter_mut().zip(ways) {
-                    *row = row_behind(before[from % N], level, expected[from % N], share);
+                let came: [i32; N] = M::inherit::<S, N>(odd, [&step.levels[0], &step.levels[1]]);
+                let (before, expected) = (M::inherit::<S, N>(odd, [&row; 2]), M::inherit::<S, N>(odd, [&expected; 2]));
+                for s in 0..N {
+                    row[s] = row_behind(before[s], came[s], expected[s], share);
                 }
-                neighbours.follow::<KIND>(&ways);
-                self.targets.follow(index, &ways);
+                neighbours.follow::<M, KIND, S>(odd, &came);
+                if !T::SHARED {
+                    let ways: [(usize, i32); N] = std::array::from_fn(|s| step.back::<S>(s));
+                    self.targets.follow(index, &ways);
+                }
             } else {
                 let (_, level) = step.back::<S>(best);
                 row = [row_behind(row[0], level, expected[0], share); N];
@@ -381,14 +394,14 @@ impl<const N: usize> Neighbours<N> {
 
     /// Each survivor came from a state and has a level more.
     #[inline(always)]
-    fn follow<const KIND: u8>(&mut self, ways: &[(usize, i32); N]) {
+    fn follow<M: Contest, const KIND: u8, const S: usize>(&mut self, odd: u64, levels: &[i32; N]) {
         if rows::in_kernels(KIND) {
-            self.0.pop();
-            for levels in &mut self.0 {
-                let before = *levels;
-                *levels = ways.map(|(from, _)| before[from]);
+            for place in (1..self.0.len()).rev() {
+                self.0[place] = M::inherit::<S, N>(odd, [&self.0[place - 1]; 2]);
             }
-            self.0.insert(0, ways.map(|(_, level)| rows::clamped(level)));
+            if let Some(last) = self.0.first_mut() {
+                *last = levels.map(rows::clamped);
+            }
         }
     }
 }
@@ -499,7 +512,7 @@ mod tests {
     use crate::chunk::{Quantizer, Sums, quantize, quantize_portable};
     use crate::dependent::States;
     use crate::lanes::{self, Job, Output};
-    use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::scale::Resolution;
     use crate::testing::Random;
 
@@ -512,7 +525,16 @@ mod tests {
             for width in [1, 7, 90, 1300] {
                 for (row, kernel) in [(None, None), (row, None), (row, kernel)] {
                     let (resolution, states) = (Resolution::Fine, States::of_bits(bits));
-                    all.push(Params { resolution, mean_log: 96, width, chunk_rows: 500, row, kernel, states });
+                    all.push(Params {
+                        coder: Coder::Binary,
+                        resolution,
+                        mean_log: 96,
+                        width,
+                        chunk_rows: 500,
+                        row,
+                        kernel,
+                        states,
+                    });
                 }
             }
         }

@@ -223,3 +223,22 @@ def test_depthwise_kernels_get_more_decibels_unless_told_otherwise():
     for wrong in (-1, 61, float("nan"), "a lot"):
         with pytest.raises(deepcabac.OptionError, match="depthwise"):
             deepcabac.compress(tensors, depthwise=wrong)
+
+
+@pytest.mark.parametrize("level", ["fast", "default", "small"])
+def test_every_level_keeps_the_quality_asked_for(level):
+    rng = np.random.default_rng(4)
+    shapes = {"w": (300, 200), "k": (64, 8, 3, 3)}
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    data = deepcabac.compress(tensors, sqnr=20, level=level)
+    restored = deepcabac.decompress(data)
+    for name, tensor in tensors.items():
+        error = float(np.square(restored[name] - tensor).sum() / np.square(tensor).sum())
+        assert abs(10 * np.log10(error) + 20) < 0.2
+
+
+def test_an_unknown_level_is_refused():
+    with pytest.raises(deepcabac.DeepCabacError, match="level must be one of fast, default, small"):
+        deepcabac.Options(level="faster")
+    with pytest.raises(deepcabac.DeepCabacError, match="level must be one of"):
+        deepcabac.encode([1, 2], level=3)

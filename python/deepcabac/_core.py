@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 6
+_INTERFACE = 7
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
@@ -24,6 +24,8 @@ if lib.dc_interface() != _INTERFACE:
 
 #: Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty.
 LANES = 8
+#: From speed to size.
+LEVELS = ("fast", "default", "small")
 #: Largest magnitude of a level that the quantiser may choose: it stays exact in float32 arithmetic up to 2^24.
 MAX_LEVEL = 1 << 24
 
@@ -89,11 +91,12 @@ def fit(
     sample: npt.NDArray[np.int32] | npt.NDArray[np.float32],
     step: float = 1.0,
     state_bits: int = 0,
+    level: str = "default",
 ) -> bytes:
     """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
 
     They are levels (int32), or weights (float32) to be quantised with ``step``. There are two quantisers and
-    ``2**state_bits`` states of a trellis, or one quantiser if that is 0.
+    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS.
     """
     dimensions = np.array(shape, np.uint64)
     levels = sample.dtype == np.int32
@@ -107,6 +110,7 @@ def fit(
             sample.size,
             step,
             state_bits,
+            LEVELS.index(level),
             out,
             capacity,
             length,

@@ -19,14 +19,15 @@ from .wire import Cursor, varint
 _MAGIC = b"\xdc\x01"
 
 
-def encode(levels: npt.ArrayLike, *, threads: int | None = None) -> bytes:
+def encode(levels: npt.ArrayLike, *, level: str = "default", threads: int | None = None) -> bytes:
     """Code an integer array, e.g. the levels of a quantised tensor. :func:`decode` gives it back exactly.
 
     ``levels`` has any shape and any integer dtype (or bool), with values that fit int32. Rows (and convolution kernels,
-    for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``threads`` is
-    the number of threads, by default one a core; the bytes do not depend on it.
+    for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``level`` is
+    speed or size, ``"fast"``, ``"default"`` or ``"small"``; ``threads`` is the number of threads, by default one a
+    core; the bytes do not depend on it.
 
-    Raises :class:`OptionError` for other dtypes or values.
+    Raises :class:`OptionError` for other dtypes, values or levels.
     """
     array = np.asarray(levels)
     if array.dtype.kind not in "iub":
@@ -35,9 +36,11 @@ def encode(levels: npt.ArrayLike, *, threads: int | None = None) -> bytes:
         raise OptionError("levels must fit int32 (-2^31 to 2^31 - 1)")
     if array.ndim > container.MAX_DIMENSIONS:
         raise OptionError(f"levels have {array.ndim} dimensions, more than {container.MAX_DIMENSIONS}")
+    if level not in _core.LEVELS:
+        raise OptionError(f"level must be one of {', '.join(_core.LEVELS)}, not {level!r}")
     flat = np.ascontiguousarray(array, np.int32).reshape(-1)
     sample = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
-    params = _core.fit(array.shape, sample)
+    params = _core.fit(array.shape, sample, level=level)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)

@@ -34,6 +34,8 @@ CODED = (LEVELS, SCALED)
 _FLOAT_FORMS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED)
 #: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
 _TWO_QUANTIZERS = 8
+#: Another: its chunks are coded by the fast coder.
+_FAST = 16
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -124,6 +126,11 @@ class Entry:
         if self.mode != "exact":
             return ""
         return "raw" if self.form is None else self.form.name
+
+    @property
+    def coder(self) -> str:
+        """The entropy coder, "binary" or "fast" (LEVELS, SCALED)."""
+        return "fast" if self.params[0] & _FAST else "binary"
 
     @property
     def coded_bytes(self) -> int:

@@ -326,7 +326,7 @@ def quantize(
         scales *= scale_factors(plan.column_scales)
     scaled = (weights / (scales * np.float32(step))).reshape(-1)
     runs = _core.sample_runs(array.shape, array.size)
-    params = _core.fit(array.shape, np.concatenate([scaled[run] for run in runs]), 1.0, how.state_bits)
+    params = _core.fit(array.shape, np.concatenate([scaled[run] for run in runs]), 1.0, how.state_bits, how.level)
     pruned = is_pruned(np.concatenate([weights.reshape(-1)[run] for run in runs]))
     each = _core.chunk_levels(params)
     levels = np.empty(array.size, np.int32)

@@ -155,10 +155,10 @@ def load_file(
     Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
     tensors take more than ``max_bytes``. An update needs its ``base``: a checkpoint or .dcb file, a list of those
     that make up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the
-    file, by the name that it had; :class:`OptionError` if it is not there or not the one the update was made from.
-
     file, by the name that it had; :class:`OptionError` if it is not there or not the one it was made from.
-    with ``apply`` the updated model.
+
+    Of an update in a .nnc file, whose ``base`` are the streams before it, the result is the difference that it holds,
+    or with ``apply`` the updated model.
     """
     if nnc_paths.is_stream(path):
         if isinstance(base, Mapping):

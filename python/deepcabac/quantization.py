@@ -154,7 +154,7 @@ def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantiz
     for _ in range(4):
         if step is None:
             return None
-        params = _core.fit(shape, sample, step, how.state_bits)
+        params = _core.fit(shape, sample, step, how.state_bits, how.level)
         code, sums = _core.quantize(params, sample, step, how.rate_weight)
         got = sums.error / sample.size
         if got <= 0:
@@ -192,7 +192,7 @@ def quantize(
     """
     size, dtype = tensor.flat.size, tensor.flat.dtype
     step = min(step, largest(dtype))  # else the level 1 is already infinite
-    params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits)
+    params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits, how.level)
     each = _core.chunk_levels(params)
     limit = level_limit(dtype, step)
     pruned = importance is not None or is_pruned(tensor.sample)

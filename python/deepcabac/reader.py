@@ -7,11 +7,11 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -51,6 +51,7 @@ class TensorInfo:
     states: int | None  #: of the trellis, if it is one
     row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
     column_scales: int = 0  #: likewise, one for each place in such a slice, or none
+    coder: str | None = None  #: "binary" or "fast", if quantized
     coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
     update: bool = False  #: whether it is stored as a difference to the tensor of that name in the file's base
 
@@ -144,6 +145,7 @@ class OpenFile:
             states if states > 1 else None,
             len(entry.row_scales),
             len(entry.column_scales),
+            entry.coder if states else None,
             entry.coding,
             entry.method == UPDATE,
         )
@@ -166,8 +168,12 @@ class OpenFile:
             ((_, array),) = self._decode([entry], executor)
             return array
 
-    def items(self) -> Iterator[tuple[str, Array]]:
-        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array."""
+    def items(self, into: Mapping[str, Array] | None = None) -> Iterator[tuple[str, Array]]:
+        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array.
+
+        Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the
+        tensor's shape and data type; a damaged tensor leaves its array in part overwritten.
+        """
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
         entries = self._index.entries
@@ -175,7 +181,7 @@ class OpenFile:
         with naming(self._name), pool(self._threads) as executor:
             if self._max_bytes is not None and total > self._max_bytes:
                 raise LimitError(f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}")
-            decoded = self._decode([entry for entry in entries if entry.method != TIED], executor)
+            decoded = self._decode([entry for entry in entries if entry.method != TIED], executor, into or {})
             for number, entry in enumerate(entries):
                 if entry.method == TIED:
                     yield entry.name, tied[entry.tied_to]
@@ -231,7 +237,9 @@ class OpenFile:
             self._base_is_checked = True
         return self.base.tensor(entry)
 
-    def _decode(self, entries: Sequence[Entry], executor: Executor) -> Iterator[tuple[Entry, Array]]:
+    def _decode(
+        self, entries: Sequence[Entry], executor: Executor, into: Mapping[str, Array] = MappingProxyType({})
+    ) -> Iterator[tuple[Entry, Array]]:
         """Decode ``entries`` in order, small ones together in one batch, a bounded number of bytes ahead."""
         waiting: deque[_Decoding] = deque()
         batch: list[_Part] = []
@@ -255,7 +263,7 @@ class OpenFile:
                     f"tensor {entry.name!r} takes {entry.nbytes} bytes, more than max_bytes = {self._max_bytes}"
                 )
             base = self._base_of(entry)
-            owner = _Decoding(entry, _allocate(entry), base)
+            owner = _Decoding(entry, _room(entry, into.get(entry.name)), base)
             waiting.append(owner)
             ahead += entry.nbytes
             for number in range(len(entry.chunks)):
@@ -382,7 +390,11 @@ def _size_of(where: slice) -> int:
     return int(where.stop - where.start)
 
 
-def _allocate(entry: Entry) -> Array:
+def _room(entry: Entry, given: Array | None) -> Array:
+    """Memory for a tensor, flat: that of the array given, if it can be used."""
+    usable = given is not None and given.flags.c_contiguous and given.flags.writeable
+    if given is not None and usable and (given.dtype, given.shape) == (entry.dtype, entry.shape):
+        return given.reshape(-1)
     try:
         return np.empty(entry.size, entry.dtype)
     except (MemoryError, ValueError):

@@ -118,7 +118,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
             _bits(info.coded_bytes, info.size) if info.method != "tied" else "",
             info.method if info.step is None else f"{info.step:.4g}",
             *([_scales(info)] if totals["scales"] else []),
-            " ".join(str(part) for part in (info.quantizer, info.states, info.coding, _UPDATE[info.update]) if part),
+            _how(info),
             f"{info.coded_bytes:,}",
         ]
         for info in infos
@@ -162,6 +162,7 @@ def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
                 "column_scales": info.column_scales,
                 "quantizer": info.quantizer,
                 "states": info.states,
+                "coder": info.coder,
                 "tied_to": info.tied_to,
                 "coding": info.coding,
                 "update": info.update,
@@ -222,6 +223,13 @@ def searched(result: SearchResult) -> list[str]:
         f"by       {trial(best)}",
         f"trials   {len(result.trials):,}{again}, in {printable(result.trials_path)}",
     ]
+
+
+def _how(info: TensorInfo) -> str:
+    """How values were chosen and coded, in a few words."""
+    fast = "fast" if info.coder == "fast" else ""
+    parts = (info.quantizer, info.states, fast, info.coding, _UPDATE[info.update])
+    return " ".join(str(part) for part in parts if part)
 
 
 def _ratio(before: int, after: int) -> str:

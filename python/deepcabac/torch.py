@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +118,11 @@ def load_model(
 ) -> Any:
     """Decode a .dcb file into ``model``, which is returned; without a model, return its state dict.
 
-    With a model, values are copied into its parameters and buffers one tensor at a time, where these are and in their
-    dtypes, as ``load_state_dict`` does; what is tied stays tied. Unless ``strict=False``, a name that only one side has
-    is an error. Names and shapes are compared before anything is changed; damage inside the file may show when some
-    tensors are loaded already. (A model whose modules customise loading, with hooks or extra state, gets a whole state
-    dict through its own ``load_state_dict``.) To learn which names do not fit:
+    With a model, tensors are decoded straight into its parameters and buffers, where these are contiguous, on the CPU
+    and of the file's dtype, and else copied into them one at a time; what is tied stays tied. Unless ``strict=False``,
+    a name that only one side has is an error. Names and shapes are compared before anything is changed; damage inside
+    the file may show when some tensors are loaded already. (A model whose modules customise loading, with hooks or
+    extra state, gets a whole state dict through its own ``load_state_dict``.) To learn which names do not fit:
     ``model.load_state_dict(load_model(path), strict=False)``.
 
     Without a model: what was saved, with tensors on ``device`` (default: the CPU), those that were tied sharing memory.
@@ -234,10 +235,25 @@ def _load_into(model: torch.nn.Module, opened: OpenFile, path: str, strict: bool
     targets: dict[str, torch.Tensor] = model.state_dict()
     _check_fit(targets, outline, opened, path, strict)
     wanted = {leaf.name: targets[key] for key, leaf in outline.items() if key in targets}
+    # Several tensors must not be decoded into one memory at the same time.
+    sharing = Counter(target.untyped_storage().data_ptr() for target in wanted.values())
+    alone = {name: target for name, target in wanted.items() if sharing[target.untyped_storage().data_ptr()] == 1}
+    memory = {name: array for name, target in alone.items() if (array := _memory(target)) is not None}
     with torch.no_grad():
-        for name, array in opened.items():
-            if name in wanted:
+        for name, array in opened.items(memory):
+            # A tied tensor comes in the memory of the first of its name.
+            if name in wanted and array.ctypes.data != wanted[name].data_ptr():
                 wanted[name].copy_(_tensor(name, array))
+
+
+def _memory(target: torch.Tensor) -> Array | None:
+    """The tensor's own memory, if a tensor can be decoded straight into it."""
+    dtype = _DTYPE_OF_NAME.get(str(target.dtype))
+    plain = target.device.type == "cpu" and target.is_contiguous() and not target.is_neg()
+    if dtype is None or not plain or target.numel() == 0:
+        return None
+    array: Array = target.detach().reshape(-1).view(torch.uint8).numpy().view(dtype).reshape(tuple(target.shape))
+    return array
 
 
 def _check_fit(

@@ -77,7 +77,7 @@ struct Block {
 }
 
 /// [`super::Lanes::decode`]. Up to three lanes that fill no quad are decoded as `M` does it.
-#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
 pub(crate) fn decode<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
     while lanes.len() >= QUAD {
@@ -110,7 +110,7 @@ macro_rules! in_turn {
 }
 
 /// [`decode`] for one or two quads.
-#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe")]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
 fn decode_quads<const KIND: u8, const N: usize>(mut lanes: [&mut [Lane; QUAD]; N], count: usize) {
     let mut blocks =
         [const { Block { shares: [[0; QUAD]; BLOCK], predictions: [[0; QUAD]; BLOCK], levels: [[0; QUAD]; BLOCK] } };
@@ -591,7 +591,7 @@ mod tests {
     use crate::context::Portable;
     use crate::dependent::{self, States};
     use crate::lanes::{Job, Output};
-    use crate::params::{KernelPrediction, Params, RowPrediction};
+    use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::rows::{DEPENDENT, KERNEL, PLAIN, ROW};
     use crate::scale::Resolution;
     use crate::simd;
@@ -631,6 +631,7 @@ mod tests {
             let row = rows::predicts(kind).then(|| RowPrediction { above: weight() / 2, column: weight() / 2 });
             let kernel = KernelPrediction { width: 3, size: 9, weights: [0; 5].map(|_| weight() / 4) };
             Params {
+                coder: Coder::Binary,
                 resolution: if self.below(2) == 0 { Resolution::Coarse } else { Resolution::Fine },
                 mean_log: self.below(150) as u8,
                 width: 1 + self.below(150),

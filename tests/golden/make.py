@@ -131,6 +131,31 @@ def trellis(states: int, sqnr: float) -> Callable[[], bytes]:
     return lambda: deepcabac.compress(tensors, sqnr=sqnr, states=states, quantizer="trellis")
 
 
+def fast() -> bytes:
+    """The fast coder: both quantisers, all predictions, rows dealt out to strips and not."""
+    tensors = {
+        "matrix": weights(160, 100, 24),
+        "low": weights(161, 20, 24),
+        "rows": (weights(162, 1, 30) + weights(163, 70, 30) / 4).astype(np.float32),
+        "kernels": (weights(164, 80, 3, 1, 1) + weights(165, 80, 3, 3, 3) / 4).astype(np.float32),
+        "long": weights(166, 1, 1200),
+        "bfloat16": weights(167, 66, 8).astype(ml_dtypes.bfloat16),
+    }
+    return deepcabac.compress(tensors, sqnr=20, level="fast", overrides={"low": {"sqnr": 45}, "rows": {"sqnr": 12}})
+
+
+def fast_levels(flags: int) -> Callable[[], bytes]:
+    """The fast coder with parameters and levels that no real writer takes: by the reference encoder."""
+    row, kernel = bytes([30, 20]), bytes([2, 5, 60, 0x90, 20, 0xF0, 127])
+    params = record(
+        60, 3, 75, row=row * (flags & 1), kernel=kernel * (flags >> 1 & 1), states=bytes([4]) * (flags >> 3), fast=True
+    )
+    numbers = [int(x) for x in np.cumsum(bell(170 + flags, 450)) // (2000 if flags else 300)]
+    numbers[100:400:30] = [2**30 - 1, 1 - 2**30, 15, -15, 2**29, 0, 2**23, -(2**23), 14, -14]
+    levels = encode.levels_of(decode.Params(params), numbers) if flags & 8 else numbers
+    return lambda: bytes(encode.write_levels([450], params, encode.encode_chunks(decode.Params(params), levels)))
+
+
 def fine() -> bytes:
     """Very fine quantisation, and float64."""
     tensors: dict[str, Any] = {"a": weights(60, 20, 30), "b": (bell(61, 20, 30) / 3000).astype(np.float64)}
@@ -224,9 +249,10 @@ def record(
     kernel: bytes = b"",
     coarse: bool = False,
     states: bytes = b"",
+    fast: bool = False,
 ) -> bytes:
     """A parameter record (FORMAT.md, 4.2); bytes of flags that are not set are left out."""
-    flags = 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
+    flags = 16 * fast + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
     return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel + states
 
 
@@ -408,6 +434,12 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "large_kernels.levels": levels(
         bell(102, 40, 64, 1, 1) // 100 + np.where(bits(103, 40 * 64 * 25).reshape(40, 64, 5, 5) % 199 == 0, 1, 0)
     ),
+    "fast.dcb": fast,
+    "fast0.levels": fast_levels(0),
+    "fast3.levels": fast_levels(3),
+    "fast8.levels": fast_levels(8),
+    "fast9.levels": fast_levels(9),
+    "fast11.levels": fast_levels(11),
     "trellis8.dcb": trellis(8, 12),
     "trellis16.dcb": trellis(16, 20),
     "trellis32.dcb": trellis(32, 30),
