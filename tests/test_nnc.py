@@ -351,7 +351,6 @@ def test_the_command_line_says_what_does_not_go_together(tmp_path):
         (["--qp", "3"], "--format nnc"),
         (["--format", "nnc", "--sqnr", "30"], "--qp"),
         (["--format", "nnc", "-o", tmp_path / "x.npz"], "nnc"),
-        (["--base", model], "--format nnc"),
         (["--format", "nnc", "--qp", "999"], "quantisation parameter"),
     ):
         code, text = run("compress", model, *arguments)

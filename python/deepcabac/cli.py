@@ -408,7 +408,6 @@ def _compress_nnc(
     metavar="MODEL",
     help="File to write; its suffix chooses the kind. [default: FILE's name with the suffix it was made from]",
 )
-@_BASE
 @_THREADS
 @click.option(
     "--max-bytes", type=_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]"
