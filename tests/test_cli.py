@@ -17,7 +17,8 @@ from click.testing import CliRunner
 
 import deepcabac
 from deepcabac import report
-from deepcabac.cli import _bytes, program
+from deepcabac.cli import program
+from deepcabac.cli.parameters import parse_bytes as _bytes
 from deepcabac.curvature import Curvature, Factors
 
 GOLDEN = Path(__file__).parent / "golden"

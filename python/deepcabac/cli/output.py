@@ -1,0 +1,82 @@
+"""Lines to stdout and stderr, and progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from .. import report
+from ..compressor import Progress
+from ..search import Progress as Searching
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, quiet: bool) -> Iterator[Progress | None]:
+    """A progress bar on stderr that goes away when it is done; None if nobody would see it."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    # Imported here: it takes longer than many a command.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        before, passes = 0, 1
+
+        def update(done: int, total: int) -> None:
+            nonlocal before, passes
+            if done < before:  # a size is searched by coding all tensors again
+                passes += 1
+                bar.reset(task, description=f"{what}, pass {passes}")
+            before = done
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextlib.contextmanager
+def search_progress(quiet: bool) -> Iterator[Callable[[Searching], None] | None]:
+    """A bar on stderr with the best file so far; a line for each trial where there is no terminal."""
+    if quiet or sys.stderr is None:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield lambda now: say(f"{now.done}/{now.total} {report.trial(now.trial)}{so_far(now)}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("searching", total=None)
+
+        def update(now: Searching) -> None:
+            bar.update(task, completed=now.done, total=now.total, description=f"searching{so_far(now)}")
+
+        yield update
+
+
+def so_far(now: Searching) -> str:
+    """The best file so far, in a few words."""
+    return "; none does yet" if now.best is None else f"; best: {now.best.bytes:,} bytes, lost {now.best.drop:.4g}"
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal on stdout; None if it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print to stdout."""
+    for line in lines:  # one by one: Python does not report a pipe that breaks within one large write
+        print(line)
+
+
+def say(line: str) -> None:
+    """Print to stderr, if there is one."""
+    with contextlib.suppress(OSError):  # nowhere left to complain
+        print(line, file=sys.stderr, flush=True)
