@@ -15,7 +15,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -917,11 +917,16 @@ def checked_chunks(chunks: list[Chunk], payload: Fields) -> Iterator[tuple[Chunk
         yield chunk, coded
 
 
+def chunk_decoder(params: Params) -> Callable[[Params, int, bytes], list[int]]:
+    """What decodes the chunks of a tensor with these parameters."""
+    return decode_fast_chunk if params.fast else decode_chunk
+
+
 def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], payload: Fields) -> Array:
     """The levels of a tensor (3.3, 4)."""
     levels: list[int] = []
     for chunk, coded in checked_chunks(chunks, payload):
-        levels += (decode_fast_chunk if params.fast else decode_chunk)(params, chunk.count, coded)
+        levels += chunk_decoder(params)(params, chunk.count, coded)
     return np.array(levels, dtype=np.int32).reshape(shape)
 
 
@@ -1117,7 +1122,7 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
             patterns += [tensor.entries[number] for number in decode_numbers(tensor, chunk.count, coded)]
             continue
         assert tensor.params is not None
-        levels = decode_chunk(tensor.params, chunk.count, coded)
+        levels = chunk_decoder(tensor.params)(tensor.params, chunk.count, coded)
         if tensor.form == 7:
             patterns += added(tensor, levels, old)
             continue

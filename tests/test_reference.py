@@ -74,6 +74,17 @@ def test_golden_files(path: Path) -> None:
     both(path.read_bytes(), base)
 
 
+def test_a_large_exact_matrix_is_coded_fast() -> None:
+    rng = np.random.default_rng(4)
+    tensors = {"w": rng.standard_normal((300, 256)).astype(np.float16), "v": rng.standard_normal(300)}
+    tensors["w"][5, 7:9] = np.array([np.nan, -0.0])
+    data = deepcabac.compress(tensors, lossless=True)
+    with deepcabac.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
+        assert opened._index.entries[0].form.params[0] & 16
+    assert_same(deepcabac.decompress(data), tensors)
+    both(data)
+
+
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.levels")), ids=lambda path: path.name)
 def test_golden_levels(path: Path) -> None:
     both_levels(path.read_bytes())

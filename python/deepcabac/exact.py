@@ -41,6 +41,8 @@ _MANY_ZEROS = 0.02
 _STEP = 0.7413
 #: A codebook is slower, so it has to be smaller by so much.
 _CODEBOOK_GAIN = 0.99
+#: Matrices of at least so many elements are coded by the fast coder: twice the speed for 0.5 % of the size.
+_FAST_FROM = 1 << 16
 #: Elements of a tensor on which several steps are tried.
 _SMALL = 1 << 12
 _PIECE = 1 << 20
@@ -152,7 +154,9 @@ def _sample(array: Array) -> Array:
 def _fitted(form: Form, array: Array, sample: Array, base: Array | None = None) -> Form:
     """``form`` with coding parameters chosen on the sample's levels."""
     levels = _core.split(_native(form, array.dtype, base), sample, max(sample.size, 1))[0]
-    return replace(form, params=_core.fit(array.shape, levels))
+    # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its strips.
+    fast = array.ndim == 2 and array.size >= _FAST_FROM and base is None
+    return replace(form, params=_core.fit(array.shape, levels, level="fast" if fast else "default"))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:
