@@ -63,7 +63,7 @@ class Recipe:
 
 RECIPES = {
     "lenet300": Recipe(epochs=20, learning_rate=0.05, sparsity=0.96, sparse_epochs=20, tolerance=2),
-    "lenet5": Recipe(epochs=6, learning_rate=0.03, sparsity=0.98, sparse_epochs=10, tolerance=2),
+    "lenet5": Recipe(epochs=6, learning_rate=0.03, sparsity=0.98, sparse_epochs=10, tolerance=0),
 }
 
 
