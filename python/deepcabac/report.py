@@ -214,12 +214,12 @@ def trial(one: Trial) -> str:
 
 def searched(result: SearchResult) -> list[str]:
     """What ``search`` prints."""
-    best, original = result.best, result.trials[0]
+    best = result.best
     again = f", {result.repeated:,} of them from before" if result.repeated else ""
     return [
-        f"before   metric {result.original:.6g}, {original.bytes:,} bytes as an exact .dcb file",
+        f"before   metric {result.original:.6g}, {result.raw_bytes:,} bytes of tensors",
         f"after    metric {best.metric:.6g} (lost {best.drop:.4g}), {best.bytes:,} bytes in {printable(result.path)}",
-        f"ratio    {_ratio(original.bytes, best.bytes)}",
+        f"ratio    {_ratio(result.raw_bytes, best.bytes)}",
         f"by       {trial(best)}",
         f"trials   {len(result.trials):,}{again}, in {printable(result.trials_path)}",
     ]

@@ -74,6 +74,7 @@ class SearchResult:
     path: Path  #: the .dcb file
     best: Trial  #: its settings; bytes and metric are those of the file at ``path``, decoded and measured again
     original: float  #: metric of the original
+    raw_bytes: int  #: of all its tensors
     trials: list[Trial]  #: all of them, the original first
     trials_path: Path  #: the same as CSV
     repeated: int  #: how many of them an earlier, interrupted search had measured
@@ -208,7 +209,7 @@ def _finish(runner: Trials, target: Path) -> SearchResult:
                 f"the chosen file measured {best.metric:g} at first and {again.metric:g} now: the evaluation must "
                 "return the same for the same tensors"
             )
-    return SearchResult(target, again, runner.original, runner.done, runner.path, runner.repeated)
+    return SearchResult(target, again, runner.original, runner.raw_bytes, runner.done, runner.path, runner.repeated)
 
 
 # The curves

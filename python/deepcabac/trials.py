@@ -225,6 +225,8 @@ class Trials:
         self._kept = _read(path, self.key)
         self.done: list[Trial] = []  #: in the order they were asked for
         self.original = math.nan  #: metric of the original, once :meth:`start` has run
+        #: Bytes of all tensors.
+        self.raw_bytes = sum(spec.nbytes for spec in source.specs if spec.tied_to is None)
         self.repeated = 0  #: trials that were answered from the CSV file
 
     def start(self) -> None:
@@ -321,14 +323,13 @@ class Trials:
 
     def _keep(self, trial: Trial, text: str) -> None:
         self._kept[text] = (trial.bytes, trial.metric, trial.seconds)
-        raw = sum(spec.nbytes for spec in self._source.specs if spec.tied_to is None)
         try:
             new = not self.path.exists() or self.path.stat().st_size == 0
             with self.path.open("a", newline="") as file:
                 writer = csv.writer(file)
                 if new:
                     writer.writerow(_FIELDS)
-                made = (trial.number, trial.method, text, trial.bytes, f"{raw / trial.bytes:.3f}")
+                made = (trial.number, trial.method, text, trial.bytes, f"{self.raw_bytes / trial.bytes:.3f}")
                 found = (trial.metric, trial.drop, int(trial.within), f"{trial.seconds:.2f}")
                 writer.writerow((self.key, *made, *found))
         except OSError as error:
