@@ -123,6 +123,17 @@ def test_batch_norm_without_weights_is_corrected_by_its_statistics():
     assert found[1] < 1e-3 * found[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_tensors_may_be_of_any_type(tmp_path, dtype):
+    model = network()
+    values = {n: t.to(dtype) if t.ndim > 1 else t for n, t in model.state_dict().items()}
+    correct = deepcabac.torch.correction(model, samples())
+    deepcabac.torch.save_model(values, tmp_path / "m.dcb", sqnr=10, correct=correct)
+    restored_values = deepcabac.torch.load_model(tmp_path / "m.dcb")
+    assert restored_values["0.weight"].dtype == dtype
+    assert not torch.equal(restored_values["1.bias"], values["1.bias"])
+
+
 def test_the_model_is_left_as_it_was():
     model = network().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepcabac
-from deepcabac import cli, dc2019, nnc
+from deepcabac import _streams, cli, dc2019, nnc
 from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, OptionError, UnsupportedError
 from deepcabac.nnc import reading, syntax
 from deepcabac.nnc.bits import BitReader, BitWriter
@@ -155,18 +155,18 @@ def test_numbers_of_headers_come_back():
 
 def block_stream(profile=1):
     """A layer's tensors in one unit, as NNCodec writes them with batch-norm folding and local scales."""
-    from deepcabac import _core
 
     random = np.random.default_rng(0)
     roles = ("weight.ls", "bias", "weight")
     shapes = ((6,), (6,), (6, 10))
     levels = [random.integers(-3, 4, shape).astype(np.int32) for shape in shapes]
     jobs = [
-        _core.NncTensor(level.reshape(reading.matrix_shape(level.shape)), qp_bits=8, qp=-8, extended=profile == 1)
+        _streams.NncTensor(level.reshape(reading.matrix_shape(level.shape)), qp_bits=8, qp=-8, extended=profile == 1)
         for level in levels
     ]
     header = syntax.DataHeader(syntax.Payload.BLOCK, ("w_scaling", "b", "w"), shapes, roles)
-    code = syntax.write_beginning(2, False, profile) + syntax.write_data(header, _core.nnc_encode(jobs), False, profile)
+    payload = _streams.nnc_encode(jobs)
+    code = syntax.write_beginning(2, False, profile) + syntax.write_data(header, payload, False, profile)
     return code, dict(zip(header.names, levels, strict=True))
 
 

@@ -97,9 +97,10 @@ def _with_values(model: nn.Module, decoded: Mapping[str, Array]) -> nn.Module:
             array = decoded[name]
             if tuple(array.shape) != tuple(target.shape):
                 raise OptionError(f"tensor {name!r} has shape {array.shape}, the model's has {tuple(target.shape)}")
-            plain = array.astype(np.float32) if array.dtype.kind in "fV" else array
+            # numpy's other types, such as bfloat16, mean nothing to torch.
+            plain = array.copy() if array.dtype.isbuiltin == 1 else array.astype(np.float32)
             with torch.no_grad():
-                target.copy_(torch.from_numpy(plain.copy()))
+                target.copy_(torch.from_numpy(plain))
             known = True
     if not known:
         raise OptionError("no tensor has a name of the model's: is the correction of another model?")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _streams
 from .errors import DamagedFileError, OptionError
 
 Float32 = npt.NDArray[np.float32]
@@ -30,12 +30,12 @@ def encode(layers: Iterable[tuple[npt.ArrayLike, npt.ArrayLike, float, float]]) 
 
     Raises OptionError.
     """
-    return _core.dc2019_encode([_layer(number, *layer) for number, layer in enumerate(layers)])
+    return _streams.dc2019_encode([_layer(number, *layer) for number, layer in enumerate(layers)])
 
 
 def _layer(
     number: int, weights: npt.ArrayLike, interval: npt.ArrayLike, step: float, rate_weight: float
-) -> _core.Layer:
+) -> _streams.Layer:
     plain = np.ascontiguousarray(weights, np.float32)
     intervals = np.ascontiguousarray(interval, np.float32)
     step, rate_weight = float(np.float32(step)), float(np.float32(rate_weight))
@@ -50,13 +50,13 @@ def _layer(
         raise OptionError(f"{what}: weights and intervals must be finite, intervals positive")
     if plain.size and (float(np.abs(plain).max()) / step > 2**30 or 6 * float(intervals.max()) / step > _MOST_LEVELS):
         raise OptionError(f"{what}: a step of {step:g} is too small for these weights or intervals")
-    return _core.Layer(plain, intervals.reshape(-1), step, rate_weight)
+    return _streams.Layer(plain, intervals.reshape(-1), step, rate_weight)
 
 
 def decode(stream: bytes | bytearray | memoryview | npt.NDArray[np.uint8]) -> list[Float32]:
     """The layers of a stream, as float32 arrays: levels times the step. Raises DamagedFileError."""
     raw: Any = stream.tobytes() if isinstance(stream, np.ndarray) else bytes(stream)
-    numbers = np.frombuffer(_core.dc2019_decode(raw), "<i4")
+    numbers = np.frombuffer(_streams.dc2019_decode(raw), "<i4")
     layers = []
     at = 0
     while at < numbers.size:

@@ -168,7 +168,7 @@ def search(
         if grid:
             runner.run([(curve.name, curve.settings(float(quality))) for curve in curves for quality in _GRID])
         else:
-            _Race(runner, curves, total - 2, jobs).run(refine, source, max_drop)
+            _Race(runner, curves, total - 2).run(refine, source, max_drop)
         return _finish(runner, target)
 
 
@@ -341,8 +341,8 @@ def _spread(source: Source) -> float:
 class _Race:
     """Spends evaluations on curves."""
 
-    def __init__(self, runner: Trials, curves: list[_Curve], budget: int, jobs: int) -> None:
-        self._runner, self._curves, self._budget, self._jobs = runner, curves, budget, jobs
+    def __init__(self, runner: Trials, curves: list[_Curve], budget: int) -> None:
+        self._runner, self._curves, self._budget = runner, curves, budget
 
     @property
     def _left(self) -> int:

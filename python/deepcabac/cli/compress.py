@@ -20,6 +20,7 @@ from ..report import printable
 from .output import print_lines, progress_bar, say, terminal_width
 from .parameters import (
     BASE,
+    OUTPUT,
     QUIET,
     THREADS,
     checked,
@@ -45,9 +46,7 @@ from .parameters import (
     ),
 )
 @click.argument("model", type=parse_path)
-@click.option(
-    "--output", "-o", type=parse_path, metavar="OUT.dcb", help="File to write. [default: MODEL's name with .dcb]"
-)
+@OUTPUT
 @click.option(
     "--sqnr",
     type=float,

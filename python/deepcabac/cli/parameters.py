@@ -101,6 +101,9 @@ BASE = click.option(
     help="The older version that this is an update of (a checkpoint, .dcb or .nnc file). Repeated for a chain, oldest "
     "first.",
 )
+OUTPUT = click.option(
+    "--output", "-o", type=parse_path, metavar="OUT.dcb", help="File to write. [default: MODEL's name with .dcb]"
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but notes and errors.")
 
 

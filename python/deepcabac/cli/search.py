@@ -17,7 +17,7 @@ from ..search import search as find
 from ..trials import Reference
 from .compress import compress
 from .output import print_lines, say, search_progress
-from .parameters import QUIET, examples, keep_apart, measured_options, naming_paths, parse_path
+from .parameters import OUTPUT, QUIET, examples, keep_apart, measured_options, naming_paths, parse_path
 
 
 @click.command(
@@ -28,9 +28,7 @@ from .parameters import QUIET, examples, keep_apart, measured_options, naming_pa
     ),
 )
 @click.argument("model", type=parse_path)
-@click.option(
-    "--output", "-o", type=parse_path, metavar="OUT.dcb", help="File to write. [default: MODEL's name with .dcb]"
-)
+@OUTPUT
 @click.option(
     "--eval",
     "evaluate",

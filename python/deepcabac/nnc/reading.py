@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
+from .. import _streams
 from .._parallel import run_all
 from ..errors import DamagedFileError, LimitError, OptionError
 from . import syntax
@@ -117,7 +117,7 @@ def check_sizes(stream: Stream, max_bytes: int | None) -> None:
         if header.payload == Payload.RAW_FLOATS:
             if 4 * elements != len(payload):
                 raise DamagedFileError(f"damaged: tensor {header.names[0]!r} claims {elements:,} raw elements")
-        elif elements > (most := _core.most_bins(len(payload))):
+        elif elements > (most := _streams.most_bins(len(payload))):
             rows = stream.profile == 1 and sum(shape[0] for shape in header.shapes if len(shape) > 1) <= most
             if not rows and not (header.codebook is not None and len(header.codebook.values) == 1):
                 raise DamagedFileError(
@@ -161,7 +161,7 @@ def _decoded(stream: Stream, header: DataHeader, payload: memoryview, memory: Me
     has_qp = header.payload != Payload.INTEGERS
     for name, shape, role in zip(header.names, header.shapes, header.roles, strict=True):
         codebook = header.codebook if role in ("", "weight") else None
-        job = _core.NncTensor(
+        job = _streams.NncTensor(
             np.zeros(matrix_shape(shape), np.int32),
             block=header.block if len(shape) > 1 else 0,
             unary=header.unary,
@@ -179,7 +179,7 @@ def _decoded(stream: Stream, header: DataHeader, payload: memoryview, memory: Me
             job.entries = np.array(header.entries, np.uint64)
             job.entries_known = True
         jobs.append(job)
-    _core.nnc_decode(payload, jobs)
+    _streams.nnc_decode(payload, jobs)
     tensors = []
     for name, shape, role, job in zip(header.names, header.shapes, header.roles, jobs, strict=True):
         qp = job.qp + stream.qp if has_qp else None
@@ -202,7 +202,7 @@ def _check_in_codebook(levels: Levels, codebook: syntax.Codebook) -> None:
         raise DamagedFileError("damaged: a level has no value in the codebook")
 
 
-def _set_parent(job: _core.NncTensor, header: DataHeader, name: str, memory: Memory) -> None:
+def _set_parent(job: _streams.NncTensor, header: DataHeader, name: str, memory: Memory) -> None:
     known = memory.tensors.get(name)
     assert header.parent is not None
     if name in memory.touched and memory.touched[name].shape == job.levels.shape:

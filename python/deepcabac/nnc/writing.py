@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
+from .. import _streams
 from .._parallel import run_all
 from ..errors import OptionError, UnsupportedError
 from . import syntax
@@ -206,7 +206,7 @@ def _tensor(
         # Without rows and columns blocks mean nothing, and NNCodec would write no entry points.
         scan=settings.scan if several and rows > 1 and width > 1 else 0,
     )
-    job = _core.NncTensor(
+    job = _streams.NncTensor(
         np.zeros((rows, width), np.int32),
         block=header.block,
         unary=settings.unary,
@@ -240,30 +240,30 @@ def _tensor(
     return unit, Coded(name, array.size, len(unit), error, energy), note
 
 
-def _quantize(job: _core.NncTensor, weights: Array, qp: int, settings: Settings) -> tuple[int, float]:
+def _quantize(job: _streams.NncTensor, weights: Array, qp: int, settings: Settings) -> tuple[int, float]:
     """Choose levels; the quantisation parameter, raised until they fit 32 bits, and the step."""
     rate = settings.rate_distortion * (_RATE_DEPENDENT if job.dependent else _RATE_SCALAR)
     flat = weights.reshape(-1)
     most = 1 << (5 + settings.density)
     for raised in range(qp, most):
         step = step_size(raised, settings.density)
-        if step >= np.finfo(np.float32).tiny and _core.nnc_quantize(job, flat, step, rate):
+        if step >= np.finfo(np.float32).tiny and _streams.nnc_quantize(job, flat, step, rate):
             return raised, step
     raise UnsupportedError("has values that are too large for the quantisation parameters of this density")
 
 
-def _unit(header: DataHeader, job: _core.NncTensor, updates: bool) -> bytes:
-    payload = _core.nnc_encode([job])
+def _unit(header: DataHeader, job: _streams.NncTensor, updates: bool) -> bytes:
+    payload = _streams.nnc_encode([job])
     if header.scan:
         # What stands at an entry point follows from the finished code alone.
         entries = np.zeros((len(job.levels) - 1) // header.block, np.uint64)
         again = replace(job, levels=np.zeros_like(job.levels), entries=entries, entries_known=False)
-        _core.nnc_decode(payload, [again])
+        _streams.nnc_decode(payload, [again])
         header = replace(header, entries=tuple(entries.tolist()))
     return syntax.write_data(header, payload, updates)
 
 
-def _codebooks(header: DataHeader, job: _core.NncTensor) -> list[tuple[DataHeader, _core.NncTensor]]:
+def _codebooks(header: DataHeader, job: _streams.NncTensor) -> list[tuple[DataHeader, _streams.NncTensor]]:
     """The same values as numbers of places in a codebook, with some choices of the one that is level 0."""
     values, places, counts = np.unique(job.levels, return_inverse=True, return_counts=True)
     if values.size > _MOST_VALUES:
