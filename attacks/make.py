@@ -623,7 +623,7 @@ def _() -> bytes:
 # Coding parameters ----------------------------------------------------------------------------------------------------
 
 BAD_PARAMS = {
-    "flags": (bytes([32, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "flags": (bytes([64, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
     "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
     "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
     "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
@@ -637,6 +637,10 @@ BAD_PARAMS = {
     "kernel-size-129": (bytes([2, 96, 20, 16, 3, 129, 0, 0, 0, 0, 0]), "kernels of too many positions"),
     "states-4": (bytes([8, 96, 20, 16, 2]), "a trellis of too few states"),
     "states-128": (bytes([8, 96, 20, 16, 7]), "a trellis of too many states"),
+    "sparse-row": (bytes([33, 96, 20, 16, 3, 4, 100]), "the sparse coder with row prediction"),
+    "sparse-fast": (bytes([48, 96]) + varint(20) + varint(16) + bytes([100]), "the sparse coder and the fast one"),
+    "sparse-dense": (bytes([32, 96]) + varint(20) + varint(16) + bytes([161]), "a density above one"),
+    "sparse-none": (bytes([32, 96]) + varint(20) + varint(16), "the sparse coder without a density"),
     "states-none": (bytes([8, 96, 20, 16]), "a trellis without a number of states"),
     "cut": (bytes([3, 96, 20, 16, 3]), "parameters that end early"),
     "trailing": (bytes([0, 96, 20, 16, 0]), "a byte behind the parameters"),
@@ -678,6 +682,28 @@ attack("fast-too-many.dcb", "more levels than the chunk's bytes can hold", "cann
         ),
     ).file()
 )
+
+
+# The sparse coder -----------------------------------------------------------------------------------------------------
+
+SPARSE = bytes([34, 96, 10, 32, 3, 9, 120])
+
+
+def sparse(alter: Callable[[bytes], bytes]) -> bytes:
+    """A tensor of few levels that are not zero, with its chunk altered."""
+    code = alter(_core.encode(SPARSE, np.where(np.arange(320) % 13 == 0, np.arange(320) - 150, 0).astype(np.int32)))
+    return Parts(code, plain_index([entry(b"w", 2, (32, 10), LEVELS, levels_rest([code], SPARSE, 0.1))])).file()
+
+
+BAD_SPARSE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "byte-left": (lambda code: code + b"\0", "a byte behind the chunk"),
+    "byte-missing": (lambda code: code[:-1], "the last byte is missing"),
+    "half": (lambda code: code[: len(code) // 2], "half of the chunk is missing"),
+    "ones": (lambda code: b"\xff" * len(code), "no bit is zero"),
+    "zeros": (lambda code: bytes(len(code)), "no bit is one: all magnitudes escape"),
+}
+for label, (alter, what) in BAD_SPARSE.items():
+    attack(f"sparse-{label}.dcb", what, "does not decode")(lambda alter=alter: sparse(alter))
 
 
 # Coded levels, for deepcabac.decode -----------------------------------------------------------------------------------
@@ -748,7 +774,7 @@ attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
     lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
 )
 attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
-    lambda: levels(params=bytes([32, 96, 20, 16]))
+    lambda: levels(params=bytes([64, 96, 20, 16]))
 )
 attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
 

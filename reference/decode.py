@@ -139,12 +139,12 @@ class Params:
         fields = Fields(record)
         flags, self.mean_log = fields.byte(), fields.byte()
         self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
-        check(flags <= 31 and self.mean_log <= 191, "flags or mean")
+        check(flags <= 63 and not (flags & 32 and flags & 17) and self.mean_log <= 191, "flags or mean")
         check(1 <= self.width <= 65536 and self.chunk_rows >= 1, "width or rows")
         check(self.width * self.chunk_rows <= 1 << 20, "levels in a chunk")
         self.flags = flags
         self.coarse = flags & 4 != 0
-        self.fast = flags & 16 != 0
+        self.fast, self.sparse = flags & 16 != 0, flags & 32 != 0
         self.above = self.column = 0
         self.kernel_width = self.kernel_size = 1
         self.kernel = [0, 0, 0, 0, 0]
@@ -153,13 +153,18 @@ class Params:
         if flags & 2:
             self.kernel_width, self.kernel_size = fields.byte(), fields.byte()
             check(1 <= self.kernel_width <= 64 and 1 <= self.kernel_size <= 128, "kernel")
-            self.kernel = [fields.signed() for _ in range(5)]
+            if not self.sparse:
+                self.kernel = [fields.signed() for _ in range(5)]
+        elif self.sparse:
+            self.kernel_width = self.kernel_size = self.width
+        self.density_log = fields.byte() if self.sparse else 160
         self.dependent = flags & 8 != 0
         self.taps = (0, 0)
         if self.dependent:
             bits = fields.byte()
             check(bits in TAPS, "number of states")
             self.taps = TAPS[bits]
+        check(self.density_log <= 160, "density")
         fields.end()
 
     @property
@@ -380,16 +385,17 @@ class Model:
         return 2 * c + leaning + 160 * narrow, low_bits(c), predicted, leaning, down
 
 
-def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bool) -> tuple[int, int]:
-    """A residual, before its sign is turned, and its magnitude (4.7)."""
+def decide(decoder: Decoder, contexts: list[int], k: int) -> int:
+    """A decision, from which its context learns."""
+    one = decoder.decision(contexts[k])
+    contexts[k] = adapted(contexts[k], one)
+    return one
 
-    def decide(k: int) -> int:
-        one = decoder.decision(contexts[k])
-        contexts[k] = adapted(contexts[k], one)
-        return one
 
+def decode_magnitude(decoder: Decoder, contexts: list[int], low: int) -> tuple[int, int]:
+    """The upper part of a magnitude, and the magnitude (4.7, 1 to 3)."""
     upper = 0
-    while upper < 16 and decide(upper):
+    while upper < 16 and decide(decoder, contexts, upper):
         upper += 1
         if upper % 4 == 0:
             decoder.end_step()
@@ -399,14 +405,20 @@ def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bo
         upper = (15 + (1 << n | decoder.raw(n))) % 2**32
     magnitude = (upper << low) % 2**32
     if low > 0 and upper == 0:
-        magnitude |= decide(31) << low - 1
+        magnitude |= decide(decoder, contexts, 31) << low - 1
         decoder.end_step()
         magnitude |= decoder.raw(low - 1)
     else:
         magnitude |= decoder.raw(low)
+    return upper, magnitude
+
+
+def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bool) -> tuple[int, int]:
+    """A residual, before its sign is turned, and its magnitude (4.7)."""
+    upper, magnitude = decode_magnitude(decoder, contexts, low)
     negative = 0
     if magnitude != 0 and leaning:
-        negative = decide(16 + min(upper, 14))
+        negative = decide(decoder, contexts, 16 + min(upper, 14))
         decoder.end_step()
     elif magnitude != 0:
         negative = decoder.raw(1)
@@ -630,6 +642,91 @@ def decode_fast_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
     check(all(state == 2**16 for state in decoder.states), "last states")
     check(decoder.next == len(decoder.words), "length of the chunk")
     return [level for strip in strips for level in strip]
+
+
+# --- 4.13 The sparse coder --------------------------------------------------------------------------------------------
+
+
+class SparseModel:
+    """What is expected of the levels of a chunk of the sparse coder."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.mean = from_log(params.density_log)
+        self.column_averages = [self.mean] * params.width
+        self.row_number, self.state, self.count = 0, 0, 0
+        self.typical = min(max((from_log(params.mean_log) << 20) // self.mean - 4096, 0), 4095 << 12)
+        self.sets = initial_sets()
+        starts = [min(max(4 * from_log(32 + 2 * c), 2**11), 2**22 - 2**11) for c in range(80)]
+        self.occupancy = [[start << 10 | 256] * 6 for start in starts]
+        self.start_row()
+
+    def start_row(self) -> None:
+        """Begin a row."""
+        self.row_average = self.mean
+        self.occupied: list[int] = []  # of the present row
+
+    def contexts(self) -> tuple[list[int], int]:
+        """Where the next index is decided to be zero or not: contexts and which of them."""
+        p, column = self.params, len(self.occupied)
+        y, x = divmod(column % p.kernel_size, p.kernel_width)
+        near = self.occupied[column - 1] if x > 0 else 0
+        near += self.occupied[column - p.kernel_width] if y > 0 else 0
+        logs = log(self.row_average) + log(self.column_averages[column])
+        c = self.masked((7 * logs - 6 * p.density_log - 256) >> 4)
+        return self.occupancy[c], 2 * near + (self.state & 1)
+
+    def magnitude_class(self) -> int:
+        """The class of the next magnitude, less one."""
+        return self.masked(log(self.typical) - 32 >> 1)
+
+    def masked(self, c: int) -> int:
+        """A class within bounds, without its lowest bit if classes are coarse."""
+        c = min(max(c, 0), 79)
+        return c & ~1 if self.params.coarse else c
+
+    def commit(self, index: int, more: int) -> None:
+        """Take in an index and its magnitude, less one."""
+        column = len(self.occupied)
+        self.occupied.append(int(more >= 0))
+        shift = 3 if column < 8 else 4 if column < 24 else 5 if column < 56 else 6
+        self.row_average += ((self.occupied[-1] << 20) - self.row_average) >> shift
+        if self.params.dependent:
+            self.state = next_state(self.params, self.state, index)
+        if more >= 0:
+            shift = 3 if self.count < 8 else 4 if self.count < 24 else 5
+            self.typical += ((min(more, 4095) << 12) - self.typical) >> shift
+            self.count += 1
+        if len(self.occupied) == self.params.width:
+            self.end_row()
+
+    def end_row(self) -> None:
+        """Move the columns, behind a complete row."""
+        r = self.row_number
+        shift = 3 if r < 4 else 4 if r < 12 else 5 if r < 40 else 6
+        for i, occupied in enumerate(self.occupied):
+            self.column_averages[i] += ((occupied << 20) - self.column_averages[i]) >> shift
+        self.row_number += 1
+        self.start_row()
+
+
+def decode_sparse_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
+    """The ``count`` levels of a chunk of the sparse coder."""
+    check(1 <= count <= params.chunk_levels and count <= 11400 * (len(chunk) + 8), "levels of the chunk")
+    decoder, model = Decoder(chunk), SparseModel(params)
+    levels: list[int] = []
+    while len(levels) < count:
+        odd, index, more = model.state & 1, 0, -1
+        occupied = decide(decoder, *model.contexts())
+        decoder.end_step()
+        if occupied:
+            c = model.magnitude_class()
+            _, more = decode_magnitude(decoder, model.sets[2 * c], low_bits(c))
+            index = signed32(-(more + 1) if decoder.raw(1) else more + 1)
+        model.commit(index, more)
+        levels.append(level_of(index, odd) if params.dependent else index)
+    decoder.finish()
+    return levels
 
 
 # --- 5 Coded bytes ----------------------------------------------------------------------------------------------------
@@ -919,7 +1016,7 @@ def checked_chunks(chunks: list[Chunk], payload: Fields) -> Iterator[tuple[Chunk
 
 def chunk_decoder(params: Params) -> Callable[[Params, int, bytes], list[int]]:
     """What decodes the chunks of a tensor with these parameters."""
-    return decode_fast_chunk if params.fast else decode_chunk
+    return decode_sparse_chunk if params.sparse else decode_fast_chunk if params.fast else decode_chunk
 
 
 def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], payload: Fields) -> Array:

@@ -19,12 +19,14 @@ from decode import (
     Model,
     Params,
     Site,
+    SparseModel,
     SymbolSets,
     adapted,
     code_bytes,
     code_strips,
     index_of,
     level_of,
+    low_bits,
     next_state,
     signed32,
     strip_levels,
@@ -66,17 +68,17 @@ class Encoder:
         return arithmetic + self.raw_value.to_bytes(raw_bytes, "big")
 
 
-def encode_residual(encoder: Encoder, contexts: list[int], low: int, leaning: bool, residual: int) -> None:
-    """Code a residual whose sign has been turned (4.7)."""
+def decide(encoder: Encoder, contexts: list[int], k: int, one: int) -> None:
+    """Code a decision, from which its context learns."""
+    encoder.decision(contexts[k], one)
+    contexts[k] = adapted(contexts[k], one)
 
-    def decide(k: int, one: int) -> None:
-        encoder.decision(contexts[k], one)
-        contexts[k] = adapted(contexts[k], one)
 
-    magnitude = abs(residual)
+def encode_magnitude(encoder: Encoder, contexts: list[int], low: int, magnitude: int) -> int:
+    """Code a magnitude (4.7, 1 to 3). Returns its upper part."""
     upper = magnitude >> low
     for k in range(min(upper + 1, 16)):
-        decide(k, int(upper > k))
+        decide(encoder, contexts, k, int(upper > k))
         if k % 4 == 3 or upper <= k:
             encoder.end_step()
     if upper >= 16:
@@ -86,13 +88,20 @@ def encode_residual(encoder: Encoder, contexts: list[int], low: int, leaning: bo
         encoder.raw(x - (1 << n), n)
     rest = magnitude & (1 << low) - 1
     if low > 0 and upper == 0:
-        decide(31, rest >> low - 1)
+        decide(encoder, contexts, 31, rest >> low - 1)
         encoder.end_step()
         encoder.raw(rest & (1 << low - 1) - 1, low - 1)
     else:
         encoder.raw(rest, low)
+    return upper
+
+
+def encode_residual(encoder: Encoder, contexts: list[int], low: int, leaning: bool, residual: int) -> None:
+    """Code a residual whose sign has been turned (4.7)."""
+    magnitude = abs(residual)
+    upper = encode_magnitude(encoder, contexts, low, magnitude)
     if magnitude and leaning:
-        decide(16 + min(upper, 14), int(residual < 0))
+        decide(encoder, contexts, 16 + min(upper, 14), int(residual < 0))
         encoder.end_step()
     elif magnitude:
         encoder.raw(int(residual < 0), 1)
@@ -109,6 +118,21 @@ def encode_chunk(params: Params, levels: Sequence[int]) -> bytes:
         model.commit(level, index, abs(residual))
         if len(model.levels) == params.width:
             model.end_row()
+    return encoder.finish()
+
+
+def encode_sparse_chunk(params: Params, levels: Sequence[int]) -> bytes:
+    """Code the levels of a chunk with the sparse coder (4.13)."""
+    encoder, model = Encoder(), SparseModel(params)
+    for level in levels:
+        index = index_of(level, model.state & 1) if params.dependent else level
+        decide(encoder, *model.contexts(), int(index != 0))
+        encoder.end_step()
+        if index:
+            c = model.magnitude_class()
+            encode_magnitude(encoder, model.sets[2 * c], low_bits(c), abs(index) - 1)
+            encoder.raw(int(index < 0), 1)
+        model.commit(index, abs(index) - 1)
     return encoder.finish()
 
 
@@ -198,7 +222,7 @@ def levels_of(params: Params, indices: Sequence[int]) -> list[int]:
 def encode_chunks(params: Params, levels: Sequence[int]) -> list[bytes]:
     """Cut the levels of a tensor into chunks and code them (4.2)."""
     c = params.chunk_levels
-    code = encode_fast_chunk if params.fast else encode_chunk
+    code = encode_sparse_chunk if params.sparse else encode_fast_chunk if params.fast else encode_chunk
     return [code(params, levels[start : start + c]) for start in range(0, len(levels), c)]
 
 

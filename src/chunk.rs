@@ -1,7 +1,7 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
-use crate::context::{COST_BITS, Portable};
+use crate::context::{COST_BITS, Machine, Portable};
 use crate::fast;
 use crate::feedback::{Coupling, Feedback};
 use crate::levels::{self, Cost};
@@ -9,6 +9,7 @@ use crate::params::{Coder, Params};
 use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
+use crate::sparse;
 use crate::trellis::{Contest, Search, Targets, Weights};
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights, each term times the weight's importance.
@@ -33,7 +34,7 @@ const FARTHEST: i32 = 32;
 pub fn has_code(params: &Params, levels: &[i32]) -> bool {
     let Some(states) = params.states else { return true };
     match params.coder {
-        Coder::Binary => states.has_path(levels),
+        Coder::Binary | Coder::Sparse { .. } => states.has_path(levels),
         Coder::Fast => fast::strips(params, levels.len()).all(|strip| states.has_path(&levels[strip])),
     }
 }
@@ -81,7 +82,16 @@ pub(crate) fn quantize_portable(
 pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     match params.coder {
         Coder::Binary => code::<M>(params, levels.len(), out, &mut Given(levels)),
-        Coder::Fast => fast::encode(params, levels, out),
+        _ => encode_chosen::<M>(params, levels, out),
+    }
+}
+
+/// Appends the code of `levels` by another coder than the binary one.
+#[inline(always)]
+fn encode_chosen<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+    match params.coder {
+        Coder::Sparse { density_log } => sparse::encode::<M>(params, density_log, levels, out),
+        _ => fast::encode(params, levels, out),
     }
 }
 
@@ -113,7 +123,7 @@ pub(crate) fn quantize_on<M: Contest>(
         }
     };
     let mut room = Vec::new();
-    let chosen = if params.coder == Coder::Fast && chosen.is_none() {
+    let chosen = if params.coder != Coder::Binary && chosen.is_none() {
         room.resize(weights.len(), 0);
         Some(&mut room[..])
     } else {
@@ -127,7 +137,7 @@ pub(crate) fn quantize_on<M: Contest>(
         // Levels are chosen as if the binary coder coded them, whose bits are nearly the same.
         code::<M>(params, weights.len(), &mut Vec::new(), &mut quantized);
         if let Some(levels) = quantized.chosen {
-            fast::encode(params, levels, out);
+            encode_chosen::<M>(params, levels, out);
         }
     }
     quantized.sums

@@ -158,6 +158,12 @@ impl Machine for Portable {
     }
 }
 
+/// A context at its start, of this probability in units of 2^-22, as far as the bounds allow.
+#[must_use]
+pub fn starting(probability: u32) -> u32 {
+    probability.clamp(LEAST, MOST) << 10 | START
+}
+
 /// The contexts of a chunk at its start: two sets (0: no prediction, 1: predicted) for each scale class.
 ///
 /// With mean magnitude m (after removal of the low bits) the chance that a magnitude exceeds k, given that it reached k,
@@ -177,9 +183,8 @@ pub fn initial() -> &'static Contexts {
                 for narrow in [false, true] {
                     let offset = if narrow && k == 0 { NARROW_OFFSET } else { offset + 2867 * k as u64 };
                     let p = (mean << 22) / (mean + offset);
-                    let p = p.clamp(u64::from(LEAST), u64::from(MOST)) as u32;
                     for leaning in [false, true] {
-                        contexts[set(class, leaning, narrow)][index] = p << 10 | START;
+                        contexts[set(class, leaning, narrow)][index] = starting(p.min(1 << 22) as u32);
                     }
                 }
             }

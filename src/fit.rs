@@ -2,6 +2,7 @@
 //!
 //! Nothing here is normative: a decoder reads the result from the file.
 
+use crate::chunk;
 use crate::context::{COST_BITS, log2};
 use crate::dependent::States;
 use crate::fast;
@@ -9,6 +10,7 @@ use crate::params::{
     Coder, KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_WIDTH, Params, RowPrediction,
 };
 use crate::scale::{self, Resolution};
+use crate::sparse;
 
 /// Row width for tensors without a natural one.
 const DEFAULT_WIDTH: usize = 1 << 10;
@@ -43,7 +45,18 @@ impl Level {
             Self::Small => 0.0,
         }
     }
+
+    /// Of the binary coder's size, what the sparse coder, which decodes more slowly, has to stay below.
+    const fn least_ratio(self) -> f64 {
+        match self {
+            Self::Fast | Self::Default => 0.99,
+            Self::Small => 1.0,
+        }
+    }
 }
+
+/// Share of levels that are not zero up to which the sparse coder is tried.
+const SPARSE_BELOW: f64 = 0.6;
 
 const ROW_FEATURES: usize = 2;
 const FEATURES: usize = ROW_FEATURES + KERNEL_WEIGHTS;
@@ -93,7 +106,7 @@ pub fn fit(
     sampled: usize,
     states: Option<States>,
     effort: Level,
-    level: impl Fn(usize) -> f64,
+    level: impl Fn(usize) -> f64 + Copy,
 ) -> Params {
     let width = layout.width.min(count.max(1));
     let rows = count.div_ceil(width).max(1);
@@ -120,7 +133,7 @@ pub fn fit(
     let mean = moments.magnitude * (moments.error(&used) / moments.energy.max(f64::MIN_POSITIVE)).sqrt();
     // With two quantisers, magnitudes are those of indices, half as large.
     let unit = if states.is_some() { 2048.0 } else { 4096.0 };
-    Params {
+    let params = Params {
         coder: if effort == Level::Fast { Coder::Fast } else { Coder::Binary },
         resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
         mean_log: scale::log((mean * unit).clamp(16.0, 16_777_215.0) as i32) as u8,
@@ -133,7 +146,36 @@ pub fn fit(
             weights: std::array::from_fn(|k| used[ROW_FEATURES + k]),
         }),
         states,
+    };
+    if effort == Level::Fast { params } else { sparse_if_smaller(params, layout, effort, sampled, level) }
+}
+
+/// The sparse coder's parameters instead, if many levels are zero and it codes the sample in fewer bytes.
+fn sparse_if_smaller(
+    params: Params,
+    layout: Layout,
+    effort: Level,
+    sampled: usize,
+    level: impl Fn(usize) -> f64,
+) -> Params {
+    // With two quantisers, what is coded are indices; about half.
+    let unit = if params.states.is_some() { 0.5 } else { 1.0 };
+    let sample: Vec<i32> = (0..sampled).map(|i| (unit * level(i)).round_ties_even() as i32).collect();
+    let nonzero = |levels: &[i32]| levels.iter().filter(|level| **level != 0).count() as f64;
+    let density = nonzero(&sample) / sampled.max(1) as f64;
+    if density > SPARSE_BELOW {
+        return params;
     }
+    let log = scale::log((density * f64::from(1 << sparse::FRACTION)) as i32);
+    let kernel = layout.kernel.map(|(width, size)| KernelPrediction { width, size, weights: [0; KERNEL_WEIGHTS] });
+    let coder = Coder::Sparse { density_log: log as u8 };
+    let sparse = Params { coder, resolution: Resolution::Coarse, row: None, kernel, ..params.clone() };
+    let size = |params: &Params| {
+        let mut code = Vec::new();
+        chunk::encode(&Params { states: None, ..params.clone() }, &sample, &mut code);
+        code.len() as f64
+    };
+    if size(&sparse) < effort.least_ratio() * size(&params) { sparse } else { params }
 }
 
 /// Second moments of a level and its neighbours over the sample.

@@ -14,6 +14,7 @@ use crate::params::{self, Params};
 use crate::rows::{self, DEPENDENT, KERNEL, PLAIN, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
+use crate::sparse;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod quads;
@@ -50,7 +51,7 @@ impl Output<'_> {
     }
 
     #[inline(always)]
-    fn put(&mut self, start: usize, row: &[i32]) {
+    pub(crate) fn put(&mut self, start: usize, row: &[i32]) {
         match self {
             Self::Levels(out) => out[start..start + row.len()].copy_from_slice(row),
             Self::Values(out, step) => {
@@ -185,6 +186,9 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
                 params::Coder::Fast => {
                     let decoder = fast.get_or_insert_with(fast::Decoder::new);
                     job.good = decoder.decode::<M>(&job.params, job.bytes, &mut job.output);
+                }
+                params::Coder::Sparse { density_log } => {
+                    job.good = sparse::decode::<M>(&job.params, density_log, job.bytes, &mut job.output);
                 }
             }
         }

@@ -192,7 +192,7 @@ pub(crate) fn group_of(set: &mut ContextSet, index: usize) -> &mut [u32; GROUP] 
 
 /// Codes one decision if `coded`.
 #[inline(always)]
-fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
+pub(crate) fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
     let one = coder.bit(*context, coded, one);
     if C::ADAPTS {
         context::adapt_if(coded, context, one);

@@ -30,6 +30,7 @@ pub mod rows;
 pub mod scale;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+pub mod sparse;
 #[cfg(test)]
 mod testing;
 mod trellis;

@@ -2,19 +2,21 @@
 //!
 //! ```text
 //! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes, 8 = dependent quantisation,
-//!         16 = the fast coder
+//!         16 = the fast coder, 32 = the sparse coder (neither row prediction nor the fast coder)
 //! byte    logarithm of the mean magnitude of a residual, eighths of an octave, 0..=191 (96 is a mean of 1)
 //! varint  width of a row, 1..=65536
 //! varint  rows in a chunk, 1..; a chunk holds at most 2^20 levels
 //! if row prediction:     i8 weight of the level above, i8 weight of the column's mean
 //! if kernel prediction:  byte kernel width 1..=64, byte kernel size 1..=128,
-//!                        5 x i8 weights of: left, up, up-left, two left, two up
+//!                        not the sparse coder: 5 x i8 weights of: left, up, up-left, two left, two up
+//! if the sparse coder:   byte logarithm of the share of levels that are not zero, 0..=160 (160 is all)
 //! if dependent:          byte log2 of the number of states, 3..=6
 //! ```
 //! Weights are in units of 1/64.
 
 use crate::dependent::States;
 use crate::scale::{LAST_LOG, Resolution};
+use crate::sparse::LAST_DENSITY_LOG;
 
 /// Most columns of a row.
 pub const MAX_WIDTH: usize = 1 << 16;
@@ -55,6 +57,11 @@ pub enum Coder {
     Binary,
     /// A symbol a level, many levels at once (`fast.rs`).
     Fast,
+    /// Zeros apart from the rest (`sparse.rs`).
+    Sparse {
+        /// Logarithm of the share of levels that are not zero, as `scale.rs` has it, in units of 2^-20.
+        density_log: u8,
+    },
 }
 
 /// See the module's description.
@@ -87,11 +94,16 @@ impl Params {
 
     /// Appends the stored form.
     pub fn write(&self, out: &mut Vec<u8>) {
+        let sparse = match self.coder {
+            Coder::Sparse { density_log } => Some(density_log),
+            _ => None,
+        };
         let flags = u8::from(self.row.is_some())
             | u8::from(self.kernel.is_some()) << 1
             | u8::from(self.resolution == Resolution::Coarse) << 2
             | u8::from(self.states.is_some()) << 3
-            | u8::from(self.coder == Coder::Fast) << 4;
+            | u8::from(self.coder == Coder::Fast) << 4
+            | u8::from(sparse.is_some()) << 5;
         out.extend([flags, self.mean_log]);
         write_varint(out, self.width);
         write_varint(out, self.chunk_rows);
@@ -100,8 +112,11 @@ impl Params {
         }
         if let Some(kernel) = self.kernel {
             out.extend([kernel.width as u8, kernel.size as u8]);
-            out.extend(kernel.weights.map(|w| w as u8));
+            if sparse.is_none() {
+                out.extend(kernel.weights.map(|w| w as u8));
+            }
         }
+        out.extend(sparse);
         out.extend(self.states.map(States::bits));
     }
 
@@ -113,10 +128,14 @@ impl Params {
         let mean_log = reader.byte()?;
         let width = reader.varint()?;
         let chunk_rows = reader.varint()?;
-        if flags > 31 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
+        if flags > 63 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
             return None;
         }
         if width.checked_mul(chunk_rows)? > MAX_CHUNK {
+            return None;
+        }
+        let sparse = flags & 32 != 0;
+        if sparse && flags & (1 | 16) != 0 {
             return None;
         }
         let row = if flags & 1 != 0 {
@@ -130,16 +149,28 @@ impl Params {
                 return None;
             }
             let mut weights = [0; KERNEL_WEIGHTS];
-            for weight in &mut weights {
-                *weight = reader.byte()? as i8;
+            if !sparse {
+                for weight in &mut weights {
+                    *weight = reader.byte()? as i8;
+                }
             }
             Some(KernelPrediction { width, size, weights })
         } else {
             None
         };
         let resolution = if flags & 4 != 0 { Resolution::Coarse } else { Resolution::Fine };
+        let coder = if sparse {
+            let density_log = reader.byte()?;
+            if density_log > LAST_DENSITY_LOG {
+                return None;
+            }
+            Coder::Sparse { density_log }
+        } else if flags & 16 != 0 {
+            Coder::Fast
+        } else {
+            Coder::Binary
+        };
         let states = if flags & 8 != 0 { Some(States::of_bits(reader.byte()?)?) } else { None };
-        let coder = if flags & 16 != 0 { Coder::Fast } else { Coder::Binary };
         reader.0.is_empty().then_some(Self { coder, resolution, mean_log, width, chunk_rows, row, kernel, states })
     }
 }
@@ -200,6 +231,13 @@ mod tests {
             Params { row: None, ..example() },
             Params { coder: Coder::Fast, ..example() },
             Params { states: None, ..example() },
+            Params {
+                coder: Coder::Sparse { density_log: LAST_DENSITY_LOG },
+                row: None,
+                kernel: Some(KernelPrediction { width: 3, size: 9, weights: [0; KERNEL_WEIGHTS] }),
+                ..example()
+            },
+            Params { coder: Coder::Sparse { density_log: 0 }, row: None, kernel: None, states: None, ..example() },
             Params { kernel: None, resolution: Resolution::Fine, width: MAX_WIDTH, chunk_rows: 16, ..example() },
             Params {
                 row: None,
@@ -225,7 +263,7 @@ mod tests {
             assert_eq!(Params::read(&bytes[..length]), None);
         }
         assert_eq!(Params::read(&[&bytes[..], &[0]].concat()), None);
-        for (position, value) in [(0, 32), (0, 255), (1, 241)] {
+        for (position, value) in [(0, 64), (0, 255), (1, 241)] {
             let mut bad = bytes.clone();
             bad[position] = value;
             assert_eq!(Params::read(&bad), None);
@@ -243,6 +281,10 @@ mod tests {
             &[8, 0, 1, 1],                        // no number of states
             &[8, 0, 1, 1, 2],                     // 4 states
             &[8, 0, 1, 1, 7],                     // 128 states
+            &[32, 0, 1, 1],                       // no density
+            &[32, 0, 1, 1, 161],                  // a density above one
+            &[33, 0, 1, 1, 0, 0, 100],            // row prediction with the sparse coder
+            &[48, 0, 1, 1, 100],                  // two coders
         ] {
             assert_eq!(Params::read(bad), None, "{bad:?}");
         }

@@ -11,7 +11,7 @@
 
 use crate::context::{self, ContextSet, Contexts, SETS};
 use crate::dependent::{self, States, Taps};
-use crate::params::{KERNEL_WEIGHTS, MAX_KERNEL, MAX_KERNEL_WIDTH, Params};
+use crate::params::{Coder, KERNEL_WEIGHTS, MAX_KERNEL, MAX_KERNEL_WIDTH, Params};
 use crate::scale;
 
 /// No prediction: the residual is the level.
@@ -74,6 +74,7 @@ const CLAMP: i32 = 1 << 15;
 #[must_use]
 pub fn kind(params: &Params) -> u8 {
     let prediction = match (params.kernel, params.row) {
+        _ if matches!(params.coder, Coder::Sparse { .. }) => PLAIN,
         (Some(_), _) => KERNEL,
         (None, Some(_)) => ROW,
         (None, None) => PLAIN,

@@ -101,8 +101,14 @@ pub(crate) const SHIFT_BITS: u32 = 3;
 #[inline(always)]
 #[must_use]
 pub fn column_base(column: usize, mean_log: i32) -> i32 {
-    let shift = 3 + i32::from(column >= 8) + i32::from(column >= 24);
-    ((-6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | shift
+    ((-6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | row_shift(column)
+}
+
+/// Adaptation shift of an average behind so many magnitudes.
+#[inline(always)]
+#[must_use]
+pub fn row_shift(count: usize) -> i32 {
+    3 + i32::from(count >= 8) + i32::from(count >= 24)
 }
 
 /// What a column of this average contributes to the class, in units of 1/64 of an octave's eighth, with its adaptation
@@ -132,6 +138,13 @@ pub fn class_of_log(row: i32, column_share: i32) -> usize {
     // The shift in the lowest bits never reaches the result.
     let z = (ROW_WEIGHT * row + column_share) >> SUM_BITS;
     z.clamp(0, CLASSES as i32 - 1) as usize
+}
+
+/// The class of an average by itself, before masking.
+#[inline(always)]
+#[must_use]
+pub fn class_of_average(average: i32) -> usize {
+    ((log_of_one(average) - FIRST_LOG) >> CLASS_SHIFT).max(0) as usize
 }
 
 /// The row's average behind a level of this magnitude, in a column of this share.

@@ -72,6 +72,24 @@ def test_pruning_with_training_keeps_accuracy_and_zeros_stay_in_the_file(tmp_pat
         assert all(not found[name][value == 0].any() for name, value in original.items() if name.endswith("weight"))
 
 
+@pytest.mark.parametrize(("level", "coder"), [("fast", "fast"), ("default", "sparse"), ("small", "sparse")])
+def test_pruned_tensors_have_a_coder_of_their_own(tmp_path, level, coder):
+    random = np.random.default_rng(0)
+    dense = random.standard_normal((300, 400)).astype(np.float32)
+    pruned = np.where(np.abs(dense) > 2, dense, 0)
+    deepcabac.save_file({"dense": dense, "pruned": pruned}, tmp_path / "m.dcb", level=level)
+    with deepcabac.open_file(tmp_path / "m.dcb") as file:
+        info = {name: file.info(name) for name in file}
+        back = file["pruned"]
+    assert info["pruned"].coder == coder
+    assert info["dense"].coder == ("fast" if level == "fast" else "binary")
+    assert not back[pruned == 0].any()
+    # Where the weights are; a sign and, at 30 dB, a magnitude of eight to sixteen steps.
+    share = np.mean(pruned != 0)
+    where = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    assert 8 * info["pruned"].coded_bytes < pruned.size * (where + 4.5 * share)
+
+
 def test_small_weights_go_first_and_the_schedule_is_cubic():
     net = torch.nn.Linear(100, 40)
     magnitudes = net.weight.detach().abs().reshape(-1).sort().values

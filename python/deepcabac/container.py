@@ -34,8 +34,8 @@ CODED = (LEVELS, SCALED)
 _FLOAT_FORMS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED)
 #: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
 _TWO_QUANTIZERS = 8
-#: Another: its chunks are coded by the fast coder.
-_FAST = 16
+#: Others: its chunks are coded by the fast coder, or by the sparse one.
+_FAST, _SPARSE = 16, 32
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -129,8 +129,9 @@ class Entry:
 
     @property
     def coder(self) -> str:
-        """The entropy coder, "binary" or "fast" (LEVELS, SCALED)."""
-        return "fast" if self.params[0] & _FAST else "binary"
+        """The entropy coder, "binary", "fast" or "sparse" (LEVELS, SCALED)."""
+        flags = self.params[0]
+        return "sparse" if flags & _SPARSE else "fast" if flags & _FAST else "binary"
 
     @property
     def coded_bytes(self) -> int:

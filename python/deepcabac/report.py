@@ -227,8 +227,8 @@ def searched(result: SearchResult) -> list[str]:
 
 def _how(info: TensorInfo) -> str:
     """How values were chosen and coded, in a few words."""
-    fast = "fast" if info.coder == "fast" else ""
-    parts = (info.quantizer, info.states, fast, info.coding, _UPDATE[info.update])
+    coder = "" if info.coder == "binary" else info.coder
+    parts = (info.quantizer, info.states, coder, info.coding, _UPDATE[info.update])
     return " ".join(str(part) for part in parts if part)
 
 

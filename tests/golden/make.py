@@ -156,6 +156,30 @@ def fast_levels(flags: int) -> Callable[[], bytes]:
     return lambda: bytes(encode.write_levels([450], params, encode.encode_chunks(decode.Params(params), levels)))
 
 
+def sparse(states: int) -> Callable[[], bytes]:
+    """The sparse coder: one quantiser (no states) or two, with kernels and without, few levels and many."""
+    few, some = (np.where(bits(180 + k, 2400) % every == 0, bell(182 + k, 2400), 0) for k, every in ((0, 30), (1, 5)))
+    tensors: dict[str, Any] = {
+        "few": (few.reshape(40, 60) / 8192).astype(np.float32),
+        "some": (some.reshape(100, 24) / 8192).astype(np.float32),
+        "kernels": (few.reshape(12, 8, 5, 5) / 8192).astype(np.float32),
+        "float16": (few.reshape(20, 120) / 8192).astype(np.float16),
+    }
+    how: dict[str, Any] = {"quantizer": "trellis", "states": states} if states else {"quantizer": "scalar"}
+    return lambda: deepcabac.compress(tensors, sqnr=15, overrides={"some": {"sqnr": 40}}, **how)
+
+
+def sparse_levels(flags: int) -> Callable[[], bytes]:
+    """The sparse coder with parameters and levels that no real writer takes: by the reference encoder."""
+    kernel, states = bytes([2, 5]) * (flags >> 1 & 1), bytes([4]) * (flags >> 3 & 1)
+    density = bytes([[155, 0, 70][flags % 3]])
+    params = record(60 + 8 * flags, 63, 6, kernel=kernel, coarse=flags & 4 != 0, states=states, sparse=density)
+    numbers = [int(x) for x in np.where(bits(190 + flags, 600) % 3 == 0, bell(191 + flags, 600) // 3**flags, 0)]
+    numbers[100:400:30] = [2**30 - 1, 1 - 2**30, 15, -15, 2**29, 0, 2**23, -(2**23), 17, -17]
+    levels = encode.levels_of(decode.Params(params), numbers) if flags & 8 else numbers
+    return lambda: bytes(encode.write_levels([600], params, encode.encode_chunks(decode.Params(params), levels)))
+
+
 def fine() -> bytes:
     """Very fine quantisation, and float64."""
     tensors: dict[str, Any] = {"a": weights(60, 20, 30), "b": (bell(61, 20, 30) / 3000).astype(np.float64)}
@@ -250,10 +274,11 @@ def record(
     coarse: bool = False,
     states: bytes = b"",
     fast: bool = False,
+    sparse: bytes = b"",
 ) -> bytes:
     """A parameter record (FORMAT.md, 4.2); bytes of flags that are not set are left out."""
-    flags = 16 * fast + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
-    return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel + states
+    flags = 32 * bool(sparse) + 16 * fast + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
+    return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel + sparse + states
 
 
 def exotic_levels() -> bytes:
@@ -440,6 +465,13 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "fast8.levels": fast_levels(8),
     "fast9.levels": fast_levels(9),
     "fast11.levels": fast_levels(11),
+    "sparse.dcb": sparse(0),
+    "sparse_trellis.dcb": sparse(8),
+    "sparse0.levels": sparse_levels(0),
+    "sparse2.levels": sparse_levels(2),
+    "sparse4.levels": sparse_levels(4),
+    "sparse8.levels": sparse_levels(8),
+    "sparse14.levels": sparse_levels(14),
     "trellis8.dcb": trellis(8, 12),
     "trellis16.dcb": trellis(16, 20),
     "trellis32.dcb": trellis(32, 30),
