@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +94,53 @@ def timed(call: Callable[[], Result]) -> tuple[float, Result]:
     start = time.perf_counter()
     result = call()
     return time.perf_counter() - start, result
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a process took."""
+
+    seconds: float  #: from start to exit
+    peak: int  #: bytes resident, the larger of the two below
+    high_water: int  #: VmHWM of /proc/PID/status
+    ru_maxrss: int
+
+
+def watch(command: Sequence[str]) -> Watched:
+    """Run a process and watch its memory. Raises SystemExit if it fails. Linux only."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    high_water = 0
+    while True:
+        high_water = max(high_water, resident("VmHWM", process.pid))
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.02)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{shlex.join(command)} failed with exit code {process.returncode}")
+    ru_maxrss = usage.ru_maxrss * 1024
+    return Watched(seconds, max(high_water, ru_maxrss), high_water, ru_maxrss)
+
+
+def resident(field: str = "VmRSS", pid: int | str = "self") -> int:
+    """Resident memory of a process in bytes, its peak with VmHWM; 0 once it has given its memory back. Linux only."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def forget_peak() -> None:
+    """Let this process's peak of resident memory start again from what is resident now. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of a straight line through the logarithms: 1 if time is proportional to size."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def cores() -> int:
