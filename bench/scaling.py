@@ -31,6 +31,8 @@ SIZES = (10**5, 316_000, 10**6, 3_160_000, 10**7, 31_600_000, 10**8, 10**9)
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
 CHUNKS = tuple(range(13, 21))
 THREADS_BAR, ROUNDS = 1.9, 3
+#: Decoding takes little time, most of all for memory that was never used before; so it is done more often.
+DECODES = 3
 #: Weights of the parts threads and bits; from how many on there is one round, and from how many on times are fitted.
 THREADED, SHADED, ONCE, FITTED = 1 << 25, 1 << 23, 10**7, 10**6
 CAVEATS = (
@@ -39,7 +41,7 @@ CAVEATS = (
     "The step is given, half a standard deviation unless said otherwise; to search it for an SQNR takes one to three "
     "times as long as coding once. Trellis at every level.",
     "From arrays to bytes in memory, and from these to arrays, which are dropped one by one as they come. Best of "
-    "three (chunks: two; more than 1e7 weights in the part weights: one).",
+    "three (chunks: two; more than 1e7 weights in the part weights: one), each decoded three times.",
     "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e6 weights on: "
     "below, there are too few chunks for every core and lane.",
 )
@@ -66,8 +68,9 @@ def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = 
     for _ in range(rounds):
         seconds, data = _common.timed(lambda: deepcabac.compress(model, threads=threads, **options))
         encoding = min(encoding, seconds)
-        seconds, _ = _common.timed(lambda data=data: decode(data))
-        decoding = min(decoding, seconds)
+        for _ in range(DECODES):
+            seconds, _ = _common.timed(lambda data=data: decode(data))
+            decoding = min(decoding, seconds)
     weights = _common.count(model)
     row = {"level": options["level"], "threads": threads or _common.cores(), "weights": weights}
     return row | {"bits": 8 * len(data) / weights, "encode": encoding, "decode": decoding}
@@ -81,11 +84,16 @@ def weights_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
 
 
 def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
-    """One thread, and as many as there are cores."""
+    """One thread, and as many as there are cores, in turns."""
     cores = _common.cores()
+    counts = sorted({1, cores} | {2**n for n in range(1, 8) if 2**n < cores})
     for level in _core.LEVELS:
-        for threads in sorted({1, cores} | {2**n for n in range(1, 8) if 2**n < cores}):
-            yield measure(tensors(THREADED, block), ROUNDS, threads, step=STEP, level=level)
+        rounds = [
+            [measure(tensors(THREADED, block), 1, threads, step=STEP, level=level) for threads in counts]
+            for _ in range(ROUNDS)
+        ]
+        for same in zip(*rounds, strict=True):
+            yield same[0] | {verb: min(row[verb] for row in same) for verb in ("encode", "decode")}
 
 
 def bits_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
