@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcabac import reader
 from deepcabac.checkpoint import open_checkpoint
 
 Float32 = NDArray[np.float32]
@@ -64,6 +66,28 @@ def load_matrices(path: Path) -> Tensors:
             for spec in checkpoint.specs
             if spec.dtype == np.float32 and len(spec.shape) >= 2 and spec.size and spec.tied_to is None
         }
+
+
+#: Columns of synthetic matrices, and weights in one, at most.
+WIDTH, MOST = 1024, 1 << 24
+
+
+def synthetic(weights: int, block: Float32) -> Tensors:
+    """About so many weights: matrices that are windows of ``block``, each from another place on.
+
+    ``block`` has a few more than MOST numbers. The coder has no memory from tensor to tensor, so nothing is gained.
+    """
+    rows, each = max(weights // WIDTH, 1), MOST // WIDTH
+    return {
+        f"w{number}": block[number : number + min(each, rows - start) * WIDTH].reshape(-1, WIDTH)
+        for number, start in enumerate(range(0, rows, each))
+    }
+
+
+def decode_all(data: bytes, threads: int | None = None) -> None:
+    """Decode a .dcb file in memory, dropping each tensor as it comes."""
+    with reader.open_bytes(data, max_bytes=None, threads=threads) as file:
+        deque(file.items(), maxlen=0)
 
 
 def count(tensors: Tensors) -> int:

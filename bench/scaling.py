@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +19,8 @@ import _common
 import numpy as np
 
 import deepcabac
-from deepcabac import _core, reader
+from deepcabac import _core
 
-WIDTH = 1024
-#: Weights in a tensor, at most.
-TENSOR = 1 << 24
 #: Step in standard deviations: about three bits.
 STEP = 0.5
 SIZES = (10**5, 316_000, 10**6, 3_160_000, 10**7, 31_600_000, 10**8, 10**9)
@@ -34,42 +30,28 @@ THREADS_BAR, ROUNDS = 1.9, 3
 #: Decoding takes little time, most of all for memory that was never used before; so it is done more often.
 DECODES = 3
 #: Weights of the parts threads and bits; from how many on there is one round, and from how many on times are fitted.
-THREADED, SHADED, ONCE, FITTED = 1 << 25, 1 << 23, 10**7, 10**6
+THREADED, SHADED, ONCE, FITTED = 1 << 25, 1 << 23, 10**7, 10**7
 CAVEATS = (
     "Weights are independent Gaussian numbers in matrices of 1,024 columns and at most 2^24 elements, but for the part "
     "chunks, which takes MiniLM's matrices at half a standard deviation of each.",
     "The step is given, half a standard deviation unless said otherwise; to search it for an SQNR takes one to three "
     "times as long as coding once. Trellis at every level.",
     "From arrays to bytes in memory, and from these to arrays, which are dropped one by one as they come. Best of "
-    "three (chunks: two; more than 1e7 weights in the part weights: one), each decoded three times.",
-    "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e6 weights on: "
-    "below, there are too few chunks for every core and lane.",
+    "three (threads: five, in turns; chunks: two; more than 1e7 weights in the part weights: one), each decoded three times.",
+    "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e7 weights on: "
+    "below, there are too few chunks (of up to 2^20 levels at level small) for every core and lane.",
 )
 Rows = list[dict[str, Any]]
 
 
-def tensors(weights: int, block: _common.Float32) -> _common.Tensors:
-    """Matrices of so many weights in all, about: windows of ``block`` that begin at different places."""
-    rows, each = max(weights // WIDTH, 1), TENSOR // WIDTH
-    return {
-        f"w{number}": block[number : number + min(each, rows - start) * WIDTH].reshape(-1, WIDTH)
-        for number, start in enumerate(range(0, rows, each))
-    }
-
-
 def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = None, **options: Any) -> dict[str, Any]:
     """Seconds of encoding and decoding, and bits a weight."""
-
-    def decode(data: bytes) -> None:
-        with reader.open_bytes(data, max_bytes=None, threads=threads) as file:
-            deque(file.items(), maxlen=0)
-
     encoding = decoding = math.inf
     for _ in range(rounds):
         seconds, data = _common.timed(lambda: deepcabac.compress(model, threads=threads, **options))
         encoding = min(encoding, seconds)
         for _ in range(DECODES):
-            seconds, _ = _common.timed(lambda data=data: decode(data))
+            seconds, _ = _common.timed(lambda data=data: _common.decode_all(data, threads))
             decoding = min(decoding, seconds)
     weights = _common.count(model)
     row = {"level": options["level"], "threads": threads or _common.cores(), "weights": weights}
@@ -80,7 +62,7 @@ def weights_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     """Time against the number of weights."""
     for size in SIZES:
         for level in _core.LEVELS:
-            yield measure(tensors(size, block), 1 if size > ONCE else ROUNDS, step=STEP, level=level)
+            yield measure(_common.synthetic(size, block), 1 if size > ONCE else ROUNDS, step=STEP, level=level)
 
 
 def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
@@ -89,8 +71,8 @@ def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     counts = sorted({1, cores} | {2**n for n in range(1, 8) if 2**n < cores})
     for level in _core.LEVELS:
         rounds = [
-            [measure(tensors(THREADED, block), 1, threads, step=STEP, level=level) for threads in counts]
-            for _ in range(ROUNDS)
+            [measure(_common.synthetic(THREADED, block), 1, threads, step=STEP, level=level) for threads in counts]
+            for _ in range(ROUNDS + 2)
         ]
         for same in zip(*rounds, strict=True):
             yield same[0] | {verb: min(row[verb] for row in same) for verb in ("encode", "decode")}
@@ -100,7 +82,7 @@ def bits_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     """From coarse steps to fine ones."""
     for step in STEPS:
         for level in _core.LEVELS:
-            yield {"step": step} | measure(tensors(SHADED, block), step=step, level=level)
+            yield {"step": step} | measure(_common.synthetic(SHADED, block), step=step, level=level)
 
 
 def chunks_part(_: _common.Float32) -> Iterator[dict[str, Any]]:
@@ -260,7 +242,7 @@ def main() -> None:
     results: dict[str, Rows] = {}
     if arguments.json is not None and arguments.json.exists():
         results = json.loads(arguments.json.read_text())["scaling"]
-    block = np.random.default_rng(0).standard_normal(max(2 * TENSOR, THREADED) + 256, np.float32)
+    block = np.random.default_rng(0).standard_normal(_common.MOST + 256, np.float32)
     for part in [part for part in PARTS if part in arguments.part]:
         results[part] = []
         for row in PARTS[part](block):
@@ -268,7 +250,9 @@ def main() -> None:
                 break
             results[part].append(row)
             _common.note(f"{part}: {json.dumps(row)}")
-        print_part(part, results[part])
+    for part in PARTS:
+        if part in results:
+            print_part(part, results[part])
     _common.write_json(arguments.json, about, scaling=results)
     if arguments.plot is not None:
         draw(results, arguments.plot)
