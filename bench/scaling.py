@@ -37,7 +37,7 @@ CAVEATS = (
     "The step is given, half a standard deviation unless said otherwise; to search it for an SQNR takes one to three "
     "times as long as coding once. Trellis at every level.",
     "From arrays to bytes in memory, and from these to arrays, which are dropped one by one as they come. Best of "
-    "three (threads: five, in turns; chunks: two; more than 1e7 weights in the part weights: one), each decoded three times.",
+    "three (threads: five, in turns; chunks: two; weights, above 1e7: one), each decoded three times.",
     "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e7 weights on: "
     "below, there are too few chunks (of up to 2^20 levels at level small) for every core and lane.",
 )
