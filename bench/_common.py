@@ -217,6 +217,18 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def save_figure(figure: Any, path: Path) -> None:
+    """A matplotlib figure as a file small enough to be committed: a PNG of few colours, or whatever the suffix says."""
+    if path.suffix == ".png":
+        from PIL import Image
+
+        figure.canvas.draw()
+        Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").quantize(64).save(path, optimize=True)
+    else:
+        figure.savefig(path)
+    note(f"written: {path}, {path.stat().st_size:,} bytes")
+
+
 def write_json(path: Path | None, about: dict[str, str], **results: Any) -> None:
     """The run's description and its results, if a file was asked for."""
     if path is not None:

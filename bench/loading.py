@@ -1,6 +1,6 @@
 """From bytes to a model: load_model next to safetensors, and the link speed from which on our file arrives later.
 
-    python bench/loading.py [--model FILE.safetensors] [--plot FIGURE.svg] [--rounds 3] [--json FILE]
+    python bench/loading.py [--model FILE.safetensors] [--plot FIGURE.png] [--rounds 3] [--json FILE]
 
 Takes MiniLM, and a larger synthetic checkpoint as float32 and as bfloat16, at about 3 bits a weight. Each is loaded
 into parameters that have memory but no values yet, in a new process for every load: by `deepcabac.torch.load_model`
@@ -165,7 +165,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "deepcabac", "font.size": 9}
+    pyplot.rcParams |= {"font.size": 9, "figure.dpi": 100}
     figure, panels = pyplot.subplots(
         1, len(results), figsize=(4 * len(results), 3.6), layout="constrained", squeeze=False
     )
@@ -185,8 +185,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         panel.set(title=result["name"], xlabel="link, bit/s", ylabel="seconds until the model is loaded")
         panel.grid(which="major", alpha=0.3)
         panel.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=80)
-    _common.note(f"written: {path}, {path.stat().st_size:,} bytes")
+    _common.save_figure(figure, path)
 
 
 def synthetic(folder: Path) -> dict[str, Path]:
@@ -208,7 +207,7 @@ def main() -> None:
     options = _common.parser(__doc__)
     options.add_argument("--model", type=Path, metavar="FILE", help="load this one alone (default: MiniLM, synthetic)")
     options.add_argument("--rounds", type=int, default=3, metavar="N", help="best of N (default: %(default)s)")
-    options.add_argument("--plot", type=Path, metavar="FIGURE", help="draw to FIGURE.svg or FIGURE.png")
+    options.add_argument("--plot", type=Path, metavar="FIGURE", help="draw to FIGURE.png")
     arguments = options.parse_args()
     about = _common.environment(("numpy", "torch", "safetensors"))
     _common.print_head("Loading: from bytes to a model", CAVEATS, about)

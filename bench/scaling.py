@@ -1,6 +1,6 @@
 """How speed and size follow the number of weights, of threads, of bits a weight, and the size of chunks.
 
-    python bench/scaling.py --json FILE [--part weights threads bits chunks] [--plot FIGURE.svg]
+    python bench/scaling.py --json FILE [--part weights threads bits chunks] [--plot FIGURE.png]
 
 Every part is measured in turn, or those that are named; what FILE holds of other parts is kept, so that the machine
 need not be quiet for all of them at once. The figure has a panel for each part; `--part none` only draws it.
@@ -193,7 +193,7 @@ def draw(results: dict[str, Rows], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "deepcabac", "font.size": 9}
+    pyplot.rcParams |= {"font.size": 9, "figure.dpi": 100}
     figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
     axes = dict(zip(PARTS, panels.flat, strict=True))
     size = axes["chunks"].twinx()
@@ -226,8 +226,7 @@ def draw(results: dict[str, Rows], path: Path) -> None:
     for panel in panels.flat:
         panel.grid(which="major", alpha=0.3)
     axes["weights"].legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=80)
-    _common.note(f"written: {path}, {path.stat().st_size:,} bytes")
+    _common.save_figure(figure, path)
 
 
 def main() -> None:
@@ -235,7 +234,7 @@ def main() -> None:
     options = _common.parser(__doc__)
     options.add_argument("--part", nargs="+", choices=[*PARTS, "none"], default=list(PARTS), metavar="PART")
     options.add_argument("--most", type=int, default=SIZES[-1], metavar="N", help="weights (default: %(default)s)")
-    options.add_argument("--plot", type=Path, metavar="FIGURE", help="draw to FIGURE.svg or FIGURE.png")
+    options.add_argument("--plot", type=Path, metavar="FIGURE", help="draw to FIGURE.png")
     arguments = options.parse_args()
     about = _common.environment()
     _common.print_head("Scaling", CAVEATS, about)
