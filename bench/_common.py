@@ -13,7 +13,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcabac import reader
 from deepcabac.checkpoint import open_checkpoint
 
 Float32 = NDArray[np.float32]
@@ -65,6 +68,28 @@ def load_matrices(path: Path) -> Tensors:
         }
 
 
+#: Columns of synthetic matrices, and weights in one, at most.
+WIDTH, MOST = 1024, 1 << 24
+
+
+def synthetic(weights: int, block: Float32) -> Tensors:
+    """About so many weights: matrices that are windows of ``block``, each from another place on.
+
+    ``block`` has a few more than MOST numbers. The coder has no memory from tensor to tensor, so nothing is gained.
+    """
+    rows, each = max(weights // WIDTH, 1), MOST // WIDTH
+    return {
+        f"w{number}": block[number : number + min(each, rows - start) * WIDTH].reshape(-1, WIDTH)
+        for number, start in enumerate(range(0, rows, each))
+    }
+
+
+def decode_all(data: bytes, threads: int | None = None) -> None:
+    """Decode a .dcb file in memory, dropping each tensor as it comes."""
+    with reader.open_bytes(data, max_bytes=None, threads=threads) as file:
+        deque(file.items(), maxlen=0)
+
+
 def count(tensors: Tensors) -> int:
     """Number of weights."""
     return sum(tensor.size for tensor in tensors.values())
@@ -93,6 +118,53 @@ def timed(call: Callable[[], Result]) -> tuple[float, Result]:
     start = time.perf_counter()
     result = call()
     return time.perf_counter() - start, result
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a process took."""
+
+    seconds: float  #: from start to exit
+    peak: int  #: bytes resident, the larger of the two below
+    high_water: int  #: VmHWM of /proc/PID/status
+    ru_maxrss: int
+
+
+def watch(command: Sequence[str]) -> Watched:
+    """Run a process and watch its memory. Raises SystemExit if it fails. Linux only."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    high_water = 0
+    while True:
+        high_water = max(high_water, resident("VmHWM", process.pid))
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.02)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{shlex.join(command)} failed with exit code {process.returncode}")
+    ru_maxrss = usage.ru_maxrss * 1024
+    return Watched(seconds, max(high_water, ru_maxrss), high_water, ru_maxrss)
+
+
+def resident(field: str = "VmRSS", pid: int | str = "self") -> int:
+    """Resident memory of a process in bytes, its peak with VmHWM; 0 once it has given its memory back. Linux only."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def forget_peak() -> None:
+    """Let this process's peak of resident memory start again from what is resident now. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of a straight line through the logarithms: 1 if time is proportional to size."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def cores() -> int:
@@ -143,6 +215,18 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def note(text: str) -> None:
     """What is being done, to stderr: a benchmark that takes minutes should not look dead."""
     print(text, file=sys.stderr, flush=True)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """A matplotlib figure as a file small enough to be committed: a PNG of few colours, or whatever the suffix says."""
+    if path.suffix == ".png":
+        from PIL import Image
+
+        figure.canvas.draw()
+        Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").quantize(64).save(path, optimize=True)
+    else:
+        figure.savefig(path)
+    note(f"written: {path}, {path.stat().st_size:,} bytes")
 
 
 def write_json(path: Path | None, about: dict[str, str], **results: Any) -> None:

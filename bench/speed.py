@@ -24,6 +24,7 @@ import _common
 import numpy as np
 
 import deepcabac
+from deepcabac import reader
 
 WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_worker.py"
 #: Least speed over the peer's, of rows of ours by name.
@@ -34,6 +35,10 @@ PLAIN_BAR, TRELLIS_BAR = 12.0, 8.0
 FAST_BAR = 1.02
 #: The settings that the bars are about.
 BAR_SETTING, TRELLIS_SETTING = "-20", "-24,dq"
+#: Weights of the synthetic checkpoint have this standard deviation: twice the step of BAR_SETTING.
+DEVIATION = 1 / 16
+#: Matrices of it that the peer codes; all would take it half an hour.
+PEER_PART = 2
 #: Our error may be this much below the peer's, relatively, before the step is tried larger.
 SLACK, TRIALS = 0.0005, 10
 CAVEATS = (
@@ -49,6 +54,10 @@ CAVEATS = (
     "and 0.66 % larger (measured once). Divide the encode ratios by that to compare with its fastest encoder.",
     "Decoding is from bytes in memory to float32 arrays in memory; ours also checks every checksum, the peer has none.",
     "No file is read or written. Best of all rounds on both sides. A busy machine slows two threads more than one.",
+)
+SYNTHETIC = (
+    "Synthetic: Gaussian numbers in matrices of 16,384 x 1,024, windows of one block. The peer codes the first two, "
+    "and speeds are compared by the weight; error is that of these two. Ours is encoded once."
 )
 
 
@@ -109,8 +118,9 @@ class Row:
 
     def compare(self, peer: Row) -> None:
         """Set the ratios."""
-        self.encode_ratio = peer.encode_seconds / self.encode_seconds
-        self.decode_ratio = peer.decode_seconds / self.decode_seconds
+        share = self.weights / peer.weights
+        self.encode_ratio = share * peer.encode_seconds / self.encode_seconds
+        self.decode_ratio = share * peer.decode_seconds / self.decode_seconds
 
     def cells(self) -> list[str]:
         """For the table."""
@@ -249,6 +259,39 @@ def measure(peer: Peer, setting: Setting, tensors: _common.Tensors, rounds: int)
     return [theirs, *(one.row for one in ours)]
 
 
+def measure_synthetic(peer: Peer, weights: int, rounds: int) -> list[Row]:
+    """Ours on a synthetic checkpoint, the peer on its first matrices, at the same error there; the peer's row first."""
+    setting = Setting.parse(BAR_SETTING)
+    block = np.random.default_rng(0).standard_normal(_common.MOST + (1 << 12), np.float32) * np.float32(DEVIATION)
+    tensors = _common.synthetic(weights, block)
+    part = dict(list(tensors.items())[:PEER_PART])
+    theirs = Row(f"NNCodec {setting}, {_common.count(part):,} weights", 1, _common.count(part))
+    peer.prepare(part)
+    for number in range(rounds):
+        _common.note(f"{theirs.what}: round {number + 1} of {rounds} ...")
+        peer.run(setting, theirs)
+    error = theirs.relative_error = _common.relative_error(part, peer.decoded())
+    _common.note("step of the same error ...")
+    # Found on a quarter of a matrix, and a little finer, for levels and matrices differ by some thousandths.
+    step = 0.998 * match_step({"w0": part["w0"][:4096]}, math.sqrt(12 * error) * DEVIATION, error)
+    rows = [theirs]
+    for level in ("default", "fast", "small"):
+        row = Row(f"{level}, {_common.count(tensors):,} weights", _common.cores(), _common.count(tensors))
+        _common.note(f"{row.what} ...")
+        row.encode_seconds, data = _common.timed(
+            lambda level=level: deepcabac.compress(tensors, step=step, level=level)  # type: ignore[misc]
+        )
+        for _ in range(rounds):
+            seconds, _ = _common.timed(lambda data=data: _common.decode_all(data))  # type: ignore[misc]
+            row.decode_seconds = min(row.decode_seconds, seconds)
+        with reader.open_bytes(data, max_bytes=None, threads=None) as file:
+            row.relative_error = _common.relative_error(part, file)
+        row.bytes = len(data)
+        row.compare(theirs)
+        rows.append(row)
+    return rows
+
+
 def verdict(setting: Setting, theirs: Row, ours: list[Row]) -> dict[str, Any]:
     """Print ours on all cores against the peer's, with the bars where they apply."""
     rows: dict[str, Row] = {}
@@ -295,15 +338,40 @@ def parse_arguments() -> argparse.Namespace:
         help="of the peer; can be repeated, as in --setting=-20 --setting=-24,dq (default: these two)",
     )
     options.add_argument("--rounds", type=int, default=5, metavar="N", help="best of N (default: %(default)s)")
+    options.add_argument(
+        "--synthetic",
+        type=int,
+        metavar="WEIGHTS",
+        help="instead: a synthetic checkpoint of so many weights, such as 1000000000, of which the peer codes a part",
+    )
     arguments = options.parse_args()
     if arguments.rounds < 1:
         options.error("--rounds must be at least 1")
     return arguments
 
 
+def synthetic(arguments: argparse.Namespace) -> None:
+    """The synthetic checkpoint: measure and print."""
+    about = _common.environment()
+    _common.print_head("Fast: deepcabac beside NNCodec, synthetic weights", (*CAVEATS, SYNTHETIC), about)
+    with tempfile.TemporaryDirectory(prefix="deepcabac-speed-") as folder:
+        rows = measure_synthetic(Peer(arguments.peer_python, Path(folder)), arguments.synthetic, arguments.rounds)
+    _common.print_table(HEADS, [row.cells() for row in rows])
+    for row in rows[1:]:
+        level = row.what.split(",")[0]
+        met = "met" if row.decode_ratio >= DECODE_BARS[level] else "NOT met"
+        finer = "no larger" if row.relative_error <= rows[0].relative_error else "LARGER"
+        print(f"  {level}, decode {row.decode_ratio:.2f}x, bar {DECODE_BARS[level]:g}x: {met}; ", end="")
+        print(f"{100 * (row.bits / rows[0].bits - 1):+.2f} % bits, error {finer}")
+    _common.write_json(arguments.json, about, synthetic=[asdict(row) for row in rows])
+
+
 def main() -> None:
     """Measure every setting and print it."""
     arguments = parse_arguments()
+    if arguments.synthetic:
+        synthetic(arguments)
+        return
     path = arguments.model or _common.minilm_path()
     tensors = _common.load_matrices(path)
     if not tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import pytest
 
 import deepcabac
 from deepcabac import CheckpointError
+from deepcabac.container import HEADER
+from deepcabac.reader import OpenFile
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and RLIMITs are Linux's")
 
@@ -86,6 +89,34 @@ def test_a_model_is_compressed_and_restored_in_less_memory_than_it_has(large, tm
 def tensors(count=6):
     rng = np.random.default_rng(0)
     return {f"w{n}": rng.normal(size=(300, 400)).astype(np.float32) for n in range(count)}
+
+
+class Counting(io.BytesIO):
+    """A file that counts what is read from it."""
+
+    count = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+@pytest.mark.parametrize(
+    "settings", [{"level": level} for level in ("fast", "default", "small")] + [{"lossless": True}]
+)
+def test_opening_reads_the_index_and_a_tensor_reads_its_own_bytes_alone(settings):
+    model = tensors() | {"large": np.random.default_rng(1).normal(size=(700, 800)).astype(np.float32)}
+    model["tied"] = model["large"]
+    data = deepcabac.compress(model, **settings)
+    file = Counting(data)
+    opened = OpenFile(file, threads=2)
+    assert file.count == HEADER.size + opened.index_bytes < len(data) / 50
+    for name in ("w3", "large", "w0", "tied"):
+        file.count = 0
+        assert opened[name].shape == model[name].shape
+        assert file.count == opened.info("large" if name == "tied" else name).coded_bytes > 0
+    assert sum(opened.info(name).coded_bytes for name in opened) + HEADER.size + opened.index_bytes == len(data)
 
 
 class Stopped(Exception):

@@ -444,7 +444,7 @@ class _Pass:
         else:
             form = Form(exact.QUANTIZED, params=result.params, step=result.step)
             codes = [(code, b"") for code in result.codes]
-        chunks = self._write([code + details for code, details in codes])
+        chunks = self._write(code + details for code, details in codes)
         chunks = tuple(replace(chunk, details=len(details)) for chunk, (_, details) in zip(chunks, codes, strict=True))
         if form.kind not in exact.UPDATES:
             return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)

@@ -1,0 +1,261 @@
+"""How speed and size follow the number of weights, of threads, of bits a weight, and the size of chunks.
+
+    python bench/scaling.py --json FILE [--part weights threads bits chunks] [--plot FIGURE.png]
+
+Every part is measured in turn, or those that are named; what FILE holds of other parts is kept, so that the machine
+need not be quiet for all of them at once. The figure has a panel for each part; `--part none` only draws it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import _common
+import numpy as np
+
+import deepcabac
+from deepcabac import _core
+
+#: Step in standard deviations: about three bits.
+STEP = 0.5
+SIZES = (10**5, 316_000, 10**6, 3_160_000, 10**7, 31_600_000, 10**8, 10**9)
+STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
+CHUNKS = tuple(range(13, 21))
+THREADS_BAR, ROUNDS = 1.9, 3
+#: Decoding takes little time, most of all for memory that was never used before; so it is done more often.
+DECODES = 3
+#: Weights of the parts threads and bits; from how many on there is one round, and from how many on times are fitted.
+THREADED, SHADED, ONCE, FITTED = 1 << 25, 1 << 23, 10**7, 10**7
+CAVEATS = (
+    "Weights are independent Gaussian numbers in matrices of 1,024 columns and at most 2^24 elements, but for the part "
+    "chunks, which takes MiniLM's matrices at half a standard deviation of each.",
+    "The step is given, half a standard deviation unless said otherwise; to search it for an SQNR takes one to three "
+    "times as long as coding once. Trellis at every level.",
+    "From arrays to bytes in memory, and from these to arrays, which are dropped one by one as they come. Best of "
+    "three (threads: five, in turns; chunks: two; weights, above 1e7: one), each decoded three times.",
+    "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e7 weights on: "
+    "below, there are too few chunks (of up to 2^20 levels at level small) for every core and lane.",
+)
+Rows = list[dict[str, Any]]
+
+
+def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = None, **options: Any) -> dict[str, Any]:
+    """Seconds of encoding and decoding, and bits a weight."""
+    encoding = decoding = math.inf
+    for _ in range(rounds):
+        seconds, data = _common.timed(lambda: deepcabac.compress(model, threads=threads, **options))
+        encoding = min(encoding, seconds)
+        for _ in range(DECODES):
+            seconds, _ = _common.timed(lambda data=data: _common.decode_all(data, threads))
+            decoding = min(decoding, seconds)
+    weights = _common.count(model)
+    row = {"level": options["level"], "threads": threads or _common.cores(), "weights": weights}
+    return row | {"bits": 8 * len(data) / weights, "encode": encoding, "decode": decoding}
+
+
+def weights_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
+    """Time against the number of weights."""
+    for size in SIZES:
+        for level in _core.LEVELS:
+            yield measure(_common.synthetic(size, block), 1 if size > ONCE else ROUNDS, step=STEP, level=level)
+
+
+def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
+    """One thread, and as many as there are cores, in turns."""
+    cores = _common.cores()
+    counts = sorted({1, cores} | {2**n for n in range(1, 8) if 2**n < cores})
+    for level in _core.LEVELS:
+        rounds = [
+            [measure(_common.synthetic(THREADED, block), 1, threads, step=STEP, level=level) for threads in counts]
+            for _ in range(ROUNDS + 2)
+        ]
+        for same in zip(*rounds, strict=True):
+            yield same[0] | {verb: min(row[verb] for row in same) for verb in ("encode", "decode")}
+
+
+def bits_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
+    """From coarse steps to fine ones."""
+    for step in STEPS:
+        for level in _core.LEVELS:
+            yield {"step": step} | measure(_common.synthetic(SHADED, block), step=step, level=level)
+
+
+def chunks_part(_: _common.Float32) -> Iterator[dict[str, Any]]:
+    """MiniLM with chunks of other sizes than those the encoder chooses, and with those."""
+    model = _common.load_matrices(_common.minilm_path())
+    overrides = {name: {"step": STEP * float(array.std())} for name, array in model.items()}
+    for level in _core.LEVELS:
+        yield {"chunk": 0} | measure(model, 2, overrides=overrides, level=level)
+        for size in CHUNKS:
+            with chunks_of(1 << size):
+                yield {"chunk": 1 << size} | measure(model, 2, overrides=overrides, level=level)
+
+
+@contextmanager
+def chunks_of(levels: int) -> Iterator[None]:
+    """Let the encoder make chunks of about so many levels."""
+    fit = _core.fit
+
+    def other(shape: Any, *arguments: Any, **options: Any) -> bytes:
+        params = fit(shape, *arguments, **options)
+        width, end = _number(params, 2)
+        _, rest = _number(params, end)
+        # Even chunks, as the encoder makes them, of whole rows; those of the fast coder of whole strips.
+        rows = -(-math.prod(shape) // width)
+        rows = -(-rows // max(round(math.prod(shape) / levels), 1))
+        if options.get("level", arguments[-1] if arguments else "") == "fast" and rows * width < math.prod(shape):
+            rows = -(-rows // 16) * 16
+        rows = max(min(rows, (1 << 20) // width), 1)
+        return params[:end] + _varint(rows) + params[rest:]
+
+    _core.fit = other
+    try:
+        yield
+    finally:
+        _core.fit = fit
+
+
+def _number(params: bytes, at: int) -> tuple[int, int]:
+    """A number of coding parameters (FORMAT.md, 4.2) and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (params[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if params[at - 1] < 128:
+            return value, at
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+PARTS: dict[str, Callable[[_common.Float32], Iterator[dict[str, Any]]]] = {
+    "weights": weights_part,
+    "threads": threads_part,
+    "bits": bits_part,
+    "chunks": chunks_part,
+}
+
+
+def print_part(part: str, rows: Rows) -> None:
+    """The table, and what follows from it."""
+    about = {"weights": "weights", "threads": "threads", "bits": "step", "chunks": "chunk"}[part]
+
+    def value(row: dict[str, Any]) -> str:
+        return "chosen" if row[about] == 0 else f"{row[about]:,}"
+
+    print(f"## {part}\n")
+    _common.print_table(
+        ["level", about, "bits/weight", "encode, s", "Mw/s", "decode, s", "Mw/s"],
+        [
+            [
+                row["level"],
+                value(row),
+                f"{row['bits']:.4f}",
+                *(
+                    text
+                    for verb in ("encode", "decode")
+                    for text in (f"{row[verb]:.4f}", f"{row['weights'] / row[verb] / 1e6:.1f}")
+                ),
+            ]
+            for row in rows
+        ],
+    )
+    for level in _core.LEVELS:
+        mine = [row for row in rows if row["level"] == level]
+        for verb in ("encode", "decode"):
+            if part == "weights":
+                fitted = [row for row in mine if row["weights"] >= FITTED * 0.99]
+                if len(fitted) < 2:
+                    continue
+                slope = _common.exponent([row["weights"] for row in fitted], [row[verb] for row in fitted])
+                print(f"{level}, {verb}: seconds grow as weights^{slope:.3f}")
+            if part == "threads":
+                gain = mine[0][verb] / mine[-1][verb]
+                bar = f"bar {THREADS_BAR:g}x: {'met' if gain >= THREADS_BAR else 'NOT met'}"
+                print(f"{level}, {verb}: {mine[-1]['threads']} threads {gain:.2f}x as fast as 1, {bar}")
+    print(flush=True)
+
+
+def draw(results: dict[str, Rows], path: Path) -> None:
+    """A panel for each part; encoding dashed, decoding solid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams |= {"font.size": 9, "figure.dpi": 100}
+    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    axes = dict(zip(PARTS, panels.flat, strict=True))
+    size = axes["chunks"].twinx()
+    for number, level in enumerate(_core.LEVELS):
+        mine = {part: [row for row in rows if row["level"] == level] for part, rows in results.items()}
+        mine["chunks"] = [row for row in mine.get("chunks", []) if row["chunk"]]
+        for verb, style in (("encode", "o--"), ("decode", "o-")):
+            look = {"color": f"C{number}", "markersize": 3, "label": f"{level}, {verb}"}
+
+            def speed(part: str, verb: str = verb, mine: dict[str, Rows] = mine) -> list[float]:
+                return [row["weights"] / row[verb] / 1e6 for row in mine.get(part, [])]
+
+            rows = mine.get("weights", [])
+            axes["weights"].loglog([row["weights"] for row in rows], [row[verb] for row in rows], style, **look)
+            axes["threads"].plot([row["threads"] for row in mine.get("threads", [])], speed("threads"), style, **look)
+            axes["bits"].semilogy([row["bits"] for row in mine.get("bits", [])], speed("bits"), style, **look)
+            if verb == "decode":
+                axes["chunks"].semilogx(
+                    [row["chunk"] for row in mine["chunks"]], speed("chunks"), style, base=2, **look
+                )
+        bits = [row["bits"] for row in mine["chunks"]]
+        size.plot([row["chunk"] for row in mine["chunks"]], bits, "s:", color=f"C{number}", markersize=3)
+    axes["weights"].set(title="linear in the number of weights", xlabel="weights", ylabel="seconds")
+    axes["threads"].set(title="threads, 3.4e7 weights", xlabel="threads", ylabel="million weights a second")
+    axes["threads"].set_xticks(sorted({row["threads"] for row in results.get("threads", [])}))
+    axes["threads"].set_ylim(0)
+    axes["bits"].set(title="bits a weight", xlabel="bits a weight", ylabel="million weights a second")
+    axes["chunks"].set(title="chunks, MiniLM", xlabel="levels in a chunk", ylabel="million weights a second (solid)")
+    size.set_ylabel("bits a weight (dotted)")
+    for panel in panels.flat:
+        panel.grid(which="major", alpha=0.3)
+    axes["weights"].legend(fontsize="small")
+    _common.save_figure(figure, path)
+
+
+def main() -> None:
+    """Measure the parts, print all that is known, draw."""
+    options = _common.parser(__doc__)
+    options.add_argument("--part", nargs="+", choices=[*PARTS, "none"], default=list(PARTS), metavar="PART")
+    options.add_argument("--most", type=int, default=SIZES[-1], metavar="N", help="weights (default: %(default)s)")
+    options.add_argument("--plot", type=Path, metavar="FIGURE", help="draw to FIGURE.png")
+    arguments = options.parse_args()
+    about = _common.environment()
+    _common.print_head("Scaling", CAVEATS, about)
+    results: dict[str, Rows] = {}
+    if arguments.json is not None and arguments.json.exists():
+        results = json.loads(arguments.json.read_text())["scaling"]
+    block = np.random.default_rng(0).standard_normal(_common.MOST + 256, np.float32)
+    for part in [part for part in PARTS if part in arguments.part]:
+        results[part] = []
+        for row in PARTS[part](block):
+            if part == "weights" and row["weights"] > arguments.most:
+                break
+            results[part].append(row)
+            _common.note(f"{part}: {json.dumps(row)}")
+    for part in PARTS:
+        if part in results:
+            print_part(part, results[part])
+    _common.write_json(arguments.json, about, scaling=results)
+    if arguments.plot is not None:
+        draw(results, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
