@@ -24,7 +24,9 @@ PARAMETERS = syntax._unit(UnitType.MODEL_PARAMETER_SET, b"\x81\0\x40\0\x80")
 STREAMS: list[tuple[str, str, str, type[DeepCabacError], Callable[[], bytes]]] = []
 
 
-def stream(name: str, what: str, says: str, make: Callable[[], bytes], error: type[DeepCabacError] = DamagedFileError) -> None:
+def stream(
+    name: str, what: str, says: str, make: Callable[[], bytes], error: type[DeepCabacError] = DamagedFileError
+) -> None:
     """Register."""
     STREAMS.append((name, what, says, error, make))
 
@@ -87,38 +89,83 @@ def one_value() -> bytes:
 stream("empty.nnc", "no bytes at all", "ends before", lambda: b"")
 stream("cut.nnc", "the last byte is missing", "a unit claims", lambda: good()[:-1])
 stream("appended.nnc", "a byte follows", "header ends early", lambda: good() + b"\0")
-stream("unit-size-0.nnc", "a unit of no bytes, for a reader that never moves on", "claims 0 bytes", lambda: START + bytes(4))
+stream(
+    "unit-size-0.nnc",
+    "a unit of no bytes, for a reader that never moves on",
+    "claims 0 bytes",
+    lambda: START + bytes(4),
+)
 stream("unit-size-max.nnc", "a unit of 2^31 - 1 bytes", "claims 2,147,483,647", lambda: START + b"\xff" * 4 + b"\6")
 stream("no-start.nnc", "no start unit", "no start unit", lambda: PARAMETERS)
 stream("two-starts.nnc", "two start units", "a second start unit", lambda: START + START)
 stream("profile-255.nnc", "profile 255", "profile 255", lambda: b"\0\4\2\xff" + good()[4:], UnsupportedError)
 stream("unit-kind-63.nnc", "a unit of a kind that is not", "kind 63", lambda: START + b"\0\4\xfe\0", UnsupportedError)
-stream("no-parameters.nnc", "a tensor without parameters of the model", "no model parameter set",
-       lambda: START + good()[len(BEGINNING):])  # fmt: skip
-stream("two-parameters.nnc", "parameters of the model twice", "a second model parameter set",
-       lambda: BEGINNING + BEGINNING[4:])  # fmt: skip
-stream("name-endless.nnc", "a name without an end", "no end",
-       lambda: BEGINNING + syntax._unit(UnitType.COMPRESSED_DATA, b"\x09" + b"w" * 99))  # fmt: skip
-stream("name-twice.nnc", "two tensors of one name", "two tensors are called", lambda: good() + good()[len(BEGINNING):])
+stream(
+    "no-parameters.nnc",
+    "a tensor without parameters of the model",
+    "no model parameter set",
+    lambda: START + good()[len(BEGINNING) :],
+)
+stream(
+    "two-parameters.nnc",
+    "parameters of the model twice",
+    "a second model parameter set",
+    lambda: BEGINNING + BEGINNING[4:],
+)
+stream(
+    "name-endless.nnc",
+    "a name without an end",
+    "no end",
+    lambda: BEGINNING + syntax._unit(UnitType.COMPRESSED_DATA, b"\x09" + b"w" * 99),
+)
+stream("name-twice.nnc", "two tensors of one name", "two tensors are called", lambda: good() + good()[len(BEGINNING) :])
 stream("number-endless.nnc", "a number of 2^33 and more", "too large", lambda: after_name(0x80, *bytes(9)))
 stream("codebook-0.nnc", "a codebook of no values", "a codebook claims", lambda: book((1, 2), 5))
-stream("codebook-max.nnc", "a codebook of 2^30 values in no bytes", "a codebook claims", lambda: book((1, 2), 1, 1 << 30))
-stream("codebook-wraps.nnc", "a value of a codebook that does not fit 32 bits", "does not fit 32 bits",
-       lambda: good(codebook=Codebook(((1 << 31) - 1, 1 << 31), 0, 0)))  # fmt: skip
+stream(
+    "codebook-max.nnc", "a codebook of 2^30 values in no bytes", "a codebook claims", lambda: book((1, 2), 1, 1 << 30)
+)
+stream(
+    "codebook-wraps.nnc",
+    "a value of a codebook that does not fit 32 bits",
+    "does not fit 32 bits",
+    lambda: good(codebook=Codebook(((1 << 31) - 1, 1 << 31), 0, 0)),
+)
 stream("elements-2-to-40.nnc", "2^40 elements in some bytes", "cannot hold", lambda: good(shapes=((1 << 30, 1 << 10),)))
 stream("elements-wrap.nnc", "320 elements modulo 2^64", "cannot hold", lambda: good(shapes=((1 << 32, 1 << 32, 20),)))
-stream("one-row-more.nnc", "a tensor with one row less than its header says", "not what an encoder wrote",
-       lambda: good(shapes=((17, 20),)))  # fmt: skip
-stream("one-row-less.nnc", "a tensor with one row more than its header says", "not what an encoder wrote",
-       lambda: good(shapes=((15, 20),)))  # fmt: skip
-stream("raw-too-few.nnc", "raw floats for half of the elements", "raw elements",
-       lambda: good(bytes(640), payload=Payload.RAW_FLOATS))  # fmt: skip
+stream(
+    "one-row-more.nnc",
+    "a tensor with one row less than its header says",
+    "not what an encoder wrote",
+    lambda: good(shapes=((17, 20),)),
+)
+stream(
+    "one-row-less.nnc",
+    "a tensor with one row more than its header says",
+    "not what an encoder wrote",
+    lambda: good(shapes=((15, 20),)),
+)
+stream(
+    "raw-too-few.nnc",
+    "raw floats for half of the elements",
+    "raw elements",
+    lambda: good(bytes(640), payload=Payload.RAW_FLOATS),
+)
 stream("skipped-rows.nnc", "legal: 2^23 zeros in skipped rows", "max_bytes", skipped_rows, LimitError)
 stream("one-value.nnc", "legal: 2^30 levels of one value, in no bits", "max_bytes", one_value, LimitError)
-stream("entry-state.nnc", "an entry point with another state of the code", "not what an encoder wrote", lambda: blocks(1 << 3))
+stream(
+    "entry-state.nnc",
+    "an entry point with another state of the code",
+    "not what an encoder wrote",
+    lambda: blocks(1 << 3),
+)
 stream("entry-far.nnc", "an entry point 2^40 bits on", "not what an encoder wrote", lambda: blocks(1 << 51))
-stream("update-alone.nnc", "an update whose contexts depend on a base that is not given", "as base=",
-       lambda: good(updates=True, parent=Parent(True), depth=1), OptionError)  # fmt: skip
+stream(
+    "update-alone.nnc",
+    "an update whose contexts depend on a base that is not given",
+    "as base=",
+    lambda: good(updates=True, parent=Parent(True), depth=1),
+    OptionError,
+)
 
 
 def layers() -> bytes:
@@ -148,7 +195,15 @@ stream("cut.dc2019", "the last byte is missing", "damaged", lambda: layers()[:-1
 stream("appended.dc2019", "a byte follows", "damaged", lambda: layers() + b"\0")
 stream("zeros.dc2019", "nothing but zeros", "damaged", lambda: bytes(64))
 stream("ones.dc2019", "nothing but ones", "damaged", lambda: b"\xff" * 64)
-stream("elements-2-to-64.dc2019", "four dimensions of 65,535", "damaged",
-       lambda: layer_header((0xFFFF,) * 4, 0.5, bytes(64)))  # fmt: skip
-stream("elements-2-to-32.dc2019", "two dimensions of 65,535", "damaged",
-       lambda: layer_header((0xFFFF,) * 2, 0.5, bytes(64)))  # fmt: skip
+stream(
+    "elements-2-to-64.dc2019",
+    "four dimensions of 65,535",
+    "damaged",
+    lambda: layer_header((0xFFFF,) * 4, 0.5, bytes(64)),
+)
+stream(
+    "elements-2-to-32.dc2019",
+    "two dimensions of 65,535",
+    "damaged",
+    lambda: layer_header((0xFFFF,) * 2, 0.5, bytes(64)),
+)

@@ -1,9 +1,9 @@
 """Every byte of the standard's streams and of those of 2019, damaged: ``python attacks/sweep.py --values 2``.
 
-Takes each golden stream and, where ../shared is there, each vector: cuts it at every length, gives each of its first bytes
-every value, and each other byte ``--values`` values (a turned bit, then random ones). Whatever happens must be a
-DeepCabacError, or arrays of the shapes that the stream declares, with values of its own type, in bounded memory (RLIMIT_AS)
-and time. Prints outcomes and the slowest; exits with 1 and keeps the stream on anything else.
+Takes each golden stream and, where ../shared is there, each vector: cuts it at every length, gives each of its first
+bytes every value, and each other byte ``--values`` values (a turned bit, then random ones). Whatever happens must be a
+DeepCabacError, or arrays of the shapes that the stream declares, in bounded memory (RLIMIT_AS) and time. Prints
+outcomes and the slowest; exits with 1 and keeps the stream on anything else.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def mutants(data: bytes, values: int, every: int = 1) -> Iterator[bytes]:
     random = np.random.default_rng(len(data))
     yield from (data[:end] for end in range(0, len(data), every))
     for at in range(0, len(data), every):
-        others = range(256) if at < HEAD and every == 1 else [1 << at % 8 ^ data[at], *random.integers(256, size=values - 1)]
-        for value in others:
+        whole = at < HEAD and every == 1
+        for value in range(256) if whole else [1 << at % 8 ^ data[at], *random.integers(256, size=values - 1).tolist()]:
             if value != data[at]:
                 yield data[:at] + bytes([value]) + data[at + 1 :]
 
