@@ -55,7 +55,7 @@ static SHARES: [u64; PLACES] = {
     let mut shares = [0; PLACES];
     let mut place = 0;
     while place < PLACES {
-        let certainty = if place < ONE { ONE - place } else { place - ONE };
+        let certainty = place.abs_diff(ONE);
         let mut class = 0;
         while class < 8 {
             shares[place] |= (LESS_PROBABLE[class][certainty & 31] as u64) << (8 * class);
