@@ -20,10 +20,11 @@ FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
 
 import forge  # noqa: E402
+import streams  # noqa: E402
 from forge import Parts, entry, levels_rest, plain_index, scaled_rest, stored, with_stored  # noqa: E402
 
 import deepcabac  # noqa: E402
-from deepcabac import _core, container  # noqa: E402
+from deepcabac import _core, container, dc2019, nnc  # noqa: E402
 from deepcabac.container import EXACT, HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED, UPDATE  # noqa: E402
 from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, OptionError, UnsupportedError  # noqa: E402
 from deepcabac.wire import blob, varint  # noqa: E402
@@ -785,13 +786,29 @@ def _() -> bytes:
     return forge.coded_levels((24, 1 << 20), forge.chunk_table([code] * 24, WIDE), [code] * 24)
 
 
+for name_, what_, says_, error_, make_ in streams.STREAMS:
+    attack(name_, what_, says_, error_)(make_)
+
+SUFFIXES = (".dcb", ".levels", ".nnc", ".dc2019")
+
+
+def open_file(name: str, data: bytes, max_bytes: int | None = MAX_BYTES, threads: int | None = None) -> object:
+    """Open what a file of this name holds."""
+    if name.endswith(".dc2019"):
+        return dc2019.decode(data)
+    if name.endswith(".levels"):
+        return deepcabac.decode(data, max_bytes=max_bytes, threads=threads)
+    decode = nnc.decode if name.endswith(".nnc") else deepcabac.decompress
+    return decode(data, max_bytes=max_bytes, threads=threads)
+
+
 def main() -> None:
     """Write every file, remove others, and list them in the README."""
     assert container.VERSION == 1, "attacks of older versions stay: give the new ones new names"
     names = {a.name for a in ATTACKS}
     assert len(names) == len(ATTACKS)
-    for old in [*FOLDER.glob("*.dcb"), *FOLDER.glob("*.levels")]:
-        if old.name not in names:
+    for old in FOLDER.iterdir():
+        if old.suffix in SUFFIXES and old.name not in names:
             old.unlink()
     for a in ATTACKS:
         data = a.make()

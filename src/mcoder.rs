@@ -46,17 +46,22 @@ const LESS_PROBABLE: [[u8; 32]; 8] = [
     [228, 200, 174, 150, 132, 116, 102, 90, 80, 70, 62, 54, 48, 42, 36, 32, 28, 26, 22, 20, 18, 16, 14, 14, 10, 10, 8, 8, 6, 6, 4, 4],
 ];
 
-/// [`LESS_PROBABLE`] by certainty: eight bytes for eight ranges. A shift in a register is sooner done than a load.
-const SHARES: [u64; 32] = {
-    let mut shares = [0; 32];
-    let mut certainty = 0;
-    while certainty < 32 {
+/// Where the sum of both counters lies, in 64 steps: from [`ONE`] on, one is the more probable value.
+const PLACES: usize = 64;
+const ONE: usize = PLACES / 2;
+
+/// [`LESS_PROBABLE`] by place: eight bytes for eight ranges. A shift in a register is sooner done than a load.
+static SHARES: [u64; PLACES] = {
+    let mut shares = [0; PLACES];
+    let mut place = 0;
+    while place < PLACES {
+        let certainty = place.abs_diff(ONE);
         let mut class = 0;
         while class < 8 {
-            shares[certainty] |= (LESS_PROBABLE[class][certainty] as u64) << (8 * class);
+            shares[place] |= (LESS_PROBABLE[class][certainty & 31] as u64) << (8 * class);
             class += 1;
         }
-        certainty += 1;
+        place += 1;
     }
     shares
 };
@@ -109,45 +114,45 @@ static COSTS: [[u32; 1024]; 2] = {
     costs
 };
 
-/// What a zero and a one add to the fast counter, by its shift (4 to 7) and itself, plus 128.
-static FAST: [[[i8; 256]; 2]; 4] = {
-    let mut moves = [[[0; 256]; 2]; 4];
-    let mut place = 0;
-    while place < 4 * 256 {
-        let (shift, counter) = (place / 256, (place % 256) as i32 - 128);
-        moves[shift][1][place % 256] = (CURVE[(16 + (counter >> 3)) as usize & 31] >> (shift + 4)) as i8;
-        moves[shift][0][place % 256] = -((CURVE[(16 + (-counter >> 3)) as usize & 31] >> (shift + 4)) as i8);
-        place += 1;
+/// The fast counter behind a zero and behind a one: [`Context::fast`] by itself.
+static FAST: [[u16; 4 * 256]; 2] = {
+    let mut next = [[0; 4 * 256]; 2];
+    let mut at = 0;
+    while at < 4 * 256 {
+        let (shift, counter) = (at / 256, (at % 256) as i32 - 128);
+        let down = CURVE[(16 + (-counter >> 3)) as usize & 31] >> (shift + 4);
+        let up = CURVE[(16 + (counter >> 3)) as usize & 31] >> (shift + 4);
+        // Counters that no sequence of decisions leads to stay in their row.
+        next[0][at] = (256 * shift) as u16 + (at as i32 - down as i32) as u8 as u16;
+        next[1][at] = (256 * shift) as u16 + (at as i32 + up as i32) as u8 as u16;
+        at += 1;
+    }
+    next
+};
+
+/// What a zero and a one add to the slow counter, by [`Context::slow`] over 128, rounded up for a zero.
+static SLOW: [[i16; 4 * 64]; 2] = {
+    let mut moves = [[0; 4 * 64]; 2];
+    let mut at = 0;
+    while at < 4 * 64 {
+        let (shift, counter) = (at / 64, at % 64);
+        moves[0][at] = -(CURVE[(32 - counter as i32) as usize & 31] >> (shift + 4));
+        moves[1][at] = CURVE[counter & 31] >> (shift + 4);
+        at += 1;
     }
     moves
 };
 
-/// What a zero and a one add to the slow counter, by its shift (4 to 7) and itself, over 128 (rounded up for a zero, down for a
-/// one), plus 16.
-static SLOW: [[[i16; 64]; 2]; 4] = {
-    let mut moves = [[[0; 64]; 2]; 4];
-    let mut place = 0;
-    while place < 4 * 64 {
-        let (shift, counter) = (place / 64, place % 64);
-        moves[shift][1][counter] = CURVE[counter & 31] >> (shift + 4);
-        moves[shift][0][counter] = -(CURVE[(32 - counter as i32) as usize & 31] >> (shift + 4));
-        place += 1;
-    }
-    moves
-};
-
-/// An adaptive probability.
+/// An adaptive probability. Counters are stored as places in the tables above, so that little is left to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// In -2000..=2000.
-    slow: i16,
-    /// In -123..=123; the sign says which value is the more probable, as in the slow one.
-    fast: i8,
-    /// Less 4.
-    fast_shift: u8,
-    /// Less 4.
-    slow_shift: u8,
-    setting: u8,
+    /// 2^13 times its shift less 4, and 2048 more than the counter, which is in -2000..=2000.
+    slow: u16,
+    /// 2^8 times its shift less 4, and 128 more than the counter, which is in -123..=123.
+    fast: u16,
+    setting: u16,
+    /// Eight bytes are sooner found than six.
+    _unused: u16,
 }
 
 impl Context {
@@ -156,11 +161,10 @@ impl Context {
     pub const fn new(setting: usize) -> Context {
         let [fast_shift, slow_shift, sum, fast] = SETTING[setting];
         Context {
-            slow: sum - 16 * fast,
-            fast: fast as i8,
-            fast_shift: fast_shift as u8,
-            slow_shift: slow_shift as u8 - 4,
-            setting: setting as u8,
+            slow: ((slow_shift - 4) << 13) as u16 + (2048 + sum - 16 * fast) as u16,
+            fast: (fast_shift << 8) as u16 + (128 + fast) as u16,
+            setting: setting as u16,
+            _unused: 0,
         }
     }
 
@@ -170,10 +174,16 @@ impl Context {
         *self = Context::new(usize::from(self.setting));
     }
 
-    /// At least 0 if one is the more probable value; -3889..=3889.
+    /// The sum of the counters: 4096 more than slow and 16 times fast, in 207..=7985, but for bits from 2^13 on.
     #[inline(always)]
-    fn sum(self) -> i32 {
-        i32::from(self.slow) + 16 * i32::from(self.fast)
+    fn sum(self) -> usize {
+        usize::from(self.slow) + 16 * usize::from(self.fast as u8)
+    }
+
+    /// Below [`PLACES`].
+    #[inline(always)]
+    fn place(self) -> usize {
+        (self.sum() >> 7) & (PLACES - 1)
     }
 
     /// Whether the counters are the same, so that they will be for ever if both adapt alike.
@@ -182,24 +192,19 @@ impl Context {
         (self.slow, self.fast) == (other.slow, other.fast)
     }
 
-    #[inline(always)]
-    fn shares(self) -> u64 {
-        SHARES[((self.sum() >> 7).unsigned_abs() & 31) as usize]
-    }
-
     /// Cost of a decision in units of 2^-15 bits.
     #[inline(always)]
     pub fn cost(self, one: bool) -> u32 {
-        COSTS[usize::from(one)][(512 + (self.sum() >> 3)) as usize & 1023]
+        COSTS[usize::from(one)][(self.sum() >> 3) & 1023]
     }
 
     /// Learns from a decision.
     #[inline(always)]
     pub fn adapt(&mut self, one: bool) {
         let bit = usize::from(one);
-        let up = i32::from(self.slow) + (127 & (bit as i32 - 1));
-        self.slow += SLOW[usize::from(self.slow_shift & 3)][bit][(16 + (up >> 7)) as usize & 63];
-        self.fast += FAST[usize::from(self.fast_shift & 3)][bit][usize::from(self.fast as u8 ^ 128)];
+        let up = if one { 0 } else { 127 };
+        self.slow = self.slow.wrapping_add_signed(SLOW[bit][((usize::from(self.slow) + up) >> 7) & 255]);
+        self.fast = FAST[bit][usize::from(self.fast) & 1023];
     }
 }
 
@@ -354,9 +359,10 @@ impl Bins for Encoder {
     #[inline(always)]
     fn bin(&mut self, contexts: &mut [Context], number: usize, one: bool) -> bool {
         let context = &mut contexts[number];
-        let less = (context.shares() >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
+        let place = context.place();
+        let less = (SHARES[place] >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
         let more = self.range - less;
-        let is_less = (context.sum() >= 0) != one;
+        let is_less = (place >= ONE) != one;
         let mask = u32::from(is_less).wrapping_neg();
         self.low += u64::from(more & mask);
         let range = more ^ ((more ^ less) & mask);
@@ -381,73 +387,81 @@ impl Bins for Encoder {
     }
 }
 
-/// Bits of [`Decoder::value`] below the range. One above it is free, for a bit without a context.
-const VALUE_SHIFT: u32 = 63 - RANGE_BITS;
+/// Bits of [`Decoder::range`] below the range.
+const RANGE_SHIFT: u32 = 64 - RANGE_BITS;
 
 /// Reads decisions from bytes.
 #[derive(Clone)]
 pub struct Decoder<'a> {
     bytes: &'a [u8],
-    /// Bytes that are in `value`, or would be if there were zeros behind the end.
+    /// Bytes that have been read, or would be if there were zeros behind the end.
     taken: usize,
-    /// What the code is above the interval's lower end, at the top; then bits to come.
-    value: u64,
-    /// Bits in `value`, at least those of the range.
-    bits: u32,
-    range: u32,
+    /// The range at the top.
+    range: u64,
+    /// How far the code is below the upper end of the interval, likewise: less the bits to come, and less a one behind the
+    /// last of them, which says where that is. The less probable value, which has the upper part, leaves it as it is.
+    below: u64,
 }
 
-/// The next eight bytes, with zeros behind the end.
+/// The last bytes, with zeros behind the end.
 #[cold]
 #[inline(never)]
-fn near_end(bytes: &[u8], taken: usize) -> u64 {
+fn near_end(bytes: &[u8], taken: usize) -> u32 {
     let rest = bytes.get(taken..).unwrap_or_default();
-    u64::from_be_bytes(array::from_fn(|i| rest.get(i).copied().unwrap_or(0)))
+    u32::from_be_bytes(array::from_fn(|i| rest.get(i).copied().unwrap_or(0)))
 }
 
 impl<'a> Decoder<'a> {
     /// At the beginning of a stream.
     pub fn new(bytes: &'a [u8]) -> Self {
-        let mut decoder = Decoder { bytes, taken: 0, value: 0, bits: 0, range: FIRST_RANGE };
-        decoder.refill();
+        let range = u64::from(FIRST_RANGE) << RANGE_SHIFT;
+        let mut decoder = Decoder { bytes, taken: 0, range, below: range };
+        let first = u64::from(decoder.read()) << 32;
+        decoder.below -= first + (1 << 31);
         decoder
     }
 
-    /// Fills `value` up to at least 56 bits.
     #[inline(always)]
-    fn refill(&mut self) {
+    fn read(&mut self) -> u32 {
         let next = match self.bytes.get(self.taken..).and_then(|rest| rest.first_chunk()) {
-            Some(bytes) => u64::from_be_bytes(*bytes),
+            Some(bytes) => u32::from_be_bytes(*bytes),
             None => near_end(self.bytes, self.taken),
         };
-        self.value |= next >> 1 >> self.bits;
-        let bytes = (63 - self.bits) / 8;
-        self.taken += bytes as usize;
-        self.bits += 8 * bytes;
+        self.taken += 4;
+        next
     }
 
+    /// Passes over `shift` bits, at most 9. At least 24 are left.
     #[inline(always)]
     fn drop(&mut self, shift: u32) {
-        self.value <<= shift;
-        self.bits -= shift;
-        if self.bits < 32 {
-            self.refill();
+        self.below <<= shift;
+        if self.below as u32 == 0 {
+            let place = self.below.trailing_zeros();
+            let next = (u64::from(self.read()) << 1 | 1) << (place & 31);
+            self.below = self.below.wrapping_add(1 << place).wrapping_sub(next);
         }
+    }
+
+    /// What the code is above the interval's lower end, at the top.
+    fn value(&self) -> u64 {
+        self.range.wrapping_sub(self.below)
     }
 
     /// From here on an entry point: see [`Encoder::entry_point`].
     pub fn entry_point(&mut self) {
-        self.range = ENTRY_RANGE;
+        let value = self.value();
+        self.range = u64::from(ENTRY_RANGE) << RANGE_SHIFT;
+        self.below = self.range.wrapping_sub(value);
     }
 
     /// Where the stream stands: bits shifted out so far.
     pub fn position(&self) -> u64 {
-        8 * self.taken as u64 - u64::from(self.bits)
+        8 * self.taken as u64 + u64::from(self.below.trailing_zeros()) - 63
     }
 
     /// What an entry point stores of the code: the low 8 bits of its top 9.
     pub fn entry_value(&self) -> u8 {
-        (self.value >> VALUE_SHIFT) as u8
+        (self.value() >> RANGE_SHIFT) as u8
     }
 
     /// False once more has been decoded than there is.
@@ -459,7 +473,7 @@ impl<'a> Decoder<'a> {
     /// Bytes that the code takes if it ends here: after a terminating decision, with a stop bit and nothing but zeros in
     /// its last byte. None if it does not end here.
     pub fn finish(&self) -> Option<usize> {
-        if self.value < u64::from(self.range - 2) << VALUE_SHIFT {
+        if self.below > 2 << RANGE_SHIFT {
             return None;
         }
         let stop = self.position() + 8;
@@ -467,30 +481,33 @@ impl<'a> Decoder<'a> {
         let byte = *self.bytes.get(last)?;
         (byte << place == 0x80).then_some(last + 1)
     }
+
+    /// The next decision, without a branch. The context has yet to learn it.
+    #[inline(always)]
+    fn next(&mut self, context: Context) -> bool {
+        let place = context.place();
+        let less = ((SHARES[place] >> ((self.range >> (RANGE_SHIFT + 2)) & 0x38)) & 0xff) << RANGE_SHIFT;
+        let (below, is_less) = self.below.overflowing_sub(less);
+        let range = if is_less { less } else { self.range - less };
+        self.below = if is_less { self.below } else { below };
+        let shift = range.leading_zeros();
+        self.range = range << shift;
+        self.drop(shift);
+        is_less != (place >= ONE)
+    }
 }
 
 impl Bins for Decoder<'_> {
-    /// A branch on the more probable value: where it is foreseen, the next decision need not wait for this one.
     #[inline(always)]
     fn bin(&mut self, contexts: &mut [Context], number: usize, _one: bool) -> bool {
         let context = &mut contexts[number];
-        let less = (context.shares() >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
-        let more = self.range - less;
-        let bound = u64::from(more) << VALUE_SHIFT;
-        let one_is_more = context.sum() >= 0;
-        if self.value < bound {
-            context.adapt(one_is_more);
-            let shift = (more >> (RANGE_BITS - 1)) ^ 1; // at least half of the range is left
-            self.range = more << shift;
-            self.drop(shift);
-            one_is_more
+        // What comes next will be foreseen by the processor, and what is learnt is known then.
+        if self.next(*context) {
+            context.adapt(true);
+            true
         } else {
-            context.adapt(!one_is_more);
-            self.value -= bound;
-            let shift = less.leading_zeros() - (32 - RANGE_BITS);
-            self.range = less << shift;
-            self.drop(shift);
-            !one_is_more
+            context.adapt(false);
+            false
         }
     }
 
@@ -505,18 +522,8 @@ impl Bins for Decoder<'_> {
     #[inline(always)]
     fn bin_apart(&mut self, contexts: &mut [Context], number: usize, _one: bool) -> bool {
         let context = &mut contexts[number];
-        let less = (context.shares() >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
-        let more = self.range - less;
-        let bound = u64::from(more) << VALUE_SHIFT;
-        let is_less = self.value >= bound;
-        let mask = u64::from(is_less).wrapping_neg();
-        self.value -= bound & mask;
-        let range = more ^ ((more ^ less) & mask as u32);
-        let shift = range.leading_zeros() - (32 - RANGE_BITS);
-        self.range = range << shift;
-        let one = (context.sum() >= 0) != is_less;
+        let one = self.next(*context);
         context.adapt(one);
-        self.drop(shift);
         one
     }
 
@@ -524,10 +531,9 @@ impl Bins for Decoder<'_> {
     fn bypass(&mut self, _bits: u32, count: u32) -> u32 {
         let mut bits = 0;
         for _ in 0..count {
+            let (below, one) = self.below.overflowing_sub(self.range >> 1);
+            self.below = if one { self.below } else { below };
             self.drop(1);
-            let bound = u64::from(self.range) << VALUE_SHIFT;
-            let one = self.value >= bound;
-            self.value -= bound & u64::from(one).wrapping_neg();
             bits = bits << 1 | u32::from(one);
         }
         bits

@@ -74,7 +74,7 @@ pub fn code_level<B: Bins, const PLAIN: bool>(
         }
         coded += 1;
     }
-    let rest = bins.locally(|bins| code_rest(bins, contexts, form.prefix, limit, coded, magnitude));
+    let rest = bins.locally(move |bins| code_rest(bins, contexts, form.prefix, limit, coded, magnitude));
     rest.filter(|&coded| coded <= form.most).and_then(signed)
 }
 

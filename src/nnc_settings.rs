@@ -7,7 +7,11 @@ const LEADERS: [usize; 4] = [0, 3, 4, 7];
 const LEADER: [usize; SETTINGS] = [0, 0, 0, 1, 2, 2, 2, 3, 3];
 
 /// Decisions after which beginnings are forgotten.
-const FORGOTTEN: u32 = 1 << 13;
+const FORGOTTEN: u64 = 1 << 13;
+/// Decisions after which only one burst in [`RARITY`] is tried, and counts as all of them.
+const ENOUGH: u64 = 1 << 16;
+const BURST: u64 = 1 << 10;
+const RARITY: u64 = 8;
 
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
@@ -19,7 +23,7 @@ struct Trial {
     queued: u32,
     /// Beginnings make no difference any more, or hardly any.
     met: bool,
-    tried: u32,
+    tried: u64,
 }
 
 impl Trial {
@@ -37,6 +41,12 @@ impl Trial {
     /// Tries what is queued.
     #[inline(always)]
     fn flush(&mut self) {
+        self.tried += u64::from(self.queued);
+        let weight = if self.tried <= ENOUGH { 1 } else { RARITY };
+        if weight > 1 && !(self.tried / BURST).is_multiple_of(RARITY) {
+            (self.queue, self.queued) = (0, 0);
+            return;
+        }
         if self.met {
             let mut leaders = LEADERS.map(|leader| (self.contexts[leader], 0));
             for place in 0..self.queued {
@@ -48,7 +58,7 @@ impl Trial {
             }
             for setting in 0..SETTINGS {
                 let (context, cost) = leaders[LEADER[setting]];
-                self.costs[setting] += cost;
+                self.costs[setting] += weight * cost;
                 self.contexts[setting] = context;
             }
         } else {
@@ -59,7 +69,6 @@ impl Trial {
                     context.adapt(one);
                 }
             }
-            self.tried += self.queued;
             self.met = self.tried >= FORGOTTEN
                 || (0..SETTINGS)
                     .all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import deepcabac
-from deepcabac import errors
+from deepcabac import dc2019, errors, nnc
 
 ROOT = Path(__file__).parents[1]
 ATTACKS_FOLDER = ROOT / "attacks"
@@ -22,15 +22,9 @@ NAMES = [attack.name for attack in make.ATTACKS]
 attacks = pytest.mark.parametrize("attack", make.ATTACKS, ids=NAMES)
 
 
-def open_hostile(attack, data):
-    if attack.name.endswith(".dcb"):
-        return deepcabac.decompress(data, max_bytes=make.MAX_BYTES)
-    return deepcabac.decode(data, max_bytes=make.MAX_BYTES)
-
-
 def check(attack, data):
     with pytest.raises(errors.DeepCabacError) as caught:
-        open_hostile(attack, data)
+        make.open_file(attack.name, data)
     assert type(caught.value) is attack.error
     assert attack.says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -50,7 +44,7 @@ def test_a_hostile_file_made_by_the_present_writer_is_refused_too(attack):
 
 
 def test_the_folder_holds_exactly_the_files_that_are_made():
-    files = {path.name for path in ATTACKS_FOLDER.iterdir() if path.suffix in (".dcb", ".levels")}
+    files = {path.name for path in ATTACKS_FOLDER.iterdir() if path.suffix in make.SUFFIXES}
     assert files == set(NAMES)
 
 
@@ -63,6 +57,8 @@ def test_what_the_attacks_start_from_is_good():
     assert (deepcabac.decompress(make.scaled(b"\4" * 16, b"\xf8" * 20))["w"] == tensors["w"] / 2).all()
     assert (deepcabac.decode(make.good_levels()) == make.LEVELS_ARRAY).all()
     assert make.levels() == make.good_levels()
+    assert (nnc.decode(make.streams.good())["w"] == make.streams.LEVELS / 4).all()
+    assert (dc2019.decode(make.streams.layers())[0] == make.streams.LEVELS).all()
     assert deepcabac.decompress(make.zeros(1))["w"].shape == (1, 1 << 20)
 
 
@@ -73,7 +69,10 @@ def test_without_max_bytes_too_nothing_hostile_opens(tmp_path):
         path = tmp_path / attack.name
         path.write_bytes((ATTACKS_FOLDER / attack.name).read_bytes())
         with pytest.raises(attack.error):
-            deepcabac.load_file(path) if attack.name.endswith(".dcb") else deepcabac.decode(path.read_bytes())
+            if attack.name.endswith(".dcb"):
+                deepcabac.load_file(path)
+            else:
+                make.open_file(attack.name, path.read_bytes(), max_bytes=None)
 
 
 #: Opens every attack in a process whose memory ends 64 MiB above what it has, and prints the seconds each takes.
@@ -90,8 +89,7 @@ seconds = {}
 for name, bytes_ in data:
     start = time.process_time()
     try:
-        decode = deepcabac.decompress if name.endswith(".dcb") else deepcabac.decode
-        decode(bytes_, max_bytes=make.MAX_BYTES, threads=1)
+        make.open_file(name, bytes_, threads=1)
         sys.exit(name + " opened")
     except deepcabac.DeepCabacError:
         seconds[name] = time.process_time() - start

@@ -67,7 +67,7 @@ class Tensor:
     header: DataHeader
     name: str
     shape: tuple[int, ...]
-    levels: Levels | None  #: [rows, width] as coded; None for what is stored raw
+    levels: Levels | None  #: [rows, width] as coded; None for what is stored raw, or if they were not to be kept
     qp: int | None
     step: float | None
     _values: Array | None = None
@@ -83,10 +83,22 @@ class Tensor:
             with np.errstate(over="ignore"):
                 book = (np.array(codebook.values, np.float64) * self.step).astype(np.float32)
             return book[self.levels + codebook.zero].reshape(self.shape)
-        values = self.levels.astype(np.float32)
-        with np.errstate(over="ignore"):  # of a damaged stream
-            values *= np.float32(self.step)
-        return values.reshape(self.shape)
+        return scaled(self.levels.copy(), self.step).reshape(self.shape)
+
+
+#: Elements converted at once: what passes through stays in the cache.
+_PIECE = 1 << 15
+
+
+def scaled(levels: Levels, step: float) -> Array:
+    """Levels times the step, as float32, in their place."""
+    flat = levels.reshape(-1)
+    values = flat.view(np.float32)
+    with np.errstate(over="ignore"):  # of a damaged stream
+        for start in range(0, flat.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            values[piece] = flat[piece].astype(np.float32) * np.float32(step)
+    return values.reshape(levels.shape)
 
 
 def coded_qp(stream: Stream, header: DataHeader, payload: bytes | memoryview) -> int | None:
@@ -131,10 +143,10 @@ def check_sizes(stream: Stream, max_bytes: int | None) -> None:
         raise LimitError(f"the tensors take {4 * total:,} bytes, suspiciously many: set max_bytes to allow it")
 
 
-def decode_units(stream: Stream, memory: Memory, threads: int | None) -> list[Tensor]:
-    """Decode all tensors. ``memory`` is looked at, and afterwards has this stream in it."""
+def decode_units(stream: Stream, memory: Memory, threads: int | None, *, keep: bool = True) -> list[Tensor]:
+    """Decode all tensors. ``memory`` is looked at, and afterwards has this stream in it, if ``keep``."""
     calls: list[Callable[[], list[Tensor]]] = [
-        partial(_decode_unit, stream, header, payload, memory) for header, payload, _ in stream.units
+        partial(_decode_unit, stream, header, payload, memory, keep) for header, payload, _ in stream.units
     ]
     tensors = [tensor for unit in run_all(calls, threads) for tensor in unit]
     for tensor in tensors:
@@ -143,16 +155,16 @@ def decode_units(stream: Stream, memory: Memory, threads: int | None) -> list[Te
     return tensors
 
 
-def _decode_unit(stream: Stream, header: DataHeader, payload: memoryview, memory: Memory) -> list[Tensor]:
+def _decode_unit(stream: Stream, header: DataHeader, payload: memoryview, memory: Memory, keep: bool) -> list[Tensor]:
     try:
-        return _decoded(stream, header, payload, memory)
+        return _decoded(stream, header, payload, memory, keep)
     except DamagedFileError as error:
         raise DamagedFileError(f"tensor {header.names[0]!r}: {error}") from error
     except MemoryError as error:
         raise LimitError(f"tensor {header.names[0]!r}: not enough memory for its elements") from error
 
 
-def _decoded(stream: Stream, header: DataHeader, payload: memoryview, memory: Memory) -> list[Tensor]:
+def _decoded(stream: Stream, header: DataHeader, payload: memoryview, memory: Memory, keep: bool) -> list[Tensor]:
     if header.payload == Payload.RAW_FLOATS:
         values = np.frombuffer(payload, "<f4").reshape(header.shapes[0]).copy()
         return [Tensor(header, header.names[0], header.shapes[0], None, None, None, values)]
@@ -189,7 +201,10 @@ def _decoded(stream: Stream, header: DataHeader, payload: memoryview, memory: Me
         codebook = header.codebook if role in ("", "weight") else None
         if codebook is not None and not extended:
             _check_in_codebook(job.levels, codebook)
-        tensor._values = tensor.values(codebook)
+        if keep or codebook is not None or tensor.step is None:
+            tensor._values = tensor.values(codebook)
+        else:
+            tensor._values, tensor.levels = scaled(job.levels, tensor.step).reshape(shape), None
         tensors.append(tensor)
     return tensors
 
@@ -254,7 +269,7 @@ def load(
             tensors = load_with(base, memory, max_bytes=max_bytes, threads=threads)
             if apply:
                 accumulate(model, tensors)
-    last = load_with(data, memory, max_bytes=max_bytes, threads=threads)
+    last = load_with(data, memory, keep=False, max_bytes=max_bytes, threads=threads)
     if not apply:
         return last
     if not bases:
@@ -264,12 +279,17 @@ def load(
 
 
 def load_with(
-    data: bytes | memoryview, memory: Memory, *, max_bytes: int | None = None, threads: int | None = None
+    data: bytes | memoryview,
+    memory: Memory,
+    *,
+    keep: bool = True,
+    max_bytes: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Array]:
-    """The tensors of the next stream of a sequence, which is added to ``memory``."""
+    """The tensors of the next stream of a sequence, which is added to ``memory`` if ``keep``."""
     stream = syntax.read(data)
     check_sizes(stream, max_bytes)
-    return {tensor.name: tensor.values(None) for tensor in decode_units(stream, memory, threads)}
+    return {tensor.name: tensor.values(None) for tensor in decode_units(stream, memory, threads, keep=keep)}
 
 
 def accumulate(model: dict[str, Array], update: Mapping[str, Array]) -> None:

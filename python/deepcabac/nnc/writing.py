@@ -225,12 +225,11 @@ def _tensor(
     else:
         job.levels[...] = array.reshape(rows, width)
         step = 1.0
-    energy = float(np.vdot(array.astype(np.float64), array)) if floats else 0.0
+    energy = _energy(array.reshape(-1)) if floats else 0.0
     if update and not job.levels.any():
         return b"", Coded(name, array.size, 0, energy, energy), note
     if floats:
-        difference = array.reshape(rows, width) - job.levels.astype(np.float32) * np.float32(step)
-        error = float(np.vdot(difference.astype(np.float64), difference))
+        error = _energy(array.reshape(-1), job.levels.reshape(-1), step)
     ways = [(header, job)]
     if update and settings.temporal and known is not None and known.levels.shape == job.levels.shape:
         ways.append((replace(header, parent=Parent(True)), replace(job, base=known.levels)))
@@ -238,6 +237,22 @@ def _tensor(
         ways += _codebooks(header, job)
     unit = min((_unit(*way, update) for way in ways), key=len)
     return unit, Coded(name, array.size, len(unit), error, energy), note
+
+
+#: Elements whose squares are summed at once: what passes through stays in the cache.
+_PIECE = 1 << 15
+
+
+def _energy(weights: Array, levels: Array | None = None, step: float = 0.0) -> float:
+    """Sum of the squares of weights, or of what levels times the step leave of them."""
+    total = 0.0
+    for start in range(0, weights.size, _PIECE):
+        piece = weights[start : start + _PIECE]
+        if levels is not None:
+            piece = piece - levels[start : start + _PIECE].astype(np.float32) * np.float32(step)
+        wide = piece.astype(np.float64)
+        total += float(np.dot(wide, wide))
+    return total
 
 
 def _quantize(job: _streams.NncTensor, weights: Array, qp: int, settings: Settings) -> tuple[int, float]:
