@@ -443,9 +443,9 @@ class _Pass:
             form, codes = result.form, result.codes
         else:
             form = Form(exact.QUANTIZED, params=result.params, step=result.step)
-            codes = [(code, b"") for code in result.codes]
-        chunks = self._write([code + details for code, details in codes])
-        chunks = tuple(replace(chunk, details=len(details)) for chunk, (_, details) in zip(chunks, codes, strict=True))
+            codes = [(code, 0) for code in result.codes]
+        chunks = self._write([code for code, _ in codes])
+        chunks = tuple(replace(chunk, details=details) for chunk, (_, details) in zip(chunks, codes, strict=True))
         if form.kind not in exact.UPDATES:
             return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)
         assert work.base is not None and self._base is not None

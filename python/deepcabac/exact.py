@@ -90,13 +90,14 @@ class Coded:
     """A tensor coded exactly."""
 
     form: Form
-    codes: list[tuple[bytes, bytes]]  #: of chunks: levels or numbers, and details; both empty for one like the base's
+    #: Of chunks: levels or numbers with details behind, and how many bytes details are; nothing for one like the base's.
+    codes: list[tuple[bytes, int]]
 
     @property
     def coded_bytes(self) -> int:
         """Bytes of the chunks and of what the index says about them."""
         entries = 0 if self.form.entries is None else self.form.entries.nbytes
-        return sum(len(code) + len(details) + 7 for code, details in self.codes) + len(self.form.params) + entries + 6
+        return sum(len(code) + 7 for code, _ in self.codes) + len(self.form.params) + entries + 6
 
 
 def encode(array: Array, run: Run, base: Array | None = None) -> Coded | None:
@@ -131,7 +132,7 @@ def _encode_alone(array: Array, run: Run) -> Coded:
         # Small ones are often of many orders of magnitude, and the median says little.
         form = min(
             (_fitted(replace(form, exponent=form.exponent + more), array, sample) for more in (0, 1, 2)),
-            key=lambda one: sum(map(len, _core.encode_exact(one.params, _native(one, array.dtype), sample))),
+            key=lambda one: len(_core.encode_exact(one.params, _native(one, array.dtype), sample)[0]),
         )
     book = _codebook(array, sample, run)
     if book is not None:
@@ -140,8 +141,8 @@ def _encode_alone(array: Array, run: Run) -> Coded:
         as_numbers = len(_core.encode_numbers(numbers.astype(np.uint16), *_book(book)))
         entries = 0 if book.entries is None else book.entries.nbytes
         share = piece.size / flat.size
-        code, details = _core.encode_exact(form.params, _native(form, array.dtype), piece)
-        if as_numbers + entries * share < _CODEBOOK_GAIN * (len(code) + len(details)):
+        code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
+        if as_numbers + entries * share < _CODEBOOK_GAIN * len(code):
             return _encode_numbers(flat, book, run)
     return _encode_detailed(flat, form, array.dtype, run)
 
@@ -213,9 +214,9 @@ def _book(form: Form) -> tuple[int, int, int]:
 def _encode_numbers(flat: Array, form: Form, run: Run) -> Coded:
     entries = form.entries
 
-    def chunk(start: int) -> tuple[bytes, bytes]:
+    def chunk(start: int) -> tuple[bytes, int]:
         numbers = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
-        return _core.encode_numbers(numbers, *_book(form)), b""
+        return _core.encode_numbers(numbers, *_book(form)), 0
 
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, form.chunk_size)]))
 
@@ -228,11 +229,11 @@ def _native(form: Form, dtype: np.dtype[Any], base: Array | None = None) -> _cor
 def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, base: Array | None = None) -> Coded:
     each = form.chunk_size
 
-    def chunk(start: int) -> tuple[bytes, bytes]:
+    def chunk(start: int) -> tuple[bytes, int]:
         piece = flat[start : start + each]
         reference = None if base is None else base[start : start + each]
         if reference is not None and np.array_equal(piece, reference):
-            return b"", b""
+            return b"", 0
         return _core.encode_exact(form.params, _native(form, dtype, reference), piece)
 
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, each)]))
@@ -252,9 +253,9 @@ def _encode_update(array: Array, base: Array, run: Run) -> Coded:
             exponent = max(math.floor(middle + math.log2(_STEP)) + more, 0)
             form = _fitted(Form(kind, exponent), array, changed, before)
             piece = slice(0, form.chunk_size)
-            code, details = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
-            if best is None or len(code) + len(details) < best[0]:
-                best = len(code) + len(details), form
+            code, _ = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
+            if best is None or len(code) < best[0]:
+                best = len(code), form
     assert best is not None
     return _encode_detailed(flat, best[1], array.dtype, run, reference)
 
