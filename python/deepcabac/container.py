@@ -129,8 +129,9 @@ class Entry:
 
     @property
     def coder(self) -> str:
-        """The entropy coder, "binary" or "fast" (LEVELS, SCALED)."""
-        return "fast" if self.params[0] & _FAST else "binary"
+        """The entropy coder of a quantised tensor, "binary" or "fast"."""
+        params = self.params if self.form is None else self.form.params
+        return "fast" if params[0] & _FAST else "binary"
 
     @property
     def coded_bytes(self) -> int:
