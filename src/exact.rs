@@ -7,6 +7,9 @@
 //! Everything here is on *patterns*, the bits of a value as an unsigned integer. The unit of a floating-point format is its
 //! smallest subnormal number, so every finite magnitude is an integer `V << E`, `V` having one bit more than the mantissa.
 
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
+
 /// Magnitude of a level that says: the details hold the whole pattern.
 const ESCAPE: u32 = 1 << 24;
 /// Half steps in a magnitude are fewer, unless it is escaped.
@@ -55,6 +58,8 @@ pub trait Pattern: Copy + Default {
     fn wide(self) -> u64;
     /// The low bits of 64.
     fn of(wide: u64) -> Self;
+    /// Bits that are set in one of both.
+    fn or(self, other: Self) -> Self;
 }
 
 macro_rules! pattern {
@@ -68,6 +73,10 @@ macro_rules! pattern {
             #[inline(always)]
             fn of(wide: u64) -> Self {
                 wide as $type
+            }
+            #[inline(always)]
+            fn or(self, other: Self) -> Self {
+                self | other
             }
         }
     )*};
@@ -109,14 +118,38 @@ struct Bits<'a> {
     count: u32,
 }
 
-/// Room that details start with.
-const ROOM: usize = 1 << 12;
+/// Values whose details are put in turn.
+const BLOCK: usize = 128;
 
 impl<'a> Bits<'a> {
-    fn behind(out: &'a mut Vec<u8>) -> Self {
+    /// Writes behind what there is. `room` is a guess at the bytes.
+    fn behind(out: &'a mut Vec<u8>, room: usize) -> Self {
         let written = out.len();
-        out.resize(written + ROOM, 0);
+        out.resize(written + room.max(64), 0);
         Self { out, written, word: 0, count: 0 }
+    }
+
+    /// Appends bits as [`Self::put`] does, so many of each.
+    #[inline(always)]
+    fn put_all(&mut self, bits: &[u64], counts: &[u8]) {
+        let end = self.written + 8 * (bits.len() + 1);
+        if self.out.len() < end {
+            self.out.resize(end.max(2 * self.out.len()), 0);
+        }
+        let out = &mut self.out[..end];
+        let (mut written, mut word, mut count) = (self.written, self.word, self.count);
+        for (bits, more) in bits.iter().zip(counts) {
+            word |= bits << count;
+            count += u32::from(*more);
+            if let Some(bytes) = out.get_mut(written..).and_then(<[u8]>::first_chunk_mut) {
+                *bytes = word.to_le_bytes();
+            }
+            let whole = count / 8;
+            written += whole as usize;
+            word >>= 8 * whole;
+            count %= 8;
+        }
+        (self.written, self.word, self.count) = (written, word, count);
     }
 
     /// Appends `count <= 56` bits.
@@ -270,9 +303,13 @@ pub fn split<P: Pattern>(
     out: &mut Vec<u8>,
 ) {
     if let Origin::Float { zeros } = origin {
-        return split_floats(form, zeros, width, patterns, levels, out);
+        #[cfg(target_arch = "x86_64")]
+        if simd::available() {
+            return simd::split_floats(form, zeros, width, patterns, levels, out);
+        }
+        return split_floats_on(form, zeros, width, patterns, levels, out);
     }
-    let mut bits = Bits::behind(out);
+    let mut bits = Bits::behind(out, size_of_val(patterns));
     for (number, (row, levels)) in patterns.chunks(width).zip(levels.chunks_mut(width)).enumerate() {
         let start = number * width;
         let value = |index: usize| {
@@ -324,17 +361,77 @@ fn reference<P: Pattern>(form: Form, origin: Origin<P>, index: usize) -> (u64, i
 
 /// Trailing zero bits of the mantissa in common: of each row if that saves bits, else of all rows.
 fn precisions<P: Pattern>(form: Form, width: usize, patterns: &[P]) -> (u32, Option<Vec<u32>>) {
-    let zeros = |row: &[P]| {
-        let any = row.iter().fold(0, |any, pattern| any | pattern.wide());
-        (any | 1 << form.mantissa).trailing_zeros()
-    };
-    let rows: Vec<u32> = patterns.chunks(width).map(zeros).collect();
+    let zeros = |any: P| (any.wide() | 1 << form.mantissa).trailing_zeros();
+    // Most tensors have a value in each row whose last bit is set, and then nothing has to be known about the others.
+    if patterns.chunks(width).all(|row| row.iter().take(64).any(|pattern| pattern.wide() & 1 != 0)) {
+        return (0, None);
+    }
+    let rows: Vec<u32> = patterns.chunks(width).map(|row| zeros(row.iter().fold(P::default(), |a, b| a.or(*b)))).collect();
     let common = rows.iter().copied().min().unwrap_or(0);
     let saved: u64 = rows.iter().map(|row| u64::from(row - common) * width as u64).sum();
     (common, (saved > u64::from(ROW_BITS) * rows.len() as u64).then_some(rows))
 }
 
-fn split_floats<P: Pattern>(
+/// What values of one exponent have in common. `V` has its highest bit set, so its length is known, and level and details
+/// are bits of it, moved.
+#[derive(Clone, Copy, Default)]
+struct Binade {
+    /// Half steps are `V << left >> right`.
+    left: u8,
+    right: u8,
+    /// The level is `half steps + up >> has_bit`.
+    up: u8,
+    /// Number of low bits of `V` in the details, and how many bits are before them.
+    kept: u8,
+    before: u8,
+    /// Where the details begin with the sign, or the lowest bit of the half steps: 1, else 0.
+    sign: u8,
+    bit: u8,
+    /// Whether not all these values are alike, or have too many details: then the rest says nothing.
+    unusual: bool,
+    /// Bits of the details that are always the same.
+    fixed: u32,
+}
+
+/// Bits that are put at once.
+const MOST_PUT: u8 = 56;
+
+impl Binade {
+    /// Of values with this field for an exponent.
+    fn of(form: Form, zeros: bool, field: usize) -> Self {
+        let (half, mantissa, has_bit) = (half(form), form.mantissa as i32, u8::from(form.exponent > 0));
+        let rest = half - (field as i32 - 1);
+        let halves = mantissa + 1 - rest; // how many bits they have
+        let mut binade = Self { up: has_bit, ..Self::default() };
+        if field == 0 || halves > MOST_HALVES.ilog2() as i32 || halves <= -MOST_ZEROS {
+            binade.unusual = true;
+            return binade;
+        }
+        binade.left = (-rest).max(0) as u8;
+        binade.right = rest.clamp(0, mantissa + 1) as u8;
+        binade.kept = binade.right;
+        if halves <= 0 {
+            // What says that it is less than half a step, zeros, and a one in place of the one at the head of `V`.
+            let first = if zeros { 1 + has_bit } else { 1 };
+            let one = first + halves.unsigned_abs() as u8;
+            binade.fixed = 1 << one | if zeros { u32::from(has_bit) << 1 | 1 } else { 0 };
+            binade.up = if zeros { 1 << has_bit } else { has_bit };
+            binade.sign = u8::from(!zeros);
+            (binade.kept, binade.before) = (mantissa as u8, one + 1);
+        } else if zeros && halves == 1 {
+            // Level 1 stands for less than half a step, too.
+            (binade.before, binade.fixed) = (1 + has_bit, u32::from(has_bit));
+        } else {
+            (binade.before, binade.bit) = (has_bit, has_bit);
+        }
+        binade.unusual = binade.kept + binade.before > MOST_PUT;
+        binade
+    }
+}
+
+/// [`split`] of floating-point numbers.
+#[inline(always)]
+pub(crate) fn split_floats_on<P: Pattern>(
     form: Form,
     zeros: bool,
     width: usize,
@@ -344,66 +441,115 @@ fn split_floats<P: Pattern>(
 ) {
     let (common, rows) = precisions(form, width, patterns);
     out.push(if rows.is_some() { BY_ROW } else { common as u8 });
-    let mut bits = Bits::behind(out);
+    let binades: Vec<_> = (0..1 << (P::BITS - 1 - form.mantissa)).map(|field| Binade::of(form, zeros, field)).collect();
+    let mut bits = Bits::behind(out, size_of_val(patterns));
+    // Rows follow each other unless they begin with something.
+    let width = if rows.is_some() { width } else { patterns.len().max(1) };
     for (number, (row, levels)) in patterns.chunks(width).zip(levels.chunks_mut(width)).enumerate() {
         let precision = rows.as_ref().map_or(common, |rows| rows[number]);
         if rows.is_some() {
             bits.put(u64::from(precision), ROW_BITS);
         }
-        let mantissa = form.mantissa - precision;
-        let half = half(form) - precision as i32;
-        let has_bit = u32::from(form.exponent > 0);
-        // Half steps whose level stands for nothing below.
-        let first_plain = if zeros { 3 - u64::from(has_bit == 0) } else { 1 };
-        for (pattern, level) in row.iter().zip(levels) {
-            let size = (pattern.wide() & ones(P::BITS - 1)) >> precision;
-            let negative = pattern.wide() >> (P::BITS - 1) != 0;
-            let (v, exponent) = unpack(size, mantissa);
-            let rest = half - exponent;
-            let halves = half_steps(v, rest);
-            let signed = |level: u32| if negative { -(level as i32) } else { level as i32 };
-            let whole = P::BITS - 1 - precision;
-            if (first_plain..MOST_HALVES).contains(&halves) {
-                let (size, bit, has_bit) = halves_to_level(form, halves);
-                *level = signed(size as u32);
-                let rest = rest.max(0) as u32;
-                bits.put(bit | (v & ones(rest)) << has_bit, rest + has_bit);
-            } else if halves == 0 {
-                if zeros && pattern.wide() == 0 {
-                    *level = 0;
-                    continue;
-                }
-                *level = if zeros { signed(1) } else { 0 };
-                if zeros {
-                    bits.put(u64::from(has_bit) << 1 | 1, 1 + has_bit);
-                } else {
-                    bits.put(u64::from(negative), 1);
-                }
-                let places = half.max(0);
-                let leading = places - length(v) - if v == 0 { 0 } else { exponent };
-                let most = places.min(MOST_ZEROS);
-                bits.put(0, leading.min(most) as u32);
-                if leading < most {
-                    let rest = (length(v) - 1) as u32;
-                    bits.put(1, 1);
-                    bits.put(v & ones(rest), rest);
-                } else if most < places {
-                    bits.put_long(size, whole);
-                }
-            } else if halves >= MOST_HALVES {
-                *level = signed(ESCAPE);
-                bits.put_long(size, whole);
-            } else {
-                // Level 1 stands for less than half a step, too, if level 0 is zero alone.
-                let (size, bit, _) = halves_to_level(form, halves);
-                *level = signed(size as u32);
-                let rest = rest.max(0) as u32;
-                bits.put(bit, 1 + bit as u32);
-                bits.put(v & ones(rest), rest);
-            }
+        for (patterns, levels) in row.chunks(BLOCK).zip(levels.chunks_mut(BLOCK)) {
+            split_block(form, zeros, precision, &binades, patterns, levels, &mut bits);
         }
     }
     bits.finish();
+}
+
+/// Splits at most [`BLOCK`] values whose `precision` low bits are zeros.
+#[inline(always)]
+fn split_block<P: Pattern>(
+    form: Form,
+    zeros: bool,
+    precision: u32,
+    binades: &[Binade],
+    patterns: &[P],
+    levels: &mut [i32],
+    bits: &mut Bits,
+) {
+    let has_bit = u32::from(form.exponent > 0);
+    let (mut details, mut counts, mut unusual) = ([0; BLOCK], [0; BLOCK], false);
+    for (((pattern, level), details), count) in patterns.iter().zip(&mut *levels).zip(&mut details).zip(&mut counts) {
+        let size = pattern.wide() & ones(P::BITS - 1);
+        let binade = &binades[(size >> form.mantissa) as usize];
+        let v = size & ones(form.mantissa) | 1 << form.mantissa;
+        let halves = v << binade.left >> binade.right;
+        let negative = pattern.wide() >> (P::BITS - 1);
+        let signed = -(negative as i32);
+        *level = ((halves + u64::from(binade.up) >> has_bit) as i32 ^ signed) - signed;
+        let kept = (v & ones(u32::from(binade.kept))) >> precision;
+        let first = negative & u64::from(binade.sign) | halves & u64::from(binade.bit);
+        *details = kept << binade.before | u64::from(binade.fixed) | first;
+        *count = binade.kept.saturating_sub(precision as u8) + binade.before;
+        unusual |= binade.unusual;
+    }
+    if !unusual {
+        bits.put_all(&details[..patterns.len()], &counts[..patterns.len()]);
+        return;
+    }
+    for (index, (pattern, level)) in patterns.iter().zip(levels).enumerate() {
+        let field = (pattern.wide() & ones(P::BITS - 1)) >> form.mantissa;
+        if binades[field as usize].unusual {
+            *level = split_unusual::<P>(form, zeros, precision, pattern.wide(), bits);
+        } else {
+            bits.put(details[index], u32::from(counts[index]));
+        }
+    }
+}
+
+/// The level of any value, and its details into `bits`.
+#[inline(never)]
+fn split_unusual<P: Pattern>(form: Form, zeros: bool, precision: u32, pattern: u64, bits: &mut Bits) -> i32 {
+    let mantissa = form.mantissa - precision;
+    let half = half(form) - precision as i32;
+    let has_bit = u32::from(form.exponent > 0);
+    // Half steps whose level stands for nothing below.
+    let first_plain = if zeros { 3 - u64::from(has_bit == 0) } else { 1 };
+    let size = (pattern & ones(P::BITS - 1)) >> precision;
+    let negative = pattern >> (P::BITS - 1) != 0;
+    let (v, exponent) = unpack(size, mantissa);
+    let rest = half - exponent;
+    let halves = half_steps(v, rest);
+    let signed = |level: u32| if negative { -(level as i32) } else { level as i32 };
+    let whole = P::BITS - 1 - precision;
+    if (first_plain..MOST_HALVES).contains(&halves) {
+        let (size, bit, has_bit) = halves_to_level(form, halves);
+        let rest = rest.max(0) as u32;
+        bits.put(bit | (v & ones(rest)) << has_bit, rest + has_bit);
+        signed(size as u32)
+    } else if halves == 0 {
+        if zeros && pattern == 0 {
+            return 0;
+        }
+        if zeros {
+            bits.put(u64::from(has_bit) << 1 | 1, 1 + has_bit);
+        } else {
+            bits.put(u64::from(negative), 1);
+        }
+        let places = half.max(0);
+        let leading = places - length(v) - if v == 0 { 0 } else { exponent };
+        let most = places.min(MOST_ZEROS);
+        bits.put(0, leading.min(most) as u32);
+        if leading < most {
+            let rest = (length(v) - 1) as u32;
+            bits.put(1, 1);
+            bits.put(v & ones(rest), rest);
+        } else if most < places {
+            bits.put_long(size, whole);
+        }
+        if zeros { signed(1) } else { 0 }
+    } else if halves >= MOST_HALVES {
+        bits.put_long(size, whole);
+        signed(ESCAPE)
+    } else {
+        // Level 1 stands for less than half a step, too, if level 0 is zero alone.
+        let (size, bit, _) = halves_to_level(form, halves);
+        let rest = rest.max(0) as u32;
+        bits.put(bit, 1 + bit as u32);
+        bits.put(v & ones(rest), rest);
+        signed(size as u32)
+    }
 }
 
 /// The patterns that [`split`] made these levels and details of. False if no patterns did.

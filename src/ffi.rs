@@ -103,7 +103,7 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    7
+    8
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
@@ -729,6 +729,45 @@ pub unsafe extern "C" fn dc_split(
             let (values, (form, origin)) = unsafe { (input(values.cast::<P>(), count)?, described::<P>(given, count)?) };
             exact::split(form, origin, given.width, values, levels, &mut details);
             deliver(&details, out, length)
+        })
+    })
+}
+
+/// Encodes one chunk of `count` values: the code of their levels, then details. `lengths` receives the bytes of both
+/// together and of the details.
+///
+/// # Safety
+/// Every pointer is valid for its length, `lengths` for two.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_encode_exact(
+    params: *const u8,
+    params_length: usize,
+    form: *const DcExact,
+    values: *const u8,
+    count: usize,
+    out: *mut u8,
+    capacity: usize,
+    lengths: *mut usize,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (params, given) = unsafe { (input(params, params_length)?, input(form, 1)?.first()?) };
+        // SAFETY: as above.
+        let (out, lengths) = unsafe { (output(out, capacity)?, output(lengths, 2)?) };
+        let params = Params::read(params)?;
+        for_item!(given.item, P => {
+            // SAFETY: as above.
+            let (values, (form, origin)) = unsafe { (input(values.cast::<P>(), count)?, described::<P>(given, count)?) };
+            let (mut levels, mut details) = (vec![0; count], Vec::new());
+            exact::split(form, origin, given.width, values, &mut levels, &mut details);
+            if !chunk::has_code(&params, &levels) {
+                return None;
+            }
+            let mut coded = Vec::new();
+            chunk::encode(&params, &levels, &mut coded);
+            coded.extend_from_slice(&details);
+            lengths[1] = details.len();
+            deliver(&coded, out, lengths)
         })
     })
 }

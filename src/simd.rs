@@ -13,6 +13,7 @@ use crate::chunk::{self, Quantizer, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
+use crate::exact;
 use crate::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
 use crate::fast::{Look, Words};
 use crate::feedback::Coupling;
@@ -452,11 +453,14 @@ impl<const S: usize> Entrances<S> {
 }
 
 macro_rules! with_features {
-    ($(#[$doc:meta])* $name:ident, $inner:ident, $call:path, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
+    (
+        $(#[$doc:meta])* $name:ident $(<$of:ident: $bound:path>)?, $inner:ident, $call:path,
+        ($($argument:ident: $type:ty),*) $(-> $result:ty)?
+    ) => {
         $(#[$doc])*
-        pub(crate) fn $name($($argument: $type),*) $(-> $result)? {
+        pub(crate) fn $name$(<$of: $bound>)?($($argument: $type),*) $(-> $result)? {
             #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
-            fn $inner($($argument: $type),*) $(-> $result)? {
+            fn $inner$(<$of: $bound>)?($($argument: $type),*) $(-> $result)? {
                 $call($($argument),*)
             }
             assert!(available(), "called on a processor without AVX2");
@@ -481,6 +485,13 @@ with_features!(
         params: &Params, weights: &[f32], quantizer: Quantizer, coupling: Option<Coupling>, chosen: Option<&mut [i32]>,
         out: &mut Vec<u8>
     ) -> Sums
+);
+with_features!(
+    /// [`exact::split`] of floating-point numbers on this machine.
+    split_floats<P: exact::Pattern>, split_floats_avx2, exact::split_floats_on,
+    (
+        form: exact::Form, zeros: bool, width: usize, patterns: &[P], levels: &mut [i32], out: &mut Vec<u8>
+    )
 );
 with_features!(
     /// [`nnc::UnitDecoder::decode`] on this machine.

@@ -168,6 +168,55 @@ def test_a_file_of_arrays_loads_into_a_model(tmp_path):
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in load_model(tmp_path / "m.dcb").items())
 
 
+def stepped(model, size=1e-4):
+    """The next version."""
+    other = make_model()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += size * torch.randn_like(parameter)
+    return other
+
+
+def test_an_update_of_a_model_goes_into_the_model_itself(tmp_path):
+    old = make_model()
+    new = stepped(old)
+    alone = save_model(new, tmp_path / "new.dcb", lossless=True)
+    update = save_model(new, tmp_path / "update.dcb", base=old, lossless=True)
+    assert update.file_bytes < 0.8 * alone.file_bytes
+    restored = load_model(tmp_path / "update.dcb", base=old.state_dict())
+    assert all(same_bits(value, restored[name]) for name, value in new.state_dict().items())
+    assert load_model(tmp_path / "update.dcb", old, base=old) is old
+    assert all(same_bits(value, old.state_dict()[name]) for name, value in new.state_dict().items())
+    with pytest.raises(deepcabac.OptionError, match="base"):
+        load_model(tmp_path / "update.dcb", old, base=old)  # no longer the base
+
+
+def test_an_update_of_a_file_finds_it_and_takes_a_chain(tmp_path):
+    first = make_model()
+    second = stepped(first)
+    third = stepped(second)
+    save_model(first, tmp_path / "1.dcb", lossless=True)
+    save_model(second, tmp_path / "2.dcb", base=tmp_path / "1.dcb", lossless=True)
+    save_model(third, tmp_path / "3.dcb", base=tmp_path / "2.dcb", sqnr=20)
+    found = load_model(tmp_path / "3.dcb")
+    named = load_model(tmp_path / "3.dcb", make_model(5), base=[tmp_path / "1.dcb", tmp_path / "2.dcb"]).state_dict()
+    for name, before in second.state_dict().items():
+        assert same_bits(found[name], named[name])
+        change, wanted = found[name] - before, third.state_dict()[name] - before
+        assert close(wanted, change, 19), name
+
+
+def test_a_base_that_is_not_needed_is_refused(tmp_path):
+    model = make_model()
+    save_model(model, tmp_path / "m.dcb")
+    with pytest.raises(deepcabac.OptionError, match="needs none"):
+        load_model(tmp_path / "m.dcb", base=model)
+    with pytest.raises(deepcabac.OptionError, match="base must be"):
+        save_model(model, tmp_path / "n.dcb", base=3)
+    assert not (tmp_path / "n.dcb").exists()
+
+
 def test_what_does_not_fit_is_an_error_and_changes_nothing(tmp_path):
     state = make_model().state_dict()
     state["more"] = torch.ones(3)

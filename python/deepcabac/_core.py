@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 7
+_INTERFACE = 8
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
@@ -51,9 +51,9 @@ def _checked(status: int) -> None:
         raise AssertionError(f"native call failed with status {status}: please report this as a bug in deepcabac")
 
 
-def _deliver(call: Any, capacity: int) -> bytes:
+def _deliver(call: Any, capacity: int, length: Any = None) -> bytes:
     """Run ``call(out, capacity, length)``, again with more room if it needs more."""
-    length = ffi.new("uintptr_t *")
+    length = ffi.new("uintptr_t *") if length is None else length
     out = bytearray(capacity)
     status = call(ffi.from_buffer("uint8_t[]", out, require_writable=True), len(out), length)
     if status == _ROOM:
@@ -348,10 +348,26 @@ def split(form: Exact, patterns: npt.NDArray[Any], room: int) -> tuple[npt.NDArr
     return levels, details
 
 
-def encode_exact(params: bytes, form: Exact, patterns: npt.NDArray[Any]) -> tuple[bytes, bytes]:
-    """The code of one chunk of values: that of its levels, and details."""
-    levels, details = split(form, patterns, patterns.nbytes + 64)
-    return encode(params, levels), details
+def encode_exact(params: bytes, form: Exact, patterns: npt.NDArray[Any]) -> tuple[bytes, int]:
+    """One chunk of values coded: the code of their levels with details behind, and how many bytes those are."""
+    slot, keep = form.native(patterns.dtype.itemsize)
+    lengths = ffi.new("uintptr_t[2]")
+    code = _deliver(
+        lambda out, capacity, length: lib.dc_encode_exact(
+            ffi.from_buffer("uint8_t[]", params),
+            len(params),
+            slot,
+            _pointer(patterns, "uint8_t *"),
+            patterns.size,
+            out,
+            capacity,
+            length,
+        ),
+        patterns.nbytes + 64,
+        lengths,
+    )
+    del keep
+    return code, int(lengths[1])
 
 
 def join(form: Exact, levels: npt.NDArray[np.int32], details: bytes | memoryview, patterns: npt.NDArray[Any]) -> bool:

@@ -286,7 +286,7 @@ class _Pass:
     def _code(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | Coded | None:
         """The coded tensor, quantised or exactly; None if it is to be stored raw."""
         result = self._quantize(work, run) if work.base is None else self._quantize_difference(work, work.base, run)
-        return exact.encode(work.array, run, work.base) if result is None else result
+        return exact.encode(work.array, run, work.base, self._options.level) if result is None else result
 
     def _quantize_difference(self, work: _Work, base: Array, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
         """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
@@ -443,9 +443,9 @@ class _Pass:
             form, codes = result.form, result.codes
         else:
             form = Form(exact.QUANTIZED, params=result.params, step=result.step)
-            codes = [(code, b"") for code in result.codes]
-        chunks = self._write(code + details for code, details in codes)
-        chunks = tuple(replace(chunk, details=len(details)) for chunk, (_, details) in zip(chunks, codes, strict=True))
+            codes = [(code, 0) for code in result.codes]
+        chunks = self._write(code for code, _ in codes)
+        chunks = tuple(replace(chunk, details=details) for chunk, (_, details) in zip(chunks, codes, strict=True))
         if form.kind not in exact.UPDATES:
             return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)
         assert work.base is not None and self._base is not None

@@ -129,8 +129,8 @@ class Entry:
 
     @property
     def coder(self) -> str:
-        """The entropy coder, "binary", "fast" or "sparse" (LEVELS, SCALED)."""
-        flags = self.params[0]
+        """The entropy coder of a quantised tensor, "binary", "fast" or "sparse"."""
+        flags = (self.params if self.form is None else self.form.params)[0]
         return "sparse" if flags & _SPARSE else "fast" if flags & _FAST else "binary"
 
     @property

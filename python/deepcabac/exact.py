@@ -43,6 +43,8 @@ _STEP = 0.7413
 _CODEBOOK_GAIN = 0.99
 #: Matrices of at least so many elements are coded by the fast coder: twice the speed for 0.5 % of the size.
 _FAST_FROM = 1 << 16
+#: Elements of them that are looked at first.
+_FAST_SAMPLE = 1 << 14
 #: Elements of a tensor on which several steps are tried.
 _SMALL = 1 << 12
 _PIECE = 1 << 20
@@ -90,33 +92,41 @@ class Coded:
     """A tensor coded exactly."""
 
     form: Form
-    codes: list[tuple[bytes, bytes]]  #: of chunks: levels or numbers, and details; both empty for one like the base's
+    #: Chunks: levels or numbers with details behind, and how many bytes these are; nothing for one like the base's.
+    codes: list[tuple[bytes, int]]
 
     @property
     def coded_bytes(self) -> int:
         """Bytes of the chunks and of what the index says about them."""
         entries = 0 if self.form.entries is None else self.form.entries.nbytes
-        return sum(len(code) + len(details) + 7 for code, details in self.codes) + len(self.form.params) + entries + 6
+        return sum(len(code) + 7 for code, _ in self.codes) + len(self.form.params) + entries + 6
 
 
-def encode(array: Array, run: Run, base: Array | None = None) -> Coded | None:
+def encode(array: Array, run: Run, base: Array | None = None, level: str = "default") -> Coded | None:
     """The tensor coded exactly, or None if that takes as many bytes as storing it raw.
 
     With a ``base`` of the same shape and dtype its difference to that is coded. ``run`` maps calls to results in order.
+    ``level`` is one of ``_core.LEVELS``.
     """
     if array.size <= 1:
         return None
-    best = _encode_update(array, base, run) if base is not None else None
+    if level == "fast" and base is not None:
+        level = "default"
+    elif level == "default" and base is None and array.ndim == 2 and array.size >= _FAST_FROM:
+        # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its
+        # strips.
+        level = "fast"
+    best = _encode_update(array, base, run, level) if base is not None else None
     if best is None or best.form.kind != SAME:
-        alone = _encode_alone(array, run) if best is None or best.coded_bytes > array.nbytes // 2 else None
+        alone = _encode_alone(array, run, level) if best is None or best.coded_bytes > array.nbytes // 2 else None
         if alone is not None and (best is None or alone.coded_bytes < best.coded_bytes):
             best = alone
     return best if best is not None and best.coded_bytes < array.nbytes else None
 
 
-def _encode_alone(array: Array, run: Run) -> Coded:
+def _encode_alone(array: Array, run: Run, level: str) -> Coded:
     flat = patterns(array)
-    sample = _sample(array)
+    sample = _sample(array, _FAST_SAMPLE if level == "fast" else _core.SAMPLE)
     if mantissa(array.dtype):
         zeros = np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size
         form = Form(FLOAT_ZEROS if zeros else FLOAT, _float_exponent(sample, array.dtype))
@@ -126,12 +136,12 @@ def _encode_alone(array: Array, run: Run) -> Coded:
         form = Form(INTEGER, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
     if sample.size > _SMALL:
-        form = _fitted(form, array, sample)
+        form = _fitted(form, array, sample, level)
     else:
         # Small ones are often of many orders of magnitude, and the median says little.
         form = min(
-            (_fitted(replace(form, exponent=form.exponent + more), array, sample) for more in (0, 1, 2)),
-            key=lambda one: sum(map(len, _core.encode_exact(one.params, _native(one, array.dtype), sample))),
+            (_fitted(replace(form, exponent=form.exponent + more), array, sample, level) for more in (0, 1, 2)),
+            key=lambda one: len(_core.encode_exact(one.params, _native(one, array.dtype), sample)[0]),
         )
     book = _codebook(array, sample, run)
     if book is not None:
@@ -140,23 +150,21 @@ def _encode_alone(array: Array, run: Run) -> Coded:
         as_numbers = len(_core.encode_numbers(numbers.astype(np.uint16), *_book(book)))
         entries = 0 if book.entries is None else book.entries.nbytes
         share = piece.size / flat.size
-        code, details = _core.encode_exact(form.params, _native(form, array.dtype), piece)
-        if as_numbers + entries * share < _CODEBOOK_GAIN * (len(code) + len(details)):
+        code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
+        if as_numbers + entries * share < _CODEBOOK_GAIN * len(code):
             return _encode_numbers(flat, book, run)
     return _encode_detailed(flat, form, array.dtype, run)
 
 
-def _sample(array: Array) -> Array:
+def _sample(array: Array, size: int) -> Array:
     flat = patterns(array)
-    return np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
+    return np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size, size)])
 
 
-def _fitted(form: Form, array: Array, sample: Array, base: Array | None = None) -> Form:
+def _fitted(form: Form, array: Array, sample: Array, level: str, base: Array | None = None) -> Form:
     """``form`` with coding parameters chosen on the sample's levels."""
     levels = _core.split(_native(form, array.dtype, base), sample, max(sample.size, 1))[0]
-    # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its strips.
-    fast = array.ndim == 2 and array.size >= _FAST_FROM and base is None
-    return replace(form, params=_core.fit(array.shape, levels, level="fast" if fast else "default"))
+    return replace(form, params=_core.fit(array.shape, levels, level=level))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:
@@ -188,7 +196,8 @@ def _exponent(magnitudes: Array) -> int:
 def _codebook(array: Array, sample: Array, run: Run) -> Form | None:
     """A codebook of all values, if they are few."""
     flat = patterns(array)
-    if flat.size < 64 or np.unique(sample[:: max(sample.size >> 13, 1)]).size > _TRIED_ENTRIES:
+    some = np.sort(sample[:: max(sample.size >> 13, 1)])
+    if flat.size < 64 or np.count_nonzero(some[1:] != some[:-1]) >= _TRIED_ENTRIES:
         return None
     pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
     if flat.dtype.itemsize <= 2:
@@ -213,9 +222,9 @@ def _book(form: Form) -> tuple[int, int, int]:
 def _encode_numbers(flat: Array, form: Form, run: Run) -> Coded:
     entries = form.entries
 
-    def chunk(start: int) -> tuple[bytes, bytes]:
+    def chunk(start: int) -> tuple[bytes, int]:
         numbers = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
-        return _core.encode_numbers(numbers, *_book(form)), b""
+        return _core.encode_numbers(numbers, *_book(form)), 0
 
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, form.chunk_size)]))
 
@@ -228,17 +237,17 @@ def _native(form: Form, dtype: np.dtype[Any], base: Array | None = None) -> _cor
 def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, base: Array | None = None) -> Coded:
     each = form.chunk_size
 
-    def chunk(start: int) -> tuple[bytes, bytes]:
+    def chunk(start: int) -> tuple[bytes, int]:
         piece = flat[start : start + each]
         reference = None if base is None else base[start : start + each]
         if reference is not None and np.array_equal(piece, reference):
-            return b"", b""
+            return b"", 0
         return _core.encode_exact(form.params, _native(form, dtype, reference), piece)
 
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, each)]))
 
 
-def _encode_update(array: Array, base: Array, run: Run) -> Coded:
+def _encode_update(array: Array, base: Array, run: Run, level: str) -> Coded:
     """The difference to the base: in representable numbers or scaled by the base's exponents, whichever is smaller."""
     flat, reference = patterns(array), patterns(base)
     if np.array_equal(flat, reference):
@@ -250,11 +259,11 @@ def _encode_update(array: Array, base: Array, run: Run) -> Coded:
         middle = _typical_distance(kind, array.dtype, changed, before)
         for more in (-2, -1, 0, 1):
             exponent = max(math.floor(middle + math.log2(_STEP)) + more, 0)
-            form = _fitted(Form(kind, exponent), array, changed, before)
+            form = _fitted(Form(kind, exponent), array, changed, level, before)
             piece = slice(0, form.chunk_size)
-            code, details = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
-            if best is None or len(code) + len(details) < best[0]:
-                best = len(code) + len(details), form
+            code, _ = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
+            if best is None or len(code) < best[0]:
+                best = len(code), form
     assert best is not None
     return _encode_detailed(flat, best[1], array.dtype, run, reference)
 

@@ -65,7 +65,7 @@ def _plain(name: str, array: Array) -> Array:
 
 
 @contextmanager
-def _opened_base(base: BaseLike | None, threads: int | None = None) -> Iterator[Base | None]:
+def opened_base(base: BaseLike | None, threads: int | None = None) -> Iterator[Base | None]:
     """What differences are made to."""
     if base is None:
         yield None
@@ -87,7 +87,7 @@ def compress(
     """:func:`save_file` to memory: the bytes of a .dcb file."""
     file = io.BytesIO()
     chosen = Options.of(options, settings)
-    with _opened_base(base, chosen.threads) as opened:
+    with opened_base(base, chosen.threads) as opened:
         compressor.compress(Arrays(tensors), file, chosen, base=opened)
     return file.getvalue()
 
@@ -138,7 +138,7 @@ def save_file(
     """
     source = Arrays(tensors)
     chosen = Options.of(options, settings)
-    with _opened_base(base, chosen.threads) as opened, AtomicFile(Path(path)) as target:
+    with opened_base(base, chosen.threads) as opened, AtomicFile(Path(path)) as target:
         return compressor.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
@@ -201,7 +201,7 @@ def compress_checkpoint(
         if kind_of_path(target_path) is not None:
             raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
         options = options or Options()
-        with _opened_base(base, options.threads) as opened, AtomicFile(target_path) as target:
+        with opened_base(base, options.threads) as opened, AtomicFile(target_path) as target:
             return target_path, compressor.compress(source, target.file, options, progress, base=opened)
 
 

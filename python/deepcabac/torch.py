@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from . import compressor
 from .atomic import AtomicFile
+from .bases import BaseLike
 from .checkpoint.base import DTYPES, TensorSpec
 from .checkpoint.skeleton import assemble, dissolve
 from .compressor import Correct, Progress, Report
 from .curvature import Curvature
 from .errors import CheckpointError, OptionError, UnsupportedError
-from .files import open_file
+from .files import open_file, opened_base
 from .options import Options
 from .reader import OpenFile
 
@@ -54,6 +55,8 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 Module = TypeVar("Module", bound=torch.nn.Module)
+#: What a model may be an update of.
+Base = torch.nn.Module | Mapping[str, Any] | BaseLike
 
 #: numpy (with ml_dtypes) and torch call every type by the same name.
 _DTYPE_OF_NAME: dict[str, np.dtype[Any]] = {f"torch.{dtype.name}": dtype for dtype in DTYPES}
@@ -66,6 +69,7 @@ def save_model(
     options: Options | None = None,
     progress: Progress | None = None,
     correct: Correct | None = None,
+    base: Base | None = None,
     **settings: Any,
 ) -> Report:
     """Compress a model, or a state dict, into a .dcb file, which appears whole or not at all.
@@ -77,14 +81,15 @@ def save_model(
     ``settings`` are the fields of :class:`deepcabac.Options` by name: ``sqnr=30`` (dB, the default), ``bits=``,
     ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.
     ``correct=deepcabac.torch.correction(model, batches)`` lets biases and batch norms make up for what the others lost.
+    With a ``base``, a model or state dict, or what :func:`deepcabac.save_file` takes, the file is an update of it.
 
     Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors; objects that
     are no plain data) or :class:`CheckpointError` (the file cannot be written).
     """
     source = _StateDict(model)
     chosen = Options.of(options, settings)
-    with AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress, correct=correct)
+    with opened_base(_arrays(base), chosen.threads) as opened, AtomicFile(Path(path)) as target:
+        return compressor.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
 @overload
@@ -92,6 +97,7 @@ def load_model(
     path: str | os.PathLike[str],
     model: None = None,
     *,
+    base: Base | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -102,6 +108,7 @@ def load_model(
     path: str | os.PathLike[str],
     model: Module,
     *,
+    base: Base | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -111,6 +118,7 @@ def load_model(
     path: str | os.PathLike[str],
     model: torch.nn.Module | None = None,
     *,
+    base: Base | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -128,16 +136,35 @@ def load_model(
     Without a model: what was saved, with tensors on ``device`` (default: the CPU), those that were tied sharing memory.
     A file that was not made from PyTorch gives a flat dict of tensors.
 
+    An update needs its ``base``, as :func:`save_model` took it; without one, the file that it names is looked for
+    beside it. The base may be ``model`` itself, which then becomes the next version: of a base in memory, loading into
+    a model takes a copy.
+
     Raises :class:`DamagedFileError`, :class:`LimitError` (the tensors take more than ``max_bytes``),
-    :class:`CheckpointError` (the file cannot be read, or does not fit the model), :class:`OptionError`.
+    :class:`CheckpointError` (the file cannot be read, or does not fit the model), :class:`OptionError` (the base is
+    missing, another one, or not needed).
     """
     if model is not None and device is not None:
         raise OptionError("device is for loading without a model: values go where the model's parameters are")
-    with open_file(path, max_bytes=max_bytes, threads=threads) as opened:
+    arrays = _arrays(base)
+    if model is not None and isinstance(arrays, dict):
+        arrays = {name: array.copy() for name, array in arrays.items()}  # what is loaded may overwrite it
+    with open_file(path, base=arrays, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
             return _state_dict(opened, torch.device("cpu") if device is None else torch.device(device))
         _load_into(model, opened, str(path), strict)
         return model
+
+
+def _arrays(base: Base | None) -> BaseLike | None:
+    """A base as :mod:`deepcabac.bases` knows it: of models and state dicts, arrays on the tensors' memory by name."""
+    tensors = isinstance(base, torch.nn.Module) or (
+        isinstance(base, Mapping) and not all(isinstance(one, np.ndarray) for one in base.values())
+    )
+    if not tensors:
+        return base  # type: ignore[return-value]
+    source = _StateDict(base)  # type: ignore[arg-type]
+    return {spec.name: source.read(spec.name) for spec in source.specs}
 
 
 class _StateDict:
