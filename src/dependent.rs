@@ -81,7 +81,7 @@ impl Taps {
 #[inline(always)]
 #[must_use]
 pub fn level(index: i32, odd: i32) -> i32 {
-    index.wrapping_mul(2).wrapping_sub(index.signum() * odd)
+    index.wrapping_mul(2).wrapping_sub(sign(index, odd))
 }
 
 /// The index of a level in the quantiser that has it.
@@ -89,7 +89,13 @@ pub fn level(index: i32, odd: i32) -> i32 {
 #[must_use]
 pub fn index(level: i32, odd: i32) -> i32 {
     // In 64 bits, for the largest level of all.
-    ((i64::from(level) + i64::from(level.signum() * odd)) >> 1) as i32
+    ((i64::from(level) + i64::from(sign(level, odd))) >> 1) as i32
+}
+
+/// The sign of `x`, or zero if `odd` is 0. Not by `signum`, which compilers do not make a vector of.
+#[inline(always)]
+fn sign(x: i32, odd: i32) -> i32 {
+    x.min(odd).max(-odd)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 
 use crate::context::{self, COST_BITS, Machine, Portable, SETS};
 use crate::dependent::{self, MAX_STATES, States};
-use crate::levels::{self, Cost};
+use crate::levels;
 use crate::rows::{self, Rows, Site};
 use crate::scale;
 
@@ -141,17 +141,12 @@ impl Tables {
         // Magnitudes in a class with low bits share an entry: all but the highest low bit are raw.
         let shift = low.saturating_sub(1);
         (self.made[set], self.shifts[set]) = (self.now, shift);
-        let mut contexts = rows.contexts[set];
         let unit = self.lambda / (1 << COST_BITS) as f32;
-        let mut cost = |residual: i32| {
-            let mut sum = Cost::default();
-            levels::code::<_, Portable, KIND>(&mut sum, &mut contexts, low, leaning, residual);
-            sum.0 as f32 * unit
-        };
+        let mut bits = [[0; 2]; TABULATED];
+        levels::tabulate::<KIND>(&rows.contexts[set], low, leaning, shift, &mut bits);
         let (positive, negative) = self.costs[ENTRIES * set..ENTRIES * (set + 1)].split_at_mut(TABULATED);
-        for (magnitude, (positive, negative)) in (0..).zip(positive.iter_mut().zip(negative)) {
-            *positive = cost(magnitude << shift);
-            *negative = if leaning { cost(-(magnitude << shift)) } else { *positive };
+        for ((positive, negative), bits) in positive.iter_mut().zip(negative).zip(bits) {
+            [*positive, *negative] = bits.map(|bits| bits as f32 * unit);
         }
     }
 }

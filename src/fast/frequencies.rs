@@ -97,11 +97,14 @@ impl Frequencies {
         self.symbols.as_ref().expect("a decoder has them")
     }
 
-    /// Counts a symbol; `entry` is `SYMBOLS * set + symbol`.
+    /// Counts symbols; an entry is `SYMBOLS * set + symbol`.
     #[inline(always)]
-    pub(crate) fn count(&mut self, entry: u32) {
-        let count = &mut self.counts[entry as usize % (SETS * SYMBOLS)];
-        *count = count.wrapping_add(VISIT);
+    pub(crate) fn count<const N: usize>(&mut self, entries: &[u32; N]) {
+        let counts = &mut *self.counts;
+        for entry in entries {
+            let count = &mut counts[*entry as usize % (SETS * SYMBOLS)];
+            *count = count.wrapping_add(VISIT);
+        }
     }
 
     /// So many symbols were coded since the last call: makes frequencies anew if it is time.
