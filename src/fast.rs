@@ -14,6 +14,7 @@
 pub(crate) mod frequencies;
 mod strip;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use frequencies::{BITS, ESCAPE, Frequencies, PLACES, SYMBOLS};
@@ -98,7 +99,11 @@ impl Encoder {
             let rows: [&[i32]; N] = std::array::from_fn(|k| &levels[k * count + start..][..width]);
             for column in 0..width {
                 let sites = strips.locate::<KIND>(column);
-                let residuals = sites.residuals::<KIND>(&rows.map(|row| row[column]));
+                let mut given = [0; N];
+                for k in 0..N {
+                    given[k] = rows[k][column];
+                }
+                let residuals = sites.residuals::<KIND>(&given);
                 self.put(&sites, &residuals);
                 strips.commit::<KIND>(column, &sites, &sites.indices::<KIND>(&residuals));
                 if column % BLOCK == BLOCK - 1 || column == width - 1 {
@@ -126,7 +131,10 @@ impl Encoder {
             rare |= u32::from(symbol == ESCAPE) | u32::from(low > FIRST_BITS);
         }
         let ranges = &self.frequencies.ranges;
-        let put = std::array::from_fn::<_, N, _>(|k| Operation { what: what[k], range: ranges[entries[k] as usize] });
+        let mut put = [Operation { what: 0, range: 0 }; N];
+        for k in 0..N {
+            put[k] = Operation { what: what[k], range: ranges[entries[k] as usize] };
+        }
         self.operations.extend_from_slice(&put);
         self.frequencies.count(&entries);
         if rare != 0 {
@@ -301,8 +309,23 @@ pub(crate) struct Decoder {
     read: usize,
 }
 
+thread_local! {
+    /// Left by the last call on this thread: most of two megabytes would be the same again.
+    static SPARE: Cell<Option<Box<Decoder>>> = const { Cell::new(None) };
+}
+
 impl Decoder {
-    pub(crate) fn new() -> Self {
+    /// The one that this thread has left, or a new one.
+    pub(crate) fn take() -> Box<Self> {
+        SPARE.take().unwrap_or_else(|| Box::new(Self::new()))
+    }
+
+    /// Kept for the next call on this thread.
+    pub(crate) fn leave(self: Box<Self>) {
+        SPARE.set(Some(self));
+    }
+
+    fn new() -> Self {
         Self { frequencies: Frequencies::with_symbols(), states: [LEAST_STATE; LANES], read: 0 }
     }
 

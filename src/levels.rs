@@ -138,20 +138,18 @@ pub fn savings<const KIND: u8>(set: &ContextSet, leaning: bool, negative: bool, 
 /// from decisions that are looked up once for all.
 #[inline(always)]
 pub fn tabulate<const KIND: u8>(set: &ContextSet, low: u32, leaning: bool, shift: u32, costs: &mut [[u32; 2]]) {
-    // Of "upper > k" for all k below the present upper part, being one.
-    let (mut ones, mut decided) = (0, 0);
+    // Of each upper part, and of all decisions being one.
+    let (mut uppers, mut ones) = ([0; UNARY], 0);
+    for (k, cost) in uppers.iter_mut().enumerate() {
+        let context = set[decision(k as u32)];
+        *cost = ones + COSTS.of(context, false);
+        ones += COSTS.of(context, true);
+    }
     for (m, costs) in (0..).zip(costs) {
         let magnitude: u32 = m << shift;
         let upper = magnitude >> low;
-        while decided < upper.min(UNARY as u32) {
-            ones += COSTS.of(set[decision(decided)], true);
-            decided += 1;
-        }
-        let mut sum = ones;
-        sum += match upper.checked_sub(UNARY as u32 - 1) {
-            None | Some(0) => COSTS.of(set[decision(upper)], false),
-            Some(x) => (5 + x.ilog2()) << COST_BITS,
-        };
+        let escape = || ones + ((5 + (upper - (UNARY as u32 - 1)).ilog2()) << COST_BITS);
+        let mut sum = uppers.get(upper as usize).copied().unwrap_or_else(escape);
         if low > 0 {
             let with_context = upper == 0;
             let highest = COSTS.of(set[LOW_BIT], magnitude >> (low - 1) != 0);

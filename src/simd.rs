@@ -58,14 +58,29 @@ impl Contest for Avx2 {
         targets: &[f32; N],
         limit: i32,
     ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
-        // SAFETY: as above.
-        unsafe {
-            if N == 2 {
-                choose_of_two(sites, costs, shifts, targets, limit)
-            } else {
-                choose(sites, costs, shifts, targets, limit)
-            }
+        if N == 2 {
+            return Portable::choose(sites, costs, shifts, targets, limit);
         }
+        // SAFETY: as above.
+        unsafe { choose(sites, costs, shifts, targets, limit) }
+    }
+
+    #[inline(always)]
+    fn advance<const S: usize, const N: usize>(
+        costs: &mut [f32; S],
+        sites: &Sites<N>,
+        costs_of: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+    ) -> (u64, usize, [[i32; N]; 2]) {
+        if N == 2 {
+            // SAFETY: as above.
+            return unsafe { advance_of_two(costs, sites, costs_of, shifts, targets, limit) };
+        }
+        let (metrics, levels) = Self::choose(sites, costs_of, shifts, targets, limit);
+        let (odd, best) = Self::survive(costs, &metrics);
+        (odd, best, levels)
     }
 }
 
@@ -188,33 +203,39 @@ fn store_i32(to: &mut [i32; OCTET], vector: __m256i) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
+    compete(costs, |parity, octet| {
+        let metrics = &metrics[parity];
+        if N == S {
+            load_f32(&metrics.as_chunks().0[octet])
+        } else {
+            _mm256_castsi256_ps(pairs([metrics[0].to_bits(), metrics[1].to_bits()]))
+        }
+    })
+}
+
+/// [`survive`], with the metrics of a parity and eight states as vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn compete<const S: usize>(costs: &mut [f32; S], metrics: impl Fn(usize, usize) -> __m256) -> (u64, usize) {
     let octets = S / OCTET;
     // [parity][even states, then odd states, in eights], in an order of which `Entrances` knows.
     let mut parts = [[_mm256_setzero_ps(); MAX_STATES / OCTET]; 2];
     let (before, _) = costs.as_chunks::<OCTET>();
     for (parity, parts) in parts.iter_mut().enumerate() {
-        let metric = |octet: usize| {
-            if N == S {
-                load_f32(&metrics[parity].as_chunks::<OCTET>().0[octet])
-            } else {
-                let (first, second) = (metrics[parity][0], metrics[parity][1]);
-                _mm256_setr_ps(first, second, first, second, first, second, first, second)
-            }
-        };
         if octets == 1 {
-            parts[0] = _mm256_add_ps(load_f32(&before[0]), metric(0));
+            parts[0] = _mm256_add_ps(load_f32(&before[0]), metrics(parity, 0));
             continue;
         }
         for pair in 0..octets / 2 {
-            let low = _mm256_add_ps(load_f32(&before[2 * pair]), metric(2 * pair));
-            let high = _mm256_add_ps(load_f32(&before[2 * pair + 1]), metric(2 * pair + 1));
+            let low = _mm256_add_ps(load_f32(&before[2 * pair]), metrics(parity, 2 * pair));
+            let high = _mm256_add_ps(load_f32(&before[2 * pair + 1]), metrics(parity, 2 * pair + 1));
             parts[pair] = _mm256_shuffle_ps::<0b1000_1000>(low, high);
             parts[octets / 2 + pair] = _mm256_shuffle_ps::<0b1101_1101>(low, high);
         }
     }
     let (after, _) = costs.as_chunks_mut::<OCTET>();
+    let mut cheapest = [_mm256_setzero_ps(); MAX_STATES / OCTET];
     let mut odd = 0;
-    let mut least = _mm256_set1_ps(f32::INFINITY);
     for (octet, after) in after.iter_mut().enumerate() {
         let [even_cost, odd_cost] = [0, 1].map(|parity| {
             let (part, order) = &Entrances::<S>::FROM[parity][octet];
@@ -223,17 +244,25 @@ fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32
         });
         let cheaper = _mm256_cmp_ps::<_CMP_LT_OQ>(odd_cost, even_cost);
         // Of equal numbers, the second.
-        let cost = _mm256_min_ps(odd_cost, even_cost);
-        least = _mm256_min_ps(least, cost);
+        cheapest[octet] = _mm256_min_ps(odd_cost, even_cost);
         odd |= u64::from(_mm256_movemask_ps(cheaper) as u8) << (OCTET * octet);
-        store_f32(after, cost);
+        store_f32(after, cheapest[octet]);
     }
+    let mut least = cheapest;
+    for half in [4, 2, 1] {
+        for octet in 0..half {
+            if octet + half < octets {
+                least[octet] = _mm256_min_ps(least[octet], least[octet + half]);
+            }
+        }
+    }
+    let [least, ..] = least;
     let least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
     let least = _mm256_min_ps(least, _mm256_permute_ps::<0b0100_1110>(least));
     let least = _mm256_min_ps(least, _mm256_permute_ps::<0b1011_0001>(least));
     let mut best = 0;
-    for (octet, cost) in after.iter().enumerate() {
-        let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(load_f32(cost), least);
+    for (octet, cost) in cheapest[..octets].iter().enumerate() {
+        let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(*cost, least);
         best |= u64::from(_mm256_movemask_ps(equal) as u8) << (OCTET * octet);
     }
     (odd, best.trailing_zeros() as usize % S)
@@ -340,17 +369,18 @@ fn pairs([first, second]: [u32; 2]) -> __m256i {
     _mm256_set1_epi64x((u64::from(first) | u64::from(second) << 32) as i64)
 }
 
-/// [`Contest::choose`] for two sites: the nearest of either parity and site in the lower half of a vector, what is tried
+/// [`Contest::advance`] for two sites: the nearest of either parity and site in the lower half of a vector, what is tried
 /// besides in the upper.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn choose_of_two<const N: usize>(
+fn advance_of_two<const S: usize, const N: usize>(
+    costs: &mut [f32; S],
     sites: &Sites<N>,
-    costs: &Costs,
+    costs_of: &Costs,
     shifts: &[u32; N],
     targets: &[f32; N],
     limit: i32,
-) -> ([[f32; N]; 2], [[i32; N]; 2]) {
+) -> (u64, usize, [[i32; N]; 2]) {
     let octet = Octet {
         target: _mm256_castsi256_ps(pairs([targets[0].to_bits(), targets[1].to_bits()])),
         predicted: pairs([sites.predicted[0] as u32, sites.predicted[1] as u32]),
@@ -365,19 +395,22 @@ fn choose_of_two<const N: usize>(
     let twice = _mm256_cvttps_epi32(_mm256_blend_ps::<0b1100_1100>(rounded, _mm256_floor_ps(exact)));
     let nearest = _mm256_add_epi32(_mm256_add_epi32(twice, twice), parity);
     let index = _mm256_blend_epi32::<0b1111_0000>(nearest, octet.inward(nearest));
-    let (cost, level) = octet.cost(costs, limit, index);
+    let (cost, level) = octet.cost(costs_of, limit, index);
     let (first, second) = (_mm256_castps256_ps128(cost), _mm256_extractf128_ps::<1>(cost));
-    let better = _mm_cmplt_ps(second, first);
+    let better = _mm_castps_si128(_mm_cmplt_ps(second, first));
     let (first_level, second_level) = (_mm256_castsi256_si128(level), _mm256_extracti128_si256::<1>(level));
-    let level = _mm_blendv_epi8(first_level, second_level, _mm_castps_si128(better));
-    let (mut metrics, mut levels) = ([0; 4], [0; 4]);
-    store_u32(&mut metrics, _mm_castps_si128(_mm_min_ps(second, first)));
-    store_u32(&mut levels, level);
-    let by_parity = |parity: usize, site: usize| 2 * parity + site % 2;
-    (
-        [0, 1].map(|parity| std::array::from_fn(|site| f32::from_bits(metrics[by_parity(parity, site)]))),
-        [0, 1].map(|parity| std::array::from_fn(|site| levels[by_parity(parity, site)] as i32)),
-    )
+    // [parity][site]
+    let metric = _mm_castps_pd(_mm_min_ps(second, first));
+    let even = _mm256_castpd_ps(_mm256_broadcastsd_pd(metric));
+    let odd = _mm256_castpd_ps(_mm256_broadcastsd_pd(_mm_unpackhi_pd(metric, metric)));
+    let mut found = [0; 4];
+    store_u32(&mut found, _mm_blendv_epi8(first_level, second_level, better));
+    let mut levels = [[0; N]; 2];
+    for (levels, found) in levels.iter_mut().zip(found.as_chunks::<2>().0) {
+        (levels[0], levels[1]) = (found[0] as i32, found[1] as i32);
+    }
+    let (odd, best) = compete(costs, |parity, _| if parity == 0 { even } else { odd });
+    (odd, best, levels)
 }
 
 /// [`Contest::choose`] for eight sites at a time.
@@ -614,7 +647,7 @@ mod tests {
         }
     }
 
-    fn choices_are_the_same<const N: usize>(random: &mut Random, costs: &Costs) {
+    fn choices_are_the_same<const S: usize, const N: usize>(random: &mut Random, costs: &Costs) {
         let number = |random: &mut Random, end: i32| random.below(2 * end as u64) as i32 - end;
         for round in 0..300 {
             let size = 1 << (round % 24);
@@ -627,8 +660,11 @@ mod tests {
             let shifts = [(); N].map(|()| random.below(10) as u32);
             let targets = [(); N].map(|()| number(random, 8 * size) as f32 / 8.0);
             for limit in [1, size, 1 << 24] {
-                let chosen = Avx2::choose(&sites, costs, &shifts, &targets, limit);
-                assert_eq!(chosen, Portable::choose(&sites, costs, &shifts, &targets, limit));
+                let mut survivors = [(); S].map(|()| random.below(64) as f32 / 8.0);
+                let mut portable = survivors;
+                let chosen = Avx2::advance(&mut survivors, &sites, costs, &shifts, &targets, limit);
+                assert_eq!(chosen, Portable::advance(&mut portable, &sites, costs, &shifts, &targets, limit));
+                assert_eq!(survivors, portable);
             }
         }
     }
@@ -641,9 +677,11 @@ mod tests {
         let random = &mut Random(1);
         let costs: Box<Costs> =
             (0..SETS * ENTRIES).map(|_| random.below(64) as f32 / 8.0).collect::<Vec<_>>().try_into().expect("so many");
-        choices_are_the_same::<2>(random, &costs);
-        choices_are_the_same::<8>(random, &costs);
-        choices_are_the_same::<64>(random, &costs);
+        choices_are_the_same::<8, 2>(random, &costs);
+        choices_are_the_same::<8, 8>(random, &costs);
+        choices_are_the_same::<32, 2>(random, &costs);
+        choices_are_the_same::<64, 2>(random, &costs);
+        choices_are_the_same::<64, 64>(random, &costs);
     }
 
     #[test]

@@ -164,8 +164,18 @@ impl<const S: usize> Ways<S> {
             from[parity][taps.next(state as u32, parity as u32) as usize] = state;
             way += 1;
         }
+        let mut state = 0;
+        while state < S {
+            assert!(from[0][state] % 2 == Self::quantizer(state) && from[1][state] % 2 == Self::quantizer(state));
+            state += 1;
+        }
         from
     };
+
+    /// The quantiser before each state, which is that of either way: the lower half is entered from the first one's states.
+    const fn quantizer(state: usize) -> usize {
+        2 * state / S
+    }
 }
 
 /// How the machine lets survivors compete. One implementation is plain Rust, the other SIMD; all give the same bits.
@@ -213,6 +223,21 @@ pub(crate) trait Contest: Machine {
             }
         }
         (metrics, levels)
+    }
+
+    /// [`Contest::choose`], then [`Contest::survive`]: states entered with an odd index, the cheapest state, and levels.
+    #[inline(always)]
+    fn advance<const S: usize, const N: usize>(
+        costs: &mut [f32; S],
+        sites: &Sites<N>,
+        costs_of: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+    ) -> (u64, usize, [[i32; N]; 2]) {
+        let (metrics, levels) = Self::choose(sites, costs_of, shifts, targets, limit);
+        let (odd, best) = Self::survive(costs, &metrics);
+        (odd, best, levels)
     }
 }
 
@@ -321,13 +346,17 @@ impl<T: Targets> Search<T> {
             let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
             let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
             let costs_of = &self.tables.costs;
-            let (metrics, levels) = match self.targets.importance(index) {
-                Some(importance) => sites.choose_weighted(costs_of, &shifts, &targets, limit, importance, self.reach),
-                None => M::choose(&sites, costs_of, &shifts, &targets, limit),
+            let (odd, levels);
+            (odd, best, levels) = match self.targets.importance(index) {
+                Some(importance) => {
+                    let (metrics, levels) =
+                        sites.choose_weighted(costs_of, &shifts, &targets, limit, importance, self.reach);
+                    let (odd, best) = M::survive(&mut costs, &metrics);
+                    (odd, best, levels)
+                }
+                None => M::advance(&mut costs, &sites, costs_of, &shifts, &targets, limit),
             };
             let expected = sites.expected;
-            let odd;
-            (odd, best) = M::survive(&mut costs, &metrics);
             let step = Step { odd, levels };
             if N == S {
                 let came: [i32; N] = M::inherit::<S, N>(odd, [&step.levels[0], &step.levels[1]]);
@@ -341,7 +370,7 @@ impl<T: Targets> Search<T> {
                     self.targets.follow(index, &ways);
                 }
             } else {
-                let (_, level) = step.back::<S>(best);
+                let level = step.level::<S>(best);
                 row = [row_behind(row[0], level, expected[0], share); N];
             }
             steps.push(step);
@@ -402,6 +431,13 @@ impl<const N: usize> Neighbours<N> {
 }
 
 impl<const N: usize> Step<N> {
+    /// The level of the survivor in this state, with two sites.
+    #[inline(always)]
+    fn level<const S: usize>(&self, state: usize) -> i32 {
+        let parity = (self.odd >> state & 1) as usize;
+        self.levels[parity][Ways::<S>::quantizer(state)]
+    }
+
     /// Where the survivor in this state came from, and its level.
     #[inline(always)]
     fn back<const S: usize>(&self, state: usize) -> (usize, i32) {
@@ -424,8 +460,10 @@ impl<const N: usize> Sites<N> {
     #[inline(always)]
     fn of<const KIND: u8>(rows: &Rows, share: i32, row: &[i32; N], predictions: &[i32; N]) -> Self {
         let mut sites = Self { sets: [0; N], predicted: [0; N], expected: [0; N], down: [0; N] };
+        // For each its own class, or the one that all have.
+        let log = |lane: usize| if N == 2 { scale::log_of_one(row[0]) } else { scale::log(row[lane]) };
         for lane in 0..N {
-            let class = scale::class_of_log(scale::log(row[lane]), share) & rows.class_mask;
+            let class = scale::class_of_log(log(lane), share) & rows.class_mask;
             let site = Site { odd: lane as i32 & 1, ..Site::default() }.predicted::<KIND>(class, predictions[lane]);
             sites.sets[lane] = site.set as u32;
             (sites.predicted[lane], sites.expected[lane]) = (site.predicted, site.expected);

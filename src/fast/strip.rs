@@ -26,23 +26,26 @@ impl<const N: usize> Sites<N> {
     /// The residuals of these levels.
     #[inline(always)]
     pub(crate) fn residuals<const KIND: u8>(&self, levels: &[i32; N]) -> [i32; N] {
-        std::array::from_fn(|k| {
+        let mut residuals = [0; N];
+        for k in 0..N {
             let index = if rows::dependent(KIND) { dependent::index(levels[k], self.odd[k]) } else { levels[k] };
             let residual = index.wrapping_sub(self.predicted[k]);
-            (residual ^ self.down[k]).wrapping_sub(self.down[k])
-        })
+            residuals[k] = (residual ^ self.down[k]).wrapping_sub(self.down[k]);
+        }
+        residuals
     }
 
     /// The indices that have these residuals.
     #[inline(always)]
     pub(crate) fn indices<const KIND: u8>(&self, residuals: &[i32; N]) -> [i32; N] {
-        std::array::from_fn(|k| {
-            if rows::predicts(KIND) {
-                (residuals[k] ^ self.down[k]).wrapping_sub(self.down[k]).wrapping_add(self.predicted[k])
-            } else {
-                residuals[k]
+        let mut indices = *residuals;
+        if rows::predicts(KIND) {
+            for k in 0..N {
+                let turned = (residuals[k] ^ self.down[k]).wrapping_sub(self.down[k]);
+                indices[k] = turned.wrapping_add(self.predicted[k]);
             }
-        })
+        }
+        indices
     }
 }
 
