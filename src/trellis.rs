@@ -460,10 +460,15 @@ impl<const N: usize> Sites<N> {
     #[inline(always)]
     fn of<const KIND: u8>(rows: &Rows, share: i32, row: &[i32; N], predictions: &[i32; N]) -> Self {
         let mut sites = Self { sets: [0; N], predicted: [0; N], expected: [0; N], down: [0; N] };
-        // For each its own class, or the one that all have.
-        let log = |lane: usize| if N == 2 { scale::log_of_one(row[0]) } else { scale::log(row[lane]) };
+        // For each its own, or that which all have.
+        let mut logs = [scale::log_of_one(row[0]); N];
+        if N != 2 {
+            for (log, row) in logs.iter_mut().zip(row) {
+                *log = scale::log(*row);
+            }
+        }
         for lane in 0..N {
-            let class = scale::class_of_log(log(lane), share) & rows.class_mask;
+            let class = scale::class_of_log(logs[lane], share) & rows.class_mask;
             let site = Site { odd: lane as i32 & 1, ..Site::default() }.predicted::<KIND>(class, predictions[lane]);
             sites.sets[lane] = site.set as u32;
             (sites.predicted[lane], sites.expected[lane]) = (site.predicted, site.expected);
