@@ -1,7 +1,7 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
-use crate::context::{COST_BITS, Machine, Portable};
+use crate::context::{COST_BITS, Machine, Portable, UNARY};
 use crate::fast;
 use crate::feedback::{Coupling, Feedback};
 use crate::levels::{self, Cost};
@@ -274,11 +274,22 @@ impl Quantizer<'_> {
         if let Some(importance) = self.importance.get(index) {
             return self.choose_weighted::<KIND>(rows, site, exact, f64::from(*importance));
         }
+        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
+        let residual = site.residual::<KIND>(nearest);
+        let magnitude = residual.unsigned_abs();
         let toward = (i64::from(site.predicted) - i64::from(nearest)).clamp(-2, 2) as i32;
+        if site.low == 0 && magnitude < UNARY as u32 {
+            let [first, second] = levels::savings::<KIND>(rows.contexts(site), site.leaning, residual < 0, magnitude);
+            let error = exact - f64::from(nearest);
+            let (near, far) = (error - f64::from(toward.signum()), error - f64::from(toward));
+            let (near, far) = (near * near - lambda * f64::from(first), far * far - lambda * f64::from(first + second));
+            // Where there is no such level it is the one before, with the same cost.
+            let (cost, distance) = if near < error * error { (near, toward.signum()) } else { (error * error, 0) };
+            return nearest + if far < cost { toward } else { distance };
+        }
         if toward == 0 {
             return nearest;
         }
-        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
         let mut best = (f64::INFINITY, nearest);
         for distance in 0..=toward.abs() {
             let level = nearest + toward.signum() * distance;

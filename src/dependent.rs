@@ -81,15 +81,22 @@ impl Taps {
 #[inline(always)]
 #[must_use]
 pub fn level(index: i32, odd: i32) -> i32 {
-    index.wrapping_mul(2).wrapping_sub(index.signum() * odd)
+    index.wrapping_mul(2).wrapping_sub(sign(index, odd))
 }
 
 /// The index of a level in the quantiser that has it.
 #[inline(always)]
 #[must_use]
 pub fn index(level: i32, odd: i32) -> i32 {
-    // In 64 bits, for the largest level of all.
-    ((i64::from(level) + i64::from(level.signum() * odd)) >> 1) as i32
+    // (level + sign) / 2, without their sum, which the largest level of all has no room for.
+    let sign = sign(level, odd);
+    (level >> 1) + (sign >> 1) + (level & sign & 1)
+}
+
+/// The sign of `x`, or zero if `odd` is 0. Not by `signum`, which compilers do not make a vector of.
+#[inline(always)]
+fn sign(x: i32, odd: i32) -> i32 {
+    x.min(odd).max(-odd)
 }
 
 #[cfg(test)]

@@ -366,7 +366,8 @@ fn precisions<P: Pattern>(form: Form, width: usize, patterns: &[P]) -> (u32, Opt
     if patterns.chunks(width).all(|row| row.iter().take(64).any(|pattern| pattern.wide() & 1 != 0)) {
         return (0, None);
     }
-    let rows: Vec<u32> = patterns.chunks(width).map(|row| zeros(row.iter().fold(P::default(), |a, b| a.or(*b)))).collect();
+    let rows: Vec<u32> =
+        patterns.chunks(width).map(|row| zeros(row.iter().fold(P::default(), |a, b| a.or(*b)))).collect();
     let common = rows.iter().copied().min().unwrap_or(0);
     let saved: u64 = rows.iter().map(|row| u64::from(row - common) * width as u64).sum();
     (common, (saved > u64::from(ROW_BITS) * rows.len() as u64).then_some(rows))
@@ -477,7 +478,7 @@ fn split_block<P: Pattern>(
         let halves = v << binade.left >> binade.right;
         let negative = pattern.wide() >> (P::BITS - 1);
         let signed = -(negative as i32);
-        *level = ((halves + u64::from(binade.up) >> has_bit) as i32 ^ signed) - signed;
+        *level = (((halves + u64::from(binade.up)) >> has_bit) as i32 ^ signed) - signed;
         let kept = (v & ones(u32::from(binade.kept))) >> precision;
         let first = negative & u64::from(binade.sign) | halves & u64::from(binade.bit);
         *details = kept << binade.before | u64::from(binade.fixed) | first;

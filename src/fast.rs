@@ -14,6 +14,7 @@
 pub(crate) mod frequencies;
 mod strip;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use frequencies::{BITS, ESCAPE, Frequencies, PLACES, SYMBOLS};
@@ -53,13 +54,17 @@ fn strip_levels(params: &Params, count: usize) -> usize {
 /// What is put into a state at once: a symbol's range of places and some raw bits, or raw bits alone.
 #[derive(Clone, Copy)]
 struct Operation {
-    lane: u8,
-    /// Number of raw bits.
-    bits: u8,
-    value: u16,
-    /// First place and how many; of all for raw bits alone, which changes nothing.
-    start: u16,
-    frequency: u16,
+    /// The bits, below them their number (8 bits) and the lane (8 bits).
+    what: u32,
+    /// First place, and in the upper half how many; of all for raw bits alone, which changes nothing.
+    range: u32,
+}
+
+impl Operation {
+    #[inline(always)]
+    const fn new(lane: usize, bits: u32, value: u32, range: u32) -> Self {
+        Self { what: value << 16 | bits << 8 | lane as u32, range }
+    }
 }
 
 /// Appends the code of `levels` to `out`.
@@ -72,6 +77,7 @@ pub(crate) fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     encoder.finish(if each > 0 { LANES } else { 1 }, out);
 }
 
+#[inline(always)]
 fn encode_kind<const KIND: u8>(params: &Params, together: &[i32], rest: &[i32], encoder: &mut Encoder) {
     encoder.strips::<KIND, LANES>(params, together);
     encoder.strips::<KIND, 1>(params, rest);
@@ -83,15 +89,20 @@ struct Encoder {
 }
 
 impl Encoder {
+    #[inline(always)]
     fn strips<const KIND: u8, const N: usize>(&mut self, params: &Params, levels: &[i32]) {
         let count = levels.len() / N;
         let mut strips = Strips::<N>::new::<KIND>(params, count);
         let mut start = 0;
         while start < count {
             let width = params.width.min(count - start);
+            let rows: [&[i32]; N] = std::array::from_fn(|k| &levels[k * count + start..][..width]);
             for column in 0..width {
                 let sites = strips.locate::<KIND>(column);
-                let given = std::array::from_fn(|k| levels[k * count + start + column]);
+                let mut given = [0; N];
+                for k in 0..N {
+                    given[k] = rows[k][column];
+                }
                 let residuals = sites.residuals::<KIND>(&given);
                 self.put(&sites, &residuals);
                 strips.commit::<KIND>(column, &sites, &sites.indices::<KIND>(&residuals));
@@ -104,29 +115,36 @@ impl Encoder {
         }
     }
 
+    #[inline(always)]
     fn put<const N: usize>(&mut self, sites: &Sites<N>, residuals: &[i32; N]) {
+        let (mut symbols, mut entries, mut what) = ([0; N], [0; N], [0; N]);
+        let mut rare = 0;
         for k in 0..N {
-            let (symbol, low, negative) = (symbol_of(sites, k, residuals[k]), sites.low[k], residuals[k] < 0);
+            let (residual, low, zigzag) = (residuals[k], sites.low[k], sites.zigzag[k]);
+            let (symbol, negative) = (symbol_of(sites, k, residual), u32::from(residual < 0));
             let first = low.min(FIRST_BITS);
-            let (bits, value) = if sites.zigzag[k] != 0 {
-                (0, 0)
-            } else if low > 0 {
-                let lowest = ones_complement(residuals[k]) & ((1 << first) - 1);
-                (first + 1, lowest << 1 | u32::from(negative))
-            } else {
-                (u32::from(symbol > 0), u32::from(negative))
-            };
-            let entry = SYMBOLS as u32 * sites.set[k] + symbol;
-            let range = self.frequencies.ranges[entry as usize];
-            self.operations.push(Operation {
-                lane: k as u8,
-                bits: bits as u8,
-                value: value as u16,
-                start: range as u16,
-                frequency: (range >> 16) as u16,
-            });
-            self.frequencies.count(entry);
+            let lowest = ones_complement(residual) & ((1 << first) - 1);
+            let bits = if low > 0 { first + 1 } else { u32::from(symbol > 0) } & !zigzag;
+            let value = (lowest << 1 | negative) & !zigzag;
+            (symbols[k], entries[k]) = (symbol, (SYMBOLS as u32 * sites.set[k] + symbol) % (SETS * SYMBOLS) as u32);
+            what[k] = Operation::new(k, bits, value, 0).what;
+            rare |= u32::from(symbol == ESCAPE) | u32::from(low > FIRST_BITS);
         }
+        let ranges = &self.frequencies.ranges;
+        let mut put = [Operation { what: 0, range: 0 }; N];
+        for k in 0..N {
+            put[k] = Operation { what: what[k], range: ranges[entries[k] as usize] };
+        }
+        self.operations.extend_from_slice(&put);
+        self.frequencies.count(&entries);
+        if rare != 0 {
+            self.put_rare(sites, &symbols, residuals);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_rare<const N: usize>(&mut self, sites: &Sites<N>, symbols: &[u32; N], residuals: &[i32; N]) {
         for k in 0..N {
             if sites.low[k] > FIRST_BITS {
                 let rest = sites.low[k] - FIRST_BITS;
@@ -134,7 +152,7 @@ impl Encoder {
             }
         }
         for k in 0..N {
-            if symbol_of(sites, k, residuals[k]) != ESCAPE {
+            if symbols[k] != ESCAPE {
                 continue;
             }
             // At least 1.
@@ -156,66 +174,75 @@ impl Encoder {
     }
 
     fn raw(&mut self, lane: usize, bits: u32, value: u32) {
-        let (lane, bits, value) = (lane as u8, bits as u8, value as u16);
-        self.operations.push(Operation { lane, bits, value, start: 0, frequency: PLACES as u16 });
+        self.operations.push(Operation::new(lane, bits, value, (PLACES as u32) << 16));
     }
 
     /// Puts everything into the states, the last first.
+    #[inline(always)]
     fn finish(self, lanes: usize, out: &mut Vec<u8>) {
         let mut states = [LEAST_STATE; LANES];
-        let mut words = Vec::with_capacity(self.operations.len() / 4);
-        for operation in self.operations.iter().rev() {
-            let state = &mut states[usize::from(operation.lane) % LANES];
-            let frequency = u32::from(operation.frequency);
+        // At most one for each. A word is written whether it counts or not, and if not, overwritten: there is no branch.
+        let mut words = vec![0; self.operations.len() + 1];
+        let mut first = self.operations.len();
+        for Operation { what, range } in self.operations.iter().rev() {
+            let state = &mut states[*what as usize % LANES];
+            let (bits, value) = (*what >> 8 & 0xff, *what >> 16);
+            let (start, frequency) = (*range & 0xffff, *range >> 16);
+            words[first] = *state as u16;
             // Larger states would overflow.
-            let limit = u64::from(frequency) << (32 - BITS - u32::from(operation.bits));
-            if u64::from(*state) >= limit {
-                words.push(*state as u16);
-                *state >>= 16;
-            }
-            let with_bits = *state << operation.bits | u32::from(operation.value);
-            *state = ((with_bits / frequency) << BITS) + u32::from(operation.start) + with_bits % frequency;
+            let large = u64::from(*state) >= u64::from(frequency) << (32 - BITS - bits);
+            first -= usize::from(large);
+            *state >>= if large { 16 } else { 0 };
+            let with_bits = *state << bits | value;
+            *state = ((with_bits / frequency) << BITS) + start + with_bits % frequency;
         }
         out.extend(states[..lanes].iter().flat_map(|state| state.to_le_bytes()));
-        out.extend(words.iter().rev().flat_map(|word| word.to_le_bytes()));
+        out.extend(words[first + 1..].iter().flat_map(|word| word.to_le_bytes()));
     }
 }
 
 /// Magnitudes such that -1 comes with 0, for residuals with low bits.
+#[inline(always)]
 fn ones_complement(residual: i32) -> u32 {
     (residual ^ (residual >> 31)) as u32
 }
 
 /// What is left above the low bits.
+#[inline(always)]
 fn upper_of<const N: usize>(sites: &Sites<N>, k: usize, residual: i32) -> u32 {
     if sites.low[k] > 0 { ones_complement(residual) >> sites.low[k] } else { residual.unsigned_abs() }
 }
 
+#[inline(always)]
 fn symbol_of<const N: usize>(sites: &Sites<N>, k: usize, residual: i32) -> u32 {
-    let symbol = if sites.zigzag[k] != 0 {
-        let magnitude = residual.unsigned_abs().min(ESCAPE);
-        2 * magnitude - u32::from(residual > 0)
-    } else {
-        upper_of(sites, k, residual)
-    };
+    let alternating = 2 * residual.unsigned_abs().min(ESCAPE) - u32::from(residual > 0);
+    let symbol = if sites.zigzag[k] != 0 { alternating } else { upper_of(sites, k, residual) };
     symbol.min(ESCAPE)
+}
+
+/// Symbols that were looked up.
+pub(crate) struct Found<const N: usize> {
+    pub(crate) symbols: [u32; N],
+    /// `SYMBOLS * set + symbol` of each.
+    pub(crate) entries: [u32; N],
+    pub(crate) ranges: [u32; N],
 }
 
 /// How the machine looks symbols up and takes words. One implementation is plain Rust, the other SIMD; both do the same.
 pub(crate) trait Look {
-    /// The symbols at these places of these sets, and their ranges.
+    /// The symbols at these places of these sets.
     #[inline(always)]
-    fn up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> ([u32; N], [u32; N]) {
-        let mut symbols = [0; N];
-        let mut ranges = [0; N];
+    fn up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> Found<N> {
+        let mut found = Found { symbols: [0; N], entries: [0; N], ranges: [0; N] };
         let table = frequencies.symbols();
         for k in 0..N {
-            symbols[k] = u32::from(table[(sets[k] as usize * PLACES + places[k] as usize) % (SETS * PLACES)]);
+            found.symbols[k] = u32::from(table[(sets[k] as usize * PLACES + places[k] as usize) % (SETS * PLACES)]);
+            found.entries[k] = (SYMBOLS as u32 * sets[k] + found.symbols[k]) % (SETS * SYMBOLS) as u32;
         }
         for k in 0..N {
-            ranges[k] = frequencies.ranges[(sets[k] * SYMBOLS as u32 + symbols[k]) as usize % (SETS * SYMBOLS)];
+            found.ranges[k] = frequencies.ranges[found.entries[k] as usize];
         }
-        (symbols, ranges)
+        found
     }
 
     /// Brings states below 2^16 above it, each with the next word, in their order.
@@ -282,8 +309,23 @@ pub(crate) struct Decoder {
     read: usize,
 }
 
+thread_local! {
+    /// Left by the last call on this thread: most of two megabytes would be the same again.
+    static SPARE: Cell<Option<Box<Decoder>>> = const { Cell::new(None) };
+}
+
 impl Decoder {
-    pub(crate) fn new() -> Self {
+    /// The one that this thread has left, or a new one.
+    pub(crate) fn take() -> Box<Self> {
+        SPARE.take().unwrap_or_else(|| Box::new(Self::new()))
+    }
+
+    /// Kept for the next call on this thread.
+    pub(crate) fn leave(self: Box<Self>) {
+        SPARE.set(Some(self));
+    }
+
+    fn new() -> Self {
         Self { frequencies: Frequencies::with_symbols(), states: [LEAST_STATE; LANES], read: 0 }
     }
 
@@ -366,7 +408,7 @@ fn take<L: Look, const N: usize>(
     sites: &Sites<N>,
 ) -> [i32; N] {
     let places = states.map(|state| state & (PLACES as u32 - 1));
-    let (symbols, ranges) = L::up(frequencies, &sites.set, &places);
+    let Found { symbols, entries, ranges } = L::up(frequencies, &sites.set, &places);
     let mut values = [0; N];
     for k in 0..N {
         let zigzag = sites.zigzag[k];
@@ -378,9 +420,7 @@ fn take<L: Look, const N: usize>(
         states[k] = state >> bits;
     }
     L::refill(words, states);
-    for k in 0..N {
-        frequencies.count(SYMBOLS as u32 * sites.set[k] + symbols[k]);
-    }
+    frequencies.count(&entries);
     let mut residuals = [0; N];
     let mut rare = 0;
     for k in 0..N {
@@ -502,7 +542,7 @@ mod tests {
         let (mut levels, mut decoder) = (vec![0; count], Decoder::new());
         let output = &mut Output::Levels(&mut levels);
         // As if other chunks had come before.
-        decoder.frequencies.count(77);
+        decoder.frequencies.count(&[77]);
         decoder.frequencies.pass(100_000);
         #[cfg(target_arch = "x86_64")]
         if !plain {

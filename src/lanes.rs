@@ -184,7 +184,7 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
             match job.params.coder {
                 params::Coder::Binary => kinds[usize::from(rows::kind(&job.params))].push(job),
                 params::Coder::Fast => {
-                    let decoder = fast.get_or_insert_with(fast::Decoder::new);
+                    let decoder = fast.get_or_insert_with(fast::Decoder::take);
                     job.good = decoder.decode::<M>(&job.params, job.bytes, &mut job.output);
                 }
                 params::Coder::Sparse { density_log } => {
@@ -192,6 +192,9 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
                 }
             }
         }
+    }
+    if let Some(decoder) = fast {
+        decoder.leave();
     }
     let [plain, row, kernel, _, dependent_plain, dependent_row, dependent_kernel] = kinds;
     decode_kind::<M, PLAIN>(plain);

@@ -114,6 +114,56 @@ impl Coder for Cost {
     }
 }
 
+/// What a residual of this `magnitude < UNARY`, without low bits, costs more than one of a magnitude less with the same sign,
+/// and what that costs more than one of a magnitude less again, or 0: differences of [`Cost`], from those decisions alone
+/// that are not the same.
+#[inline(always)]
+pub fn savings<const KIND: u8>(set: &ContextSet, leaning: bool, negative: bool, magnitude: u32) -> [i32; 2] {
+    let cost = |magnitude: u32, more: bool| COSTS.of(set[decision(magnitude)], more) as i32;
+    let sign = |magnitude: u32| {
+        let raw = 1 << COST_BITS;
+        if rows::predicts(KIND) && leaning { COSTS.of(set[sign_context(magnitude)], negative) as i32 } else { raw }
+    };
+    let one_less = |magnitude: u32| magnitude.saturating_sub(1);
+    let (first, second) = (one_less(magnitude), one_less(one_less(magnitude)));
+    let [ends, ends_first, ends_second] = [magnitude, first, second].map(|magnitude| cost(magnitude, false));
+    let [signed, signed_first, signed_second] =
+        [magnitude, first, second].map(|magnitude| if magnitude > 0 { sign(magnitude) } else { 0 });
+    let saved = cost(first, true) + ends - ends_first + signed - signed_first;
+    let saved_again = cost(second, true) + ends_first - ends_second + signed_first - signed_second;
+    [if magnitude > 0 { saved } else { 0 }, if first > 0 { saved_again } else { 0 }]
+}
+
+/// What residuals of magnitude `m << shift`, m = 0, 1, ..., cost, the positive and the negative one: what [`Cost`] adds up,
+/// from decisions that are looked up once for all.
+#[inline(always)]
+pub fn tabulate<const KIND: u8>(set: &ContextSet, low: u32, leaning: bool, shift: u32, costs: &mut [[u32; 2]]) {
+    // Of each upper part, and of all decisions being one.
+    let (mut uppers, mut ones) = ([0; UNARY], 0);
+    for (k, cost) in uppers.iter_mut().enumerate() {
+        let context = set[decision(k as u32)];
+        *cost = ones + COSTS.of(context, false);
+        ones += COSTS.of(context, true);
+    }
+    for (m, costs) in (0..).zip(costs) {
+        let magnitude: u32 = m << shift;
+        let upper = magnitude >> low;
+        let escape = || ones + ((5 + (upper - (UNARY as u32 - 1)).ilog2()) << COST_BITS);
+        let mut sum = uppers.get(upper as usize).copied().unwrap_or_else(escape);
+        if low > 0 {
+            let with_context = upper == 0;
+            let highest = COSTS.of(set[LOW_BIT], magnitude >> (low - 1) != 0);
+            sum += if with_context { highest } else { 1 << COST_BITS };
+            sum += (low - 1) << COST_BITS;
+        }
+        *costs = [false, true].map(|negative| {
+            let context = set[sign_context(upper)];
+            let sign = if rows::predicts(KIND) && leaning { COSTS.of(context, negative) } else { 1 << COST_BITS };
+            sum + if magnitude != 0 { sign } else { 0 }
+        });
+    }
+}
+
 /// A magnitude and its upper part.
 #[derive(Clone, Copy, Default)]
 pub struct Magnitude {
@@ -165,11 +215,24 @@ pub fn code_sign<C: Coder, const KIND: u8>(
     let leaning = rows::predicts(KIND) && leaning;
     let mut turn = coder.raw_bit(signed && !leaning, negative) && !leaning;
     if rows::predicts(KIND) {
-        let context = &mut set[SIGN + (magnitude.upper as usize).min(LOW_BIT - SIGN - 1)];
+        let context = &mut set[sign_context(magnitude.upper)];
         turn |= code_bit(coder, context, signed && leaning, negative);
     }
     let turn = u32::from(turn);
     (magnitude.value ^ turn.wrapping_neg()).wrapping_add(turn) as i32
+}
+
+/// The context of the decision "upper > k", `k < UNARY`.
+#[inline(always)]
+fn decision(k: u32) -> usize {
+    let k = k as usize % UNARY;
+    context::group_start(k / GROUP) + k % GROUP
+}
+
+/// The context of the sign of a residual with this upper part.
+#[inline(always)]
+fn sign_context(upper: u32) -> usize {
+    SIGN + (upper as usize).min(LOW_BIT - SIGN - 1)
 }
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
@@ -271,6 +334,36 @@ mod tests {
         -i32::MAX,
         i32::MIN,
     ];
+
+    #[test]
+    fn costs_are_the_same_in_tables_and_differences() {
+        let mut set = context::initial()[40];
+        for (number, context) in set.iter_mut().enumerate() {
+            *context = context.wrapping_mul(2_654_435_761 * (2 * number as u32 + 1)) | 1 << 21;
+        }
+        for (low, leaning) in [(0, false), (0, true), (1, true), (3, false), (9, true)] {
+            let walk = |residual: i32| {
+                let mut cost = Cost::default();
+                code::<_, Portable, ROW>(&mut cost, &mut set.clone(), low, leaning, residual);
+                cost.0
+            };
+            for shift in [0, low.saturating_sub(1)] {
+                let mut costs = [[0; 2]; 40];
+                tabulate::<ROW>(&set, low, leaning, shift, &mut costs);
+                for (m, costs) in costs.into_iter().enumerate() {
+                    let residual = (m as i32) << shift;
+                    assert_eq!(costs, [walk(residual), walk(-residual)]);
+                }
+            }
+            for magnitude in 0..if low == 0 { UNARY as i32 } else { 0 } {
+                for sign in [1, -1] {
+                    let cost = |less: i32| walk(sign * (magnitude - less).max(0)) as i32;
+                    let saved = savings::<ROW>(&set, leaning, sign < 0, magnitude as u32);
+                    assert_eq!(saved, [cost(0) - cost(1), cost(1) - cost(2)]);
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_residual_comes_back_in_every_class_and_costs_what_is_written() {

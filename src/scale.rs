@@ -80,7 +80,7 @@ pub fn log(x: i32) -> i32 {
 
 /// [`log`], faster for one number.
 #[inline(always)]
-fn log_of_one(x: i32) -> i32 {
+pub(crate) fn log_of_one(x: i32) -> i32 {
     let zeros = ((x | 1) as u32).leading_zeros();
     let eighths = ((x | 1) as u32) << zeros >> 28;
     eighths as i32 - 8 * zeros as i32 + 8 * 30

@@ -15,7 +15,7 @@ use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
 use crate::exact;
 use crate::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
-use crate::fast::{Look, Words};
+use crate::fast::{Found, Look, Words};
 use crate::feedback::Coupling;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
@@ -59,17 +59,35 @@ impl Contest for Avx2 {
         targets: &[f32; N],
         limit: i32,
     ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
-        if !N.is_multiple_of(OCTET) {
+        if N == 2 {
             return Portable::choose(sites, costs, shifts, targets, limit);
         }
         // SAFETY: as above.
         unsafe { choose(sites, costs, shifts, targets, limit) }
     }
+
+    #[inline(always)]
+    fn advance<const S: usize, const N: usize>(
+        costs: &mut [f32; S],
+        sites: &Sites<N>,
+        costs_of: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+    ) -> (u64, usize, [[i32; N]; 2]) {
+        if N == 2 {
+            // SAFETY: as above.
+            return unsafe { advance_of_two(costs, sites, costs_of, shifts, targets, limit) };
+        }
+        let (metrics, levels) = Self::choose(sites, costs_of, shifts, targets, limit);
+        let (odd, best) = Self::survive(costs, &metrics);
+        (odd, best, levels)
+    }
 }
 
 impl Look for Avx2 {
     #[inline(always)]
-    fn up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> ([u32; N], [u32; N]) {
+    fn up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> Found<N> {
         if !N.is_multiple_of(OCTET) {
             return Portable::up(frequencies, sets, places);
         }
@@ -186,33 +204,39 @@ fn store_i32(to: &mut [i32; OCTET], vector: __m256i) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32; N]; 2]) -> (u64, usize) {
+    compete(costs, |parity, octet| {
+        let metrics = &metrics[parity];
+        if N == S {
+            load_f32(&metrics.as_chunks().0[octet])
+        } else {
+            _mm256_castsi256_ps(pairs([metrics[0].to_bits(), metrics[1].to_bits()]))
+        }
+    })
+}
+
+/// [`survive`], with the metrics of a parity and eight states as vectors.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn compete<const S: usize>(costs: &mut [f32; S], metrics: impl Fn(usize, usize) -> __m256) -> (u64, usize) {
     let octets = S / OCTET;
     // [parity][even states, then odd states, in eights], in an order of which `Entrances` knows.
     let mut parts = [[_mm256_setzero_ps(); MAX_STATES / OCTET]; 2];
     let (before, _) = costs.as_chunks::<OCTET>();
     for (parity, parts) in parts.iter_mut().enumerate() {
-        let metric = |octet: usize| {
-            if N == S {
-                load_f32(&metrics[parity].as_chunks::<OCTET>().0[octet])
-            } else {
-                let (first, second) = (metrics[parity][0], metrics[parity][1]);
-                _mm256_setr_ps(first, second, first, second, first, second, first, second)
-            }
-        };
         if octets == 1 {
-            parts[0] = _mm256_add_ps(load_f32(&before[0]), metric(0));
+            parts[0] = _mm256_add_ps(load_f32(&before[0]), metrics(parity, 0));
             continue;
         }
         for pair in 0..octets / 2 {
-            let low = _mm256_add_ps(load_f32(&before[2 * pair]), metric(2 * pair));
-            let high = _mm256_add_ps(load_f32(&before[2 * pair + 1]), metric(2 * pair + 1));
+            let low = _mm256_add_ps(load_f32(&before[2 * pair]), metrics(parity, 2 * pair));
+            let high = _mm256_add_ps(load_f32(&before[2 * pair + 1]), metrics(parity, 2 * pair + 1));
             parts[pair] = _mm256_shuffle_ps::<0b1000_1000>(low, high);
             parts[octets / 2 + pair] = _mm256_shuffle_ps::<0b1101_1101>(low, high);
         }
     }
     let (after, _) = costs.as_chunks_mut::<OCTET>();
+    let mut cheapest = [_mm256_setzero_ps(); MAX_STATES / OCTET];
     let mut odd = 0;
-    let mut least = _mm256_set1_ps(f32::INFINITY);
     for (octet, after) in after.iter_mut().enumerate() {
         let [even_cost, odd_cost] = [0, 1].map(|parity| {
             let (part, order) = &Entrances::<S>::FROM[parity][octet];
@@ -221,17 +245,25 @@ fn survive<const S: usize, const N: usize>(costs: &mut [f32; S], metrics: &[[f32
         });
         let cheaper = _mm256_cmp_ps::<_CMP_LT_OQ>(odd_cost, even_cost);
         // Of equal numbers, the second.
-        let cost = _mm256_min_ps(odd_cost, even_cost);
-        least = _mm256_min_ps(least, cost);
+        cheapest[octet] = _mm256_min_ps(odd_cost, even_cost);
         odd |= u64::from(_mm256_movemask_ps(cheaper) as u8) << (OCTET * octet);
-        store_f32(after, cost);
+        store_f32(after, cheapest[octet]);
     }
+    let mut least = cheapest;
+    for half in [4, 2, 1] {
+        for octet in 0..half {
+            if octet + half < octets {
+                least[octet] = _mm256_min_ps(least[octet], least[octet + half]);
+            }
+        }
+    }
+    let [least, ..] = least;
     let least = _mm256_min_ps(least, _mm256_permute2f128_ps::<1>(least, least));
     let least = _mm256_min_ps(least, _mm256_permute_ps::<0b0100_1110>(least));
     let least = _mm256_min_ps(least, _mm256_permute_ps::<0b1011_0001>(least));
     let mut best = 0;
-    for (octet, cost) in after.iter().enumerate() {
-        let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(load_f32(cost), least);
+    for (octet, cost) in cheapest[..octets].iter().enumerate() {
+        let equal = _mm256_cmp_ps::<_CMP_EQ_OQ>(*cost, least);
         best |= u64::from(_mm256_movemask_ps(equal) as u8) << (OCTET * octet);
     }
     (odd, best.trailing_zeros() as usize % S)
@@ -279,6 +311,109 @@ fn load_i32(from: &[i32; OCTET]) -> __m256i {
     unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
 }
 
+/// Where candidates are, eight of them: [`Sites`], as vectors.
+struct Octet {
+    target: __m256,
+    predicted: __m256i,
+    down: __m256i,
+    set: __m256i,
+    shift: __m256i,
+    odd: __m256i,
+}
+
+impl Octet {
+    /// Costs and levels of these indices.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn cost(&self, costs: &Costs, limit: i32, index: __m256i) -> (__m256, __m256i) {
+        // `dependent::level`
+        let level = _mm256_sub_epi32(_mm256_add_epi32(index, index), _mm256_sign_epi32(self.odd, index));
+        let error = _mm256_sub_ps(self.target, _mm256_cvtepi32_ps(level));
+        let turned = _mm256_xor_si256(_mm256_sub_epi32(index, self.predicted), self.down);
+        let residual = _mm256_sub_epi32(turned, self.down);
+        let magnitude = _mm256_srlv_epi32(_mm256_abs_epi32(residual), self.shift);
+        let magnitude = _mm256_min_epu32(magnitude, _mm256_set1_epi32(TABULATED as i32 - 1));
+        let sign = _mm256_and_si256(_mm256_srai_epi32::<31>(residual), _mm256_set1_epi32(TABULATED as i32));
+        let table = _mm256_mullo_epi32(self.set, _mm256_set1_epi32(ENTRIES as i32));
+        let entry = _mm256_add_epi32(_mm256_add_epi32(table, magnitude), sign);
+        let entry = _mm256_and_si256(entry, _mm256_set1_epi32(costs.len() as i32 - 1));
+        // SAFETY: the number of costs is a power of two, so indices masked so are within them.
+        let bits = unsafe { _mm256_i32gather_ps::<4>(costs.as_ptr(), entry) };
+        let cost = _mm256_add_ps(_mm256_mul_ps(error, error), bits);
+        let beyond = _mm256_cmpgt_epi32(_mm256_abs_epi32(level), _mm256_set1_epi32(limit));
+        (_mm256_blendv_ps(cost, _mm256_set1_ps(f32::INFINITY), _mm256_castsi256_ps(beyond)), level)
+    }
+
+    /// Targets in units of two indices.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn exact(&self) -> __m256 {
+        // Not of a zero that has a sign.
+        let negative = _mm256_cmp_ps::<_CMP_LT_OQ>(self.target, _mm256_setzero_ps());
+        let sign = _mm256_and_ps(negative, _mm256_set1_ps(-0.0));
+        let offset = _mm256_or_ps(_mm256_cvtepi32_ps(self.odd), sign);
+        _mm256_mul_ps(_mm256_set1_ps(0.25), _mm256_add_ps(self.target, offset))
+    }
+
+    /// The indices behind these towards the prediction.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn inward(&self, index: __m256i) -> __m256i {
+        _mm256_add_epi32(index, _mm256_sign_epi32(_mm256_set1_epi32(2), _mm256_sub_epi32(self.predicted, index)))
+    }
+}
+
+/// Two numbers, four times.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs([first, second]: [u32; 2]) -> __m256i {
+    _mm256_set1_epi64x((u64::from(first) | u64::from(second) << 32) as i64)
+}
+
+/// [`Contest::advance`] for two sites: the nearest of either parity and site in the lower half of a vector, what is tried
+/// besides in the upper.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn advance_of_two<const S: usize, const N: usize>(
+    costs: &mut [f32; S],
+    sites: &Sites<N>,
+    costs_of: &Costs,
+    shifts: &[u32; N],
+    targets: &[f32; N],
+    limit: i32,
+) -> (u64, usize, [[i32; N]; 2]) {
+    let octet = Octet {
+        target: _mm256_castsi256_ps(pairs([targets[0].to_bits(), targets[1].to_bits()])),
+        predicted: pairs([sites.predicted[0] as u32, sites.predicted[1] as u32]),
+        down: pairs([sites.down[0] as u32, sites.down[1] as u32]),
+        set: pairs([sites.sets[0], sites.sets[1]]),
+        shift: pairs([shifts[0], shifts[1]]),
+        odd: pairs([0, 1]),
+    };
+    let parity = _mm256_setr_epi32(0, 0, 1, 1, 0, 0, 1, 1);
+    let exact = octet.exact();
+    let rounded = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(exact);
+    let twice = _mm256_cvttps_epi32(_mm256_blend_ps::<0b1100_1100>(rounded, _mm256_floor_ps(exact)));
+    let nearest = _mm256_add_epi32(_mm256_add_epi32(twice, twice), parity);
+    let index = _mm256_blend_epi32::<0b1111_0000>(nearest, octet.inward(nearest));
+    let (cost, level) = octet.cost(costs_of, limit, index);
+    let (first, second) = (_mm256_castps256_ps128(cost), _mm256_extractf128_ps::<1>(cost));
+    let better = _mm_castps_si128(_mm_cmplt_ps(second, first));
+    let (first_level, second_level) = (_mm256_castsi256_si128(level), _mm256_extracti128_si256::<1>(level));
+    // [parity][site]
+    let metric = _mm_castps_pd(_mm_min_ps(second, first));
+    let even = _mm256_castpd_ps(_mm256_broadcastsd_pd(metric));
+    let odd = _mm256_castpd_ps(_mm256_broadcastsd_pd(_mm_unpackhi_pd(metric, metric)));
+    let mut found = [0; 4];
+    store_u32(&mut found, _mm_blendv_epi8(first_level, second_level, better));
+    let mut levels = [[0; N]; 2];
+    for (levels, found) in levels.iter_mut().zip(found.as_chunks::<2>().0) {
+        (levels[0], levels[1]) = (found[0] as i32, found[1] as i32);
+    }
+    let (odd, best) = compete(costs, |parity, _| if parity == 0 { even } else { odd });
+    (odd, best, levels)
+}
+
 /// [`Contest::choose`] for eight sites at a time.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -290,38 +425,17 @@ fn choose<const N: usize>(
     limit: i32,
 ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
     let (mut metrics, mut levels) = ([[0.0; N]; 2], [[0; N]; 2]);
-    // Every other state has the second quantiser.
-    let odd = _mm256_setr_epi32(0, 1, 0, 1, 0, 1, 0, 1);
-    let limit = _mm256_set1_epi32(limit);
-    for octet in 0..N / OCTET {
-        let target = load_f32(&targets.as_chunks().0[octet]);
-        let predicted = load_i32(&sites.predicted.as_chunks().0[octet]);
-        let down = load_i32(&sites.down.as_chunks().0[octet]);
-        let set = load_i32(&sites.sets.as_chunks().0[octet].map(|set| set as i32));
-        let shift = load_i32(&shifts.as_chunks().0[octet].map(|shift| shift as i32));
-        let table = _mm256_mullo_epi32(set, _mm256_set1_epi32(ENTRIES as i32));
-        let cost = |index: __m256i| {
-            // `dependent::level`
-            let level = _mm256_sub_epi32(_mm256_add_epi32(index, index), _mm256_sign_epi32(odd, index));
-            let error = _mm256_sub_ps(target, _mm256_cvtepi32_ps(level));
-            let turned = _mm256_xor_si256(_mm256_sub_epi32(index, predicted), down);
-            let residual = _mm256_sub_epi32(turned, down);
-            let magnitude = _mm256_srlv_epi32(_mm256_abs_epi32(residual), shift);
-            let magnitude = _mm256_min_epu32(magnitude, _mm256_set1_epi32(TABULATED as i32 - 1));
-            let sign = _mm256_and_si256(_mm256_srai_epi32::<31>(residual), _mm256_set1_epi32(TABULATED as i32));
-            let entry = _mm256_add_epi32(_mm256_add_epi32(table, magnitude), sign);
-            let entry = _mm256_and_si256(entry, _mm256_set1_epi32(costs.len() as i32 - 1));
-            // SAFETY: the number of costs is a power of two, so indices masked so are within them.
-            let bits = unsafe { _mm256_i32gather_ps::<4>(costs.as_ptr(), entry) };
-            let cost = _mm256_add_ps(_mm256_mul_ps(error, error), bits);
-            let beyond = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_abs_epi32(level), limit));
-            (_mm256_blendv_ps(cost, _mm256_set1_ps(f32::INFINITY), beyond), level)
+    for part in 0..N / OCTET {
+        let octet = Octet {
+            target: load_f32(&targets.as_chunks().0[part]),
+            predicted: load_i32(&sites.predicted.as_chunks().0[part]),
+            down: load_i32(&sites.down.as_chunks().0[part]),
+            set: load_octet(&sites.sets.as_chunks().0[part]),
+            shift: load_octet(&shifts.as_chunks().0[part]),
+            // Every other state has the second quantiser.
+            odd: pairs([0, 1]),
         };
-        // Not of a zero that has a sign.
-        let negative = _mm256_cmp_ps::<_CMP_LT_OQ>(target, _mm256_setzero_ps());
-        let sign = _mm256_and_ps(negative, _mm256_set1_ps(-0.0));
-        let offset = _mm256_or_ps(_mm256_cvtepi32_ps(odd), sign);
-        let exact = _mm256_mul_ps(_mm256_set1_ps(0.25), _mm256_add_ps(target, offset));
+        let exact = octet.exact();
         for parity in 0..2 {
             let nearest = if parity == 0 {
                 let twice = _mm256_cvtps_epi32(exact);
@@ -330,13 +444,12 @@ fn choose<const N: usize>(
                 let twice = _mm256_cvttps_epi32(_mm256_floor_ps(exact));
                 _mm256_add_epi32(_mm256_add_epi32(twice, twice), _mm256_set1_epi32(1))
             };
-            let inward = _mm256_sign_epi32(_mm256_set1_epi32(2), _mm256_sub_epi32(predicted, nearest));
-            let (first, second) = (cost(nearest), cost(_mm256_add_epi32(nearest, inward)));
+            let (first, second) = [nearest, octet.inward(nearest)].map(|index| octet.cost(costs, limit, index)).into();
             let better = _mm256_cmp_ps::<_CMP_LT_OQ>(second.0, first.0);
             let metric = _mm256_min_ps(second.0, first.0);
             let level = _mm256_blendv_ps(_mm256_castsi256_ps(first.1), _mm256_castsi256_ps(second.1), better);
-            store_f32(&mut metrics[parity].as_chunks_mut().0[octet], metric);
-            store_i32(&mut levels[parity].as_chunks_mut().0[octet], _mm256_castps_si256(level));
+            store_f32(&mut metrics[parity].as_chunks_mut().0[part], metric);
+            store_i32(&mut levels[parity].as_chunks_mut().0[part], _mm256_castps_si256(level));
         }
     }
     (metrics, levels)
@@ -361,8 +474,8 @@ fn store_octet(to: &mut [u32; OCTET], vector: __m256i) {
 /// [`Look::up`] for eight states at a time.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn look_up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> ([u32; N], [u32; N]) {
-    let (mut symbols, mut ranges) = ([0; N], [0; N]);
+fn look_up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> Found<N> {
+    let mut found = Found { symbols: [0; N], entries: [0; N], ranges: [0; N] };
     let table: &Symbols = frequencies.symbols();
     for octet in 0..N / OCTET {
         let sets = load_octet(&sets.as_chunks().0[octet]);
@@ -376,10 +489,11 @@ fn look_up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &
         let entry = _mm256_and_si256(entry, _mm256_set1_epi32((SETS * SYMBOLS) as i32 - 1));
         // SAFETY: the number of ranges is a power of two, so indices masked so are within them.
         let range = unsafe { _mm256_i32gather_epi32::<4>(frequencies.ranges.as_ptr().cast(), entry) };
-        store_octet(&mut symbols.as_chunks_mut().0[octet], symbol);
-        store_octet(&mut ranges.as_chunks_mut().0[octet], range);
+        store_octet(&mut found.symbols.as_chunks_mut().0[octet], symbol);
+        store_octet(&mut found.entries.as_chunks_mut().0[octet], entry);
+        store_octet(&mut found.ranges.as_chunks_mut().0[octet], range);
     }
-    (symbols, ranges)
+    found
 }
 
 /// By which states want a word, as bits: which of the next words each gets.
@@ -544,7 +658,7 @@ mod tests {
         }
     }
 
-    fn choices_are_the_same<const N: usize>(random: &mut Random, costs: &Costs) {
+    fn choices_are_the_same<const S: usize, const N: usize>(random: &mut Random, costs: &Costs) {
         let number = |random: &mut Random, end: i32| random.below(2 * end as u64) as i32 - end;
         for round in 0..300 {
             let size = 1 << (round % 24);
@@ -557,8 +671,11 @@ mod tests {
             let shifts = [(); N].map(|()| random.below(10) as u32);
             let targets = [(); N].map(|()| number(random, 8 * size) as f32 / 8.0);
             for limit in [1, size, 1 << 24] {
-                let chosen = Avx2::choose(&sites, costs, &shifts, &targets, limit);
-                assert_eq!(chosen, Portable::choose(&sites, costs, &shifts, &targets, limit));
+                let mut survivors = [(); S].map(|()| random.below(64) as f32 / 8.0);
+                let mut portable = survivors;
+                let chosen = Avx2::advance(&mut survivors, &sites, costs, &shifts, &targets, limit);
+                assert_eq!(chosen, Portable::advance(&mut portable, &sites, costs, &shifts, &targets, limit));
+                assert_eq!(survivors, portable);
             }
         }
     }
@@ -571,9 +688,11 @@ mod tests {
         let random = &mut Random(1);
         let costs: Box<Costs> =
             (0..SETS * ENTRIES).map(|_| random.below(64) as f32 / 8.0).collect::<Vec<_>>().try_into().expect("so many");
-        choices_are_the_same::<2>(random, &costs);
-        choices_are_the_same::<8>(random, &costs);
-        choices_are_the_same::<64>(random, &costs);
+        choices_are_the_same::<8, 2>(random, &costs);
+        choices_are_the_same::<8, 8>(random, &costs);
+        choices_are_the_same::<32, 2>(random, &costs);
+        choices_are_the_same::<64, 2>(random, &costs);
+        choices_are_the_same::<64, 64>(random, &costs);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use crate::context::{self, COST_BITS, Machine, Portable, SETS};
 use crate::dependent::{self, MAX_STATES, States};
-use crate::levels::{self, Cost};
+use crate::levels;
 use crate::rows::{self, Rows, Site};
 use crate::scale;
 
@@ -141,17 +141,12 @@ impl Tables {
         // Magnitudes in a class with low bits share an entry: all but the highest low bit are raw.
         let shift = low.saturating_sub(1);
         (self.made[set], self.shifts[set]) = (self.now, shift);
-        let mut contexts = rows.contexts[set];
         let unit = self.lambda / (1 << COST_BITS) as f32;
-        let mut cost = |residual: i32| {
-            let mut sum = Cost::default();
-            levels::code::<_, Portable, KIND>(&mut sum, &mut contexts, low, leaning, residual);
-            sum.0 as f32 * unit
-        };
+        let mut bits = [[0; 2]; TABULATED];
+        levels::tabulate::<KIND>(&rows.contexts[set], low, leaning, shift, &mut bits);
         let (positive, negative) = self.costs[ENTRIES * set..ENTRIES * (set + 1)].split_at_mut(TABULATED);
-        for (magnitude, (positive, negative)) in (0..).zip(positive.iter_mut().zip(negative)) {
-            *positive = cost(magnitude << shift);
-            *negative = if leaning { cost(-(magnitude << shift)) } else { *positive };
+        for ((positive, negative), bits) in positive.iter_mut().zip(negative).zip(bits) {
+            [*positive, *negative] = bits.map(|bits| bits as f32 * unit);
         }
     }
 }
@@ -169,8 +164,18 @@ impl<const S: usize> Ways<S> {
             from[parity][taps.next(state as u32, parity as u32) as usize] = state;
             way += 1;
         }
+        let mut state = 0;
+        while state < S {
+            assert!(from[0][state] % 2 == Self::quantizer(state) && from[1][state] % 2 == Self::quantizer(state));
+            state += 1;
+        }
         from
     };
+
+    /// The quantiser before each state, which is that of either way: the lower half is entered from the first one's states.
+    const fn quantizer(state: usize) -> usize {
+        2 * state / S
+    }
 }
 
 /// How the machine lets survivors compete. One implementation is plain Rust, the other SIMD; all give the same bits.
@@ -218,6 +223,21 @@ pub(crate) trait Contest: Machine {
             }
         }
         (metrics, levels)
+    }
+
+    /// [`Contest::choose`], then [`Contest::survive`]: states entered with an odd index, the cheapest state, and levels.
+    #[inline(always)]
+    fn advance<const S: usize, const N: usize>(
+        costs: &mut [f32; S],
+        sites: &Sites<N>,
+        costs_of: &Costs,
+        shifts: &[u32; N],
+        targets: &[f32; N],
+        limit: i32,
+    ) -> (u64, usize, [[i32; N]; 2]) {
+        let (metrics, levels) = Self::choose(sites, costs_of, shifts, targets, limit);
+        let (odd, best) = Self::survive(costs, &metrics);
+        (odd, best, levels)
     }
 }
 
@@ -326,13 +346,17 @@ impl<T: Targets> Search<T> {
             let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
             let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
             let costs_of = &self.tables.costs;
-            let (metrics, levels) = match self.targets.importance(index) {
-                Some(importance) => sites.choose_weighted(costs_of, &shifts, &targets, limit, importance, self.reach),
-                None => M::choose(&sites, costs_of, &shifts, &targets, limit),
+            let (odd, levels);
+            (odd, best, levels) = match self.targets.importance(index) {
+                Some(importance) => {
+                    let (metrics, levels) =
+                        sites.choose_weighted(costs_of, &shifts, &targets, limit, importance, self.reach);
+                    let (odd, best) = M::survive(&mut costs, &metrics);
+                    (odd, best, levels)
+                }
+                None => M::advance(&mut costs, &sites, costs_of, &shifts, &targets, limit),
             };
             let expected = sites.expected;
-            let odd;
-            (odd, best) = M::survive(&mut costs, &metrics);
             let step = Step { odd, levels };
             if N == S {
                 let came: [i32; N] = M::inherit::<S, N>(odd, [&step.levels[0], &step.levels[1]]);
@@ -346,7 +370,7 @@ impl<T: Targets> Search<T> {
                     self.targets.follow(index, &ways);
                 }
             } else {
-                let (_, level) = step.back::<S>(best);
+                let level = step.level::<S>(best);
                 row = [row_behind(row[0], level, expected[0], share); N];
             }
             steps.push(step);
@@ -407,6 +431,13 @@ impl<const N: usize> Neighbours<N> {
 }
 
 impl<const N: usize> Step<N> {
+    /// The level of the survivor in this state, with two sites.
+    #[inline(always)]
+    fn level<const S: usize>(&self, state: usize) -> i32 {
+        let parity = (self.odd >> state & 1) as usize;
+        self.levels[parity][Ways::<S>::quantizer(state)]
+    }
+
     /// Where the survivor in this state came from, and its level.
     #[inline(always)]
     fn back<const S: usize>(&self, state: usize) -> (usize, i32) {
@@ -429,8 +460,15 @@ impl<const N: usize> Sites<N> {
     #[inline(always)]
     fn of<const KIND: u8>(rows: &Rows, share: i32, row: &[i32; N], predictions: &[i32; N]) -> Self {
         let mut sites = Self { sets: [0; N], predicted: [0; N], expected: [0; N], down: [0; N] };
+        // For each its own, or that which all have.
+        let mut logs = [scale::log_of_one(row[0]); N];
+        if N != 2 {
+            for (log, row) in logs.iter_mut().zip(row) {
+                *log = scale::log(*row);
+            }
+        }
         for lane in 0..N {
-            let class = scale::class_of_log(scale::log(row[lane]), share) & rows.class_mask;
+            let class = scale::class_of_log(logs[lane], share) & rows.class_mask;
             let site = Site { odd: lane as i32 & 1, ..Site::default() }.predicted::<KIND>(class, predictions[lane]);
             sites.sets[lane] = site.set as u32;
             (sites.predicted[lane], sites.expected[lane]) = (site.predicted, site.expected);

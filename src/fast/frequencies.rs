@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use crate::coder::GROUP;
 use crate::context::{self, SETS, UNARY};
+use crate::scale::CLASSES;
 
 /// log2 of the number of places that the symbols of a set share.
 pub(crate) const BITS: u32 = 12;
@@ -16,6 +17,9 @@ pub(crate) const PLACES: usize = 1 << BITS;
 pub(crate) const SYMBOLS: usize = 16;
 /// The last symbol: what is too large for the others.
 pub(crate) const ESCAPE: u32 = SYMBOLS as u32 - 1;
+
+/// Sets behind these are never in use.
+const USED_SETS: usize = 4 * CLASSES;
 
 /// What a symbol adds to its count; the counts of a set start with a sum of [`PLACES`], so with the weight of 16 symbols.
 const VISIT: u32 = 256;
@@ -97,11 +101,14 @@ impl Frequencies {
         self.symbols.as_ref().expect("a decoder has them")
     }
 
-    /// Counts a symbol; `entry` is `SYMBOLS * set + symbol`.
+    /// Counts symbols; an entry is `SYMBOLS * set + symbol`.
     #[inline(always)]
-    pub(crate) fn count(&mut self, entry: u32) {
-        let count = &mut self.counts[entry as usize % (SETS * SYMBOLS)];
-        *count = count.wrapping_add(VISIT);
+    pub(crate) fn count<const N: usize>(&mut self, entries: &[u32; N]) {
+        let counts = &mut *self.counts;
+        for entry in entries {
+            let count = &mut counts[*entry as usize % (SETS * SYMBOLS)];
+            *count = count.wrapping_add(VISIT);
+        }
     }
 
     /// So many symbols were coded since the last call: makes frequencies anew if it is time.
@@ -117,7 +124,7 @@ impl Frequencies {
 
     #[inline(never)]
     fn renew(&mut self) {
-        for set in 0..SETS {
+        for set in 0..USED_SETS {
             let sum: u32 = self.counts[SYMBOLS * set..SYMBOLS * (set + 1)].iter().sum();
             if 4 * u64::from(sum - self.made[set]) >= u64::from(self.made[set]) {
                 self.made[set] = sum;

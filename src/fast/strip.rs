@@ -26,29 +26,32 @@ impl<const N: usize> Sites<N> {
     /// The residuals of these levels.
     #[inline(always)]
     pub(crate) fn residuals<const KIND: u8>(&self, levels: &[i32; N]) -> [i32; N] {
-        std::array::from_fn(|k| {
+        let mut residuals = [0; N];
+        for k in 0..N {
             let index = if rows::dependent(KIND) { dependent::index(levels[k], self.odd[k]) } else { levels[k] };
             let residual = index.wrapping_sub(self.predicted[k]);
-            (residual ^ self.down[k]).wrapping_sub(self.down[k])
-        })
+            residuals[k] = (residual ^ self.down[k]).wrapping_sub(self.down[k]);
+        }
+        residuals
     }
 
     /// The indices that have these residuals.
     #[inline(always)]
     pub(crate) fn indices<const KIND: u8>(&self, residuals: &[i32; N]) -> [i32; N] {
-        std::array::from_fn(|k| {
-            if rows::predicts(KIND) {
-                (residuals[k] ^ self.down[k]).wrapping_sub(self.down[k]).wrapping_add(self.predicted[k])
-            } else {
-                residuals[k]
+        let mut indices = *residuals;
+        if rows::predicts(KIND) {
+            for k in 0..N {
+                let turned = (residuals[k] ^ self.down[k]).wrapping_sub(self.down[k]);
+                indices[k] = turned.wrapping_add(self.predicted[k]);
             }
-        })
+        }
+        indices
     }
 }
 
 /// The model's memory of `N` strips.
 pub(crate) struct Strips<const N: usize> {
-    class_mask: usize,
+    class_mask: u32,
     mean: i32,
     above_weight: i32,
     column_weight: i32,
@@ -76,7 +79,7 @@ impl<const N: usize> Strips<N> {
         let mean = scale::from_log(params.mean_log) as i32;
         let row = params.row.unwrap_or_default();
         let mut strips = Self {
-            class_mask: params.resolution.mask(),
+            class_mask: params.resolution.mask() as u32,
             mean,
             above_weight: i32::from(row.above),
             column_weight: i32::from(row.column),
@@ -111,9 +114,9 @@ impl<const N: usize> Strips<N> {
         };
         let prediction = if rows::predicts(KIND) { self.predict::<KIND>(column) } else { [0; N] };
         for k in 0..N {
-            let class = scale::class_of_log(scale::log(self.row[k]), share) & self.class_mask;
+            let class = scale::class_of_log(scale::log(self.row[k]), share) as u32 & self.class_mask;
             sites.low[k] = (((class as i32 + 16) >> 2) - 13).max(0) as u32;
-            let site = Site { odd: sites.odd[k], ..Site::default() }.predicted::<KIND>(class, prediction[k]);
+            let site = Site { odd: sites.odd[k], ..Site::default() }.predicted::<KIND>(class as usize, prediction[k]);
             sites.set[k] = site.set as u32;
             if rows::predicts(KIND) {
                 (sites.predicted[k], sites.expected[k]) = (site.predicted, site.expected);
