@@ -1,7 +1,7 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
 use crate::coder::Encoder;
-use crate::context::{COST_BITS, Machine, Portable, UNARY};
+use crate::context::{COST_BITS, Portable, UNARY};
 use crate::fast;
 use crate::feedback::{Coupling, Feedback};
 use crate::levels::{self, Cost};
@@ -82,16 +82,8 @@ pub(crate) fn quantize_portable(
 pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     match params.coder {
         Coder::Binary => code::<M>(params, levels.len(), out, &mut Given(levels)),
-        _ => encode_chosen::<M>(params, levels, out),
-    }
-}
-
-/// Appends the code of `levels` by another coder than the binary one.
-#[inline(always)]
-fn encode_chosen<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
-    match params.coder {
+        Coder::Fast => fast::encode(params, levels, out),
         Coder::Sparse { density_log } => sparse::encode::<M>(params, density_log, levels, out),
-        _ => fast::encode(params, levels, out),
     }
 }
 
@@ -137,7 +129,7 @@ pub(crate) fn quantize_on<M: Contest>(
         // Levels are chosen as if the binary coder coded them, whose bits are nearly the same.
         code::<M>(params, weights.len(), &mut Vec::new(), &mut quantized);
         if let Some(levels) = quantized.chosen {
-            encode_chosen::<M>(params, levels, out);
+            encode(params, levels, out);
         }
     }
     quantized.sums
