@@ -161,8 +161,7 @@ fn sparse_if_smaller(
     // With two quantisers, what is coded are indices; about half.
     let unit = if params.states.is_some() { 0.5 } else { 1.0 };
     let sample: Vec<i32> = (0..sampled).map(|i| (unit * level(i)).round_ties_even() as i32).collect();
-    let nonzero = |levels: &[i32]| levels.iter().filter(|level| **level != 0).count() as f64;
-    let density = nonzero(&sample) / sampled.max(1) as f64;
+    let density = sample.iter().filter(|level| **level != 0).count() as f64 / sampled.max(1) as f64;
     if density > SPARSE_BELOW {
         return params;
     }

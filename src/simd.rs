@@ -21,7 +21,7 @@ use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
 use crate::nnc_quantize;
 use crate::params::Params;
-use crate::trellis::{Contest, Costs, ENTRIES, Sites, TABULATED, Ways};
+use crate::trellis::{Contest, Costs, ENTRIES, Sites, TABULATED, Ways, advance_in_turn};
 
 /// AVX2. Only constructed behind [`available`], only named by the functions below.
 struct Avx2;
@@ -79,9 +79,7 @@ impl Contest for Avx2 {
             // SAFETY: as above.
             return unsafe { advance_of_two(costs, sites, costs_of, shifts, targets, limit) };
         }
-        let (metrics, levels) = Self::choose(sites, costs_of, shifts, targets, limit);
-        let (odd, best) = Self::survive(costs, &metrics);
-        (odd, best, levels)
+        advance_in_turn::<Self, S, N>(costs, sites, costs_of, shifts, targets, limit)
     }
 }
 

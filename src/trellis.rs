@@ -235,10 +235,23 @@ pub(crate) trait Contest: Machine {
         targets: &[f32; N],
         limit: i32,
     ) -> (u64, usize, [[i32; N]; 2]) {
-        let (metrics, levels) = Self::choose(sites, costs_of, shifts, targets, limit);
-        let (odd, best) = Self::survive(costs, &metrics);
-        (odd, best, levels)
+        advance_in_turn::<Self, S, N>(costs, sites, costs_of, shifts, targets, limit)
     }
+}
+
+/// [`Contest::advance`] as it is defined.
+#[inline(always)]
+pub(crate) fn advance_in_turn<M: Contest + ?Sized, const S: usize, const N: usize>(
+    costs: &mut [f32; S],
+    sites: &Sites<N>,
+    costs_of: &Costs,
+    shifts: &[u32; N],
+    targets: &[f32; N],
+    limit: i32,
+) -> (u64, usize, [[i32; N]; 2]) {
+    let (metrics, levels) = M::choose(sites, costs_of, shifts, targets, limit);
+    let (odd, best) = M::survive(costs, &metrics);
+    (odd, best, levels)
 }
 
 impl Contest for Portable {}
