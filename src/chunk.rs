@@ -1,16 +1,19 @@
 //! One chunk, coded: levels or weights in, bytes out.
 
+use std::ops::Range;
+
 use crate::coder::Encoder;
-use crate::context::{COST_BITS, Portable, UNARY};
+use crate::context::{ContextSet, Portable};
 use crate::fast;
 use crate::feedback::{Coupling, Feedback};
-use crate::levels::{self, Cost};
-use crate::params::{Coder, Params};
-use crate::rows::{self, Rows, Site, for_kind};
+use crate::greedy::{Coupled, Greedy, Quantizer, Weighted};
+use crate::levels::{self, Learner};
+use crate::params::{Coder, MAX_WIDTH, Params};
+use crate::rows::{Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 use crate::sparse;
-use crate::trellis::{Contest, Search, Targets, Weights};
+use crate::trellis::{Contest, Search, Weights};
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights, each term times the weight's importance.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -25,9 +28,6 @@ pub struct Sums {
     /// Sum of q^2.
     pub levels: f64,
 }
-
-/// Levels that are tried on either side of a weight's nearest, if it matters little enough.
-const FARTHEST: i32 = 32;
 
 /// Whether these levels can be a chunk: not every sequence is a path through the trellis of two quantisers.
 #[must_use]
@@ -81,7 +81,7 @@ pub(crate) fn quantize_portable(
 #[inline(always)]
 pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     match params.coder {
-        Coder::Binary => code::<M>(params, levels.len(), out, &mut Given(levels)),
+        Coder::Binary => code::<M, _, _>(params, levels.len(), &mut Given(levels), Encoder::new()).finish(out),
         Coder::Fast => fast::encode(params, levels, out),
         Coder::Sparse { density_log } => sparse::encode::<M>(params, density_log, levels, out),
     }
@@ -99,21 +99,7 @@ pub(crate) fn quantize_on<M: Contest>(
     // Levels of either quantiser and parity lie so near to every target.
     let limit = (quantizer.limit - 3).max(0);
     let Quantizer { step, lambda, limit: largest, importance, reach, keeps_zeros } = quantizer;
-    let choice = match (params.states, coupling) {
-        (None, None) => Choice::Greedy(quantizer),
-        (None, Some(coupling)) => {
-            Choice::Coupled(quantizer, Feedback::new(weights, keeps_zeros, coupling, limit as f32))
-        }
-        (Some(states), None) => {
-            let scale = 1.0 / f64::from(step);
-            let targets = Weights { weights, importance, keeps_zeros, scale, limit: f64::from(limit) };
-            Choice::Path(Box::new(Search::new(targets, states, params.width, lambda, reach, largest)))
-        }
-        (Some(states), Some(coupling)) => {
-            let targets = Feedback::new(weights, keeps_zeros, coupling, limit as f32);
-            Choice::CoupledPath(Box::new(Search::new(targets, states, params.width, lambda, reach, largest)))
-        }
-    };
+    let step = f64::from(step);
     let mut room = Vec::new();
     let chosen = if params.coder != Coder::Binary && chosen.is_none() {
         room.resize(weights.len(), 0);
@@ -121,236 +107,146 @@ pub(crate) fn quantize_on<M: Contest>(
     } else {
         chosen
     };
-    let step = f64::from(step);
-    let mut quantized = Quantized { weights, keeps_zeros, importance, step, choice, chosen, sums: Sums::default() };
-    if params.coder == Coder::Binary {
-        code::<M>(params, weights.len(), out, &mut quantized);
-    } else {
-        // Levels are chosen as if the binary coder coded them, whose bits are nearly the same.
-        code::<M>(params, weights.len(), &mut Vec::new(), &mut quantized);
-        if let Some(levels) = quantized.chosen {
-            encode(params, levels, out);
+    let outcome = Outcome { weights, importance, step, chosen, sums: Sums::default() };
+    let coupled = |coupling| Feedback::new(weights, keeps_zeros, coupling, limit as f32);
+    match (params.states, coupling) {
+        (None, None) if !importance.is_empty() => outcome.of::<M>(Weighted::new(quantizer, weights), params, out),
+        (None, None) => outcome.of::<M>(Greedy::new(quantizer, weights), params, out),
+        (None, Some(coupling)) => outcome.of::<M>(Coupled::new(quantizer, weights, coupled(coupling)), params, out),
+        (Some(states), None) => {
+            let targets = Weights { weights, importance, keeps_zeros, scale: 1.0 / step, limit: f64::from(limit) };
+            outcome.of::<M>(Search::new(targets, states, params.width, lambda, reach, largest), params, out)
+        }
+        (Some(states), Some(coupling)) => {
+            let targets = coupled(coupling);
+            outcome.of::<M>(Search::new(targets, states, params.width, lambda, reach, largest), params, out)
         }
     }
-    quantized.sums
 }
 
 /// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
 /// compiled without the machine's features.
-trait Source {
-    /// Called before the level of the `index`-th weight, in this column.
-    #[inline(always)]
-    fn look_ahead<M: Contest, const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _column: usize) {}
+pub(crate) trait Source {
+    /// Levels come in blocks of so many, or fewer at the end of a row.
+    const BLOCK: usize;
 
-    /// The `index`-th level of the chunk, at this site.
-    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32;
+    /// Called before a block in these columns that starts with the chunk's `index`-th level.
+    #[inline(always)]
+    fn begin<M: Contest, const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _columns: Range<usize>) {}
+
+    /// The chunk's `index`-th level, in this column, at a site with these contexts.
+    fn level<const KIND: u8>(&mut self, set: &mut ContextSet, site: Site, index: usize, column: usize) -> i32;
+
+    /// Called behind a block of these levels that started with the `index`-th.
+    #[inline(always)]
+    fn end(&mut self, _index: usize, _levels: &[i32]) {}
 }
 
 struct Given<'a>(&'a [i32]);
 
 impl Source for Given<'_> {
+    const BLOCK: usize = MAX_WIDTH;
+
     #[inline(always)]
-    fn level<const KIND: u8>(&mut self, _rows: &mut Rows, _site: Site, index: usize, _column: usize) -> i32 {
+    fn level<const KIND: u8>(&mut self, _set: &mut ContextSet, _site: Site, index: usize, _column: usize) -> i32 {
         self.0[index]
     }
 }
 
-struct Quantized<'a> {
+/// Levels that come from a `source`, and what has come of them.
+struct Quantized<'a, S> {
+    source: S,
+    outcome: Outcome<'a>,
+}
+
+impl<S: Source> Source for Quantized<'_, S> {
+    const BLOCK: usize = S::BLOCK;
+
+    #[inline(always)]
+    fn begin<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, columns: Range<usize>) {
+        self.source.begin::<M, KIND>(rows, index, columns);
+    }
+
+    #[inline(always)]
+    fn level<const KIND: u8>(&mut self, set: &mut ContextSet, site: Site, index: usize, column: usize) -> i32 {
+        self.source.level::<KIND>(set, site, index, column)
+    }
+
+    #[inline(always)]
+    fn end(&mut self, index: usize, levels: &[i32]) {
+        self.outcome.add(index, levels);
+    }
+}
+
+/// What comes of quantising, beside bytes.
+struct Outcome<'a> {
     weights: &'a [f32],
-    keeps_zeros: bool,
     importance: &'a [f32],
     step: f64,
-    choice: Choice<'a>,
     chosen: Option<&'a mut [i32]>,
     sums: Sums,
 }
 
-/// How levels are chosen.
-enum Choice<'a> {
-    /// One by one.
-    Greedy(Quantizer<'a>),
-    /// As a path through the trellis of two quantisers.
-    Path(Box<Search<Weights<'a>>>),
-    /// One by one, with error feedback.
-    Coupled(Quantizer<'a>, Feedback<'a>),
-    /// As a path, with error feedback.
-    CoupledPath(Box<Search<Feedback<'a>>>),
-}
-
-impl Source for Quantized<'_> {
+impl Outcome<'_> {
+    /// Codes the levels that the source chooses.
     #[inline(always)]
-    fn look_ahead<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
-        match &mut self.choice {
-            Choice::Path(search) if rows::dependent(KIND) && column.is_multiple_of(Weights::BLOCK) => {
-                search.decide::<M, KIND>(rows, index, column);
-            }
-            Choice::CoupledPath(search) if rows::dependent(KIND) && column.is_multiple_of(Feedback::BLOCK) => {
-                search.decide::<M, KIND>(rows, index, column);
-            }
-            Choice::Coupled(_, feedback) if column == 0 => feedback.begin(index),
-            _ => {}
+    fn of<M: Contest>(self, source: impl Source, params: &Params, out: &mut Vec<u8>) -> Sums {
+        let count = self.weights.len();
+        let mut quantized = Quantized { source, outcome: self };
+        if params.coder == Coder::Binary {
+            code::<M, _, _>(params, count, &mut quantized, Encoder::new()).finish(out);
+            return quantized.outcome.sums;
         }
+        // Levels are chosen as if the binary coder coded them, whose bits are nearly the same.
+        code::<M, _, _>(params, count, &mut quantized, Learner);
+        if let Some(levels) = quantized.outcome.chosen {
+            encode(params, levels, out);
+        }
+        quantized.outcome.sums
     }
 
     #[inline(always)]
-    fn level<const KIND: u8>(&mut self, rows: &mut Rows, site: Site, index: usize, column: usize) -> i32 {
-        let weight = f64::from(self.weights[index]);
-        let zero = self.keeps_zeros && weight == 0.0;
-        let level = match &mut self.choice {
-            Choice::Greedy(_) if zero => 0,
-            Choice::Greedy(quantizer) => quantizer.choose::<KIND>(rows, site, weight, index),
-            Choice::Path(search) => search.level(column),
-            Choice::Coupled(quantizer, feedback) => {
-                let target = f64::from(feedback.target(index));
-                let level = if zero { 0 } else { quantizer.choose::<KIND>(rows, site, target, index) };
-                feedback.decided(index, level);
-                level
-            }
-            Choice::CoupledPath(search) => {
-                let level = search.level(column);
-                search.targets.decided(index, level);
-                level
-            }
-        };
-        let value = f64::from(level);
-        let error = weight - value * self.step;
-        let counts = self.importance.get(index).map_or(1.0, |importance| f64::from(*importance));
-        self.sums.energy += counts * weight * weight;
-        self.sums.error += counts * error * error;
-        self.sums.correlation += counts * weight * value;
-        self.sums.levels += counts * value * value;
+    fn add(&mut self, index: usize, levels: &[i32]) {
+        let range = index..index + levels.len();
         if let Some(chosen) = &mut self.chosen {
-            chosen[index] = level;
+            chosen[range.clone()].copy_from_slice(levels);
         }
-        level
+        let (mut sums, step) = (self.sums, self.step);
+        let pairs = self.weights[range.clone()].iter().zip(levels);
+        if self.importance.is_empty() {
+            pairs.for_each(|(weight, level)| sums.add(*weight, *level, step, 1.0));
+        } else {
+            let counts = self.importance[range].iter();
+            pairs.zip(counts).for_each(|((w, q), counts)| sums.add(*w, *q, step, f64::from(*counts)));
+        }
+        self.sums = sums;
     }
 }
 
-/// How a weight becomes a level.
-///
-/// Weight w becomes the level q that minimises `F (w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts as
-/// they stand (DeepCABAC's greedy rule). With F = 1 the nearest level is tried and the two behind it towards the predicted
-/// one: further off both terms grow.
-#[derive(Clone, Copy, Debug)]
-pub struct Quantizer<'a> {
-    /// Distance of two reconstruction values.
-    pub step: f32,
-    /// Squared steps of error that a bit is worth; 0 is nearest rounding.
-    pub lambda: f32,
-    /// Largest magnitude of a level.
-    pub limit: i32,
-    /// F of each weight, finite and not negative; or empty: it is 1.
-    pub importance: &'a [f32],
-    /// Levels but the nearest have at most this `F (w / step - q)^2`.
-    pub reach: f32,
-    /// Whether a weight of zero keeps its level: pruned weights stay pruned.
-    pub keeps_zeros: bool,
-}
-
-impl Quantizer<'_> {
-    /// Every weight for itself, and all alike.
-    #[must_use]
-    pub const fn new(step: f32, lambda: f32, limit: i32) -> Self {
-        Self { step, lambda, limit, importance: &[], reach: f32::INFINITY, keeps_zeros: false }
-    }
-
+impl Sums {
     #[inline(always)]
-    fn choose<const KIND: u8>(&self, rows: &mut Rows, site: Site, weight: f64, index: usize) -> i32 {
-        // `as` saturates; the limit keeps every candidate inside i32.
-        let limit = f64::from(self.limit);
-        let exact = (weight / f64::from(self.step)).clamp(-limit, limit);
-        let nearest = exact.round_ties_even() as i32;
-        if self.lambda == 0.0 {
-            return nearest;
-        }
-        if let Some(importance) = self.importance.get(index) {
-            return self.choose_weighted::<KIND>(rows, site, exact, f64::from(*importance));
-        }
-        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
-        let residual = site.residual::<KIND>(nearest);
-        let magnitude = residual.unsigned_abs();
-        let toward = (i64::from(site.predicted) - i64::from(nearest)).clamp(-2, 2) as i32;
-        if site.low == 0 && magnitude < UNARY as u32 {
-            let [first, second] = levels::savings::<KIND>(rows.contexts(site), site.leaning, residual < 0, magnitude);
-            let error = exact - f64::from(nearest);
-            let (near, far) = (error - f64::from(toward.signum()), error - f64::from(toward));
-            let (near, far) = (near * near - lambda * f64::from(first), far * far - lambda * f64::from(first + second));
-            // Where there is no such level it is the one before, with the same cost.
-            let (cost, distance) = if near < error * error { (near, toward.signum()) } else { (error * error, 0) };
-            return nearest + if far < cost { toward } else { distance };
-        }
-        if toward == 0 {
-            return nearest;
-        }
-        let mut best = (f64::INFINITY, nearest);
-        for distance in 0..=toward.abs() {
-            let level = nearest + toward.signum() * distance;
-            let error = exact - f64::from(level);
-            // Errors grow, and no bits make up for one that alone costs as much as the best.
-            if error * error >= best.0 {
-                break;
-            }
-            let cost = error * error + lambda * f64::from(self.cost::<KIND>(rows, site, level));
-            if cost < best.0 {
-                best = (cost, level);
-            }
-        }
-        best.1
-    }
-
-    /// DeepCABAC's rule to the letter: every level is tried from the nearest one downwards, then upwards, as far as the error
-    /// alone does not cost more than the best so far; the first of equals wins. A weight that matters little would have
-    /// levels without end, so beyond [`FARTHEST`] only zero and the predicted level are looked at.
-    #[inline(never)]
-    fn choose_weighted<const KIND: u8>(&self, rows: &mut Rows, site: Site, exact: f64, importance: f64) -> i32 {
-        let lambda = f64::from(self.lambda) / f64::from(1 << COST_BITS);
-        let nearest = exact.round_ties_even() as i32;
-        let mut best = (f64::INFINITY, nearest);
-        // Whether levels further off may still win.
-        let mut attempt = |level: i32| {
-            let distance = exact - f64::from(level);
-            let error = importance * distance * distance;
-            if level != nearest && (error >= best.0 || error > f64::from(self.reach) || level.abs() > self.limit) {
-                return false;
-            }
-            let cost = error + lambda * f64::from(self.cost::<KIND>(rows, site, level));
-            if cost < best.0 {
-                best = (cost, level);
-            }
-            true
-        };
-        let _ = (0..=FARTHEST).all(|distance| attempt(nearest - distance));
-        let _ = (1..=FARTHEST).all(|distance| attempt(nearest + distance));
-        for level in [0, site.predicted] {
-            if level.abs_diff(nearest) > FARTHEST as u32 {
-                attempt(level);
-            }
-        }
-        best.1
-    }
-
-    #[inline(always)]
-    fn cost<const KIND: u8>(&self, rows: &mut Rows, site: Site, level: i32) -> u32 {
-        let mut cost = Cost::default();
-        levels::code::<_, Portable, KIND>(
-            &mut cost,
-            rows.contexts(site),
-            site.low,
-            site.leaning,
-            site.residual::<KIND>(level),
-        );
-        cost.0
+    fn add(&mut self, weight: f32, level: i32, step: f64, counts: f64) {
+        let (weight, value) = (f64::from(weight), f64::from(level));
+        let error = weight - value * step;
+        self.energy += counts * weight * weight;
+        self.error += counts * error * error;
+        self.correlation += counts * weight * value;
+        self.levels += counts * value * value;
     }
 }
 
 #[inline(always)]
-fn code<M: Contest>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
-    for_kind!(params, code_kind::<M, KIND>(params, count, out, source));
+fn code<M: Contest, S: Source, C: levels::Coder>(params: &Params, count: usize, source: &mut S, coder: C) -> C {
+    for_kind!(params, code_kind::<KIND, M, S, C>(params, count, source, coder))
 }
 
 #[inline(always)]
-fn code_kind<M: Contest, const KIND: u8>(params: &Params, count: usize, out: &mut Vec<u8>, source: &mut impl Source) {
-    let mut encoder = Encoder::new();
+fn code_kind<const KIND: u8, M: Contest, S: Source, C: levels::Coder>(
+    params: &Params,
+    count: usize,
+    source: &mut S,
+    mut coder: C,
+) -> C {
     let mut rows = Rows::new(params, count);
     let mut strips = fast::strips(params, count).map(|strip| strip.start).peekable();
     let mut start = 0;
@@ -359,16 +255,21 @@ fn code_kind<M: Contest, const KIND: u8>(params: &Params, count: usize, out: &mu
             rows.state = 0;
         }
         let width = params.width.min(count - start);
-        for column in 0..width {
-            source.look_ahead::<M, KIND>(&rows, start + column, column);
-            let site = rows.site::<KIND>(column);
-            let level = source.level::<KIND>(&mut rows, site, start + column, column);
-            let residual = site.residual::<KIND>(level);
-            levels::code::<_, M, KIND>(&mut encoder, rows.contexts(site), site.low, site.leaning, residual);
-            rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
+        for first in (0..width).step_by(S::BLOCK) {
+            let columns = first..width.min(first + S::BLOCK);
+            source.begin::<M, KIND>(&rows, start + first, columns.clone());
+            for column in columns.clone() {
+                let site = rows.site::<KIND>(column);
+                let set = rows.contexts(site);
+                let level = source.level::<KIND>(set, site, start + column, column);
+                let residual = site.residual::<KIND>(level);
+                levels::code::<_, M, KIND>(&mut coder, set, site.low, site.leaning, residual);
+                rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
+            }
+            source.end(start + first, &rows.row(width)[columns]);
         }
         rows.end_row::<KIND>();
         start += width;
     }
-    encoder.finish(out);
+    coder
 }

@@ -57,9 +57,9 @@ pub fn most_decisions(bytes: usize) -> usize {
 pub struct Encoder {
     low: u64,
     range: u64,
-    /// The arithmetic code, `written` bytes of it, and room for eight more.
+    /// The arithmetic code, `written` bytes of it (32 bits, so that nothing overflows), and room for eight more.
     code: Vec<u8>,
-    written: usize,
+    written: u32,
     raw: Vec<u8>,
     /// Raw bits not yet in `raw`, the first one lowest.
     raw_word: u64,
@@ -88,8 +88,8 @@ impl Encoder {
     #[inline(always)]
     pub fn group(&mut self, p: &[u32; GROUP], ones: usize) {
         // Eight, so that an index can be masked instead of checked.
-        let mut ends = [0; 2 * GROUP];
-        ends[..=GROUP].copy_from_slice(&bounds(self.range, p));
+        let [t0, t1, t2, t3, t4] = bounds(self.range, p);
+        let ends: [u64; 2 * GROUP] = [t0, t1, t2, t3, t4, 0, 0, 0];
         self.take(ends[(ones + 1) % (2 * GROUP)], ends[ones % (2 * GROUP)]);
     }
 
@@ -109,11 +109,12 @@ impl Encoder {
         let range = to - from;
         let shift = normalisation(range);
         // All eight bytes, of which the next ones overwrite those that do not count: no branch on how many do.
-        match self.code.get_mut(self.written..).and_then(<[u8]>::first_chunk_mut) {
+        let written = self.written as usize;
+        match self.code.get_mut(written..written + 8).and_then(<[u8]>::first_chunk_mut) {
             Some(bytes) => *bytes = low.to_be_bytes(),
             None => self.grow(low),
         }
-        self.written += shift as usize / 8;
+        self.written += shift / 8;
         self.low = low << shift;
         self.range = range << shift;
     }
@@ -122,13 +123,13 @@ impl Encoder {
     #[cold]
     fn grow(&mut self, low: u64) {
         self.code.resize(2 * self.code.len(), 0);
-        self.code[self.written..self.written + 8].copy_from_slice(&low.to_be_bytes());
+        self.code[self.written as usize..][..8].copy_from_slice(&low.to_be_bytes());
     }
 
     /// Adds one to the number written so far. It never overflows: the final number is below 2^64 before any shift.
     #[cold]
     fn carry(&mut self) {
-        for byte in self.code[..self.written].iter_mut().rev() {
+        for byte in self.code[..self.written as usize].iter_mut().rev() {
             *byte = byte.wrapping_add(1);
             if *byte != 0 {
                 break;
@@ -156,7 +157,7 @@ impl Encoder {
         if carry {
             self.carry();
         }
-        out.extend_from_slice(&self.code[..self.written]);
+        out.extend_from_slice(&self.code[..self.written as usize]);
         out.extend_from_slice(&end.to_be_bytes()[..tail]);
         let rest = self.raw_count.div_ceil(8) as usize;
         out.extend(self.raw_word.to_le_bytes()[..rest].iter().rev());

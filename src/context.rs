@@ -197,6 +197,9 @@ pub fn initial() -> &'static Contexts {
 pub const COST_BITS: u32 = 11;
 const COST_INDEX_BITS: u32 = 12;
 
+/// No decision costs more: the upper 12 bits of a probability are not zero, nor all one.
+pub const MOST_COST: i32 = 12 << COST_BITS;
+
 /// Cost of a decision of value one, by the upper 12 bits of its probability; in units of 2^-11 bits.
 pub struct CostTable([u16; 1 << COST_INDEX_BITS]);
 
@@ -306,6 +309,13 @@ mod tests {
                 let cost = f64::from(COSTS.of(p, one)) / 2048.0;
                 assert!((cost + probability.log2()).abs() < 0.75 / (probability * 4096.0) + 0.002, "{p} {one} {cost}");
             }
+        }
+    }
+
+    #[test]
+    fn no_decision_costs_more_than_is_said() {
+        for p in [BOUNDS.start(), BOUNDS.end()] {
+            assert!([false, true].into_iter().all(|one| COSTS.of(*p, one) as i32 <= MOST_COST));
         }
     }
 

@@ -332,12 +332,12 @@ impl Decoder {
     /// Decodes a chunk; false if `bytes` are not exactly its code.
     #[inline(always)]
     pub(crate) fn decode<L: Look>(&mut self, params: &Params, bytes: &[u8], output: &mut Output) -> bool {
-        for_kind!(params, decode_kind::<L, KIND>(self, params, bytes, output))
+        for_kind!(params, decode_kind::<KIND, L>(self, params, bytes, output))
     }
 }
 
 #[inline(always)]
-fn decode_kind<L: Look, const KIND: u8>(
+fn decode_kind<const KIND: u8, L: Look>(
     decoder: &mut Decoder,
     params: &Params,
     bytes: &[u8],

@@ -104,22 +104,6 @@ impl<'a> Feedback<'a> {
             *target += above;
         }
     }
-
-    /// The level of the `index`-th weight is decided; they are in order.
-    #[inline(always)]
-    pub(crate) fn decided(&mut self, index: usize, level: i32) {
-        let (width, level) = (self.coupling.width, level as f32);
-        let column = index % width;
-        if !self.coupling.rows.is_empty() {
-            let row = self.coupling.first_row + index / width;
-            self.coupling.errors[row * width + column] = self.row[column] - level - self.above[column];
-        }
-        let error = self.weights[index] - level;
-        let factors = self.coupling.factors(index, column);
-        for (target, factor) in self.row[column + 1..].iter_mut().zip(&factors[column + 1..]) {
-            *target += error * factor;
-        }
-    }
 }
 
 impl Targets for Feedback<'_> {
@@ -156,6 +140,21 @@ impl Targets for Feedback<'_> {
     }
 
     #[inline(always)]
+    fn decided(&mut self, index: usize, level: i32) {
+        let (width, level) = (self.coupling.width, level as f32);
+        let column = index % width;
+        if !self.coupling.rows.is_empty() {
+            let row = self.coupling.first_row + index / width;
+            self.coupling.errors[row * width + column] = self.row[column] - level - self.above[column];
+        }
+        let error = self.weights[index] - level;
+        let factors = self.coupling.factors(index, column);
+        for (target, factor) in self.row[column + 1..].iter_mut().zip(&factors[column + 1..]) {
+            *target += error * factor;
+        }
+    }
+
+    #[inline(always)]
     fn targets<const N: usize>(&mut self, index: usize) -> [f32; N] {
         let mut targets = [self.row[index % self.coupling.width]; N];
         let factors = &self.tile[index - self.start];
@@ -186,8 +185,9 @@ impl Targets for Feedback<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Quantizer, quantize, quantize_portable};
+    use crate::chunk::{quantize, quantize_portable};
     use crate::dependent::States;
+    use crate::greedy::Quantizer;
     use crate::lanes::{self, Job, Output};
     use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::scale::Resolution;

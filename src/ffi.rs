@@ -7,11 +7,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 
-use crate::chunk::{self, Quantizer, Sums};
+use crate::chunk::{self, Sums};
 use crate::dependent::States;
 use crate::exact::{self, Form, Origin, Pattern};
 use crate::feedback::Coupling;
 use crate::fit::{self, Layout, Level};
+use crate::greedy::Quantizer;
 use crate::lanes::{self, Job, Output};
 use crate::measure::{self, Measure};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};

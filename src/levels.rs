@@ -8,13 +8,15 @@
 //! 4. if r is not 0 the sign: with a context (by `upper`) where a prediction leans to one side, else raw.
 
 use crate::coder::{Decoder, Encoder, GROUP};
-use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, Machine, SIGN, UNARY};
+use crate::context::{self, COST_BITS, COSTS, ContextSet, LOW_BIT, MOST_COST, Machine, Portable, SIGN, UNARY};
 use crate::rows;
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
 pub trait Coder {
     /// Contexts learn from what is coded.
     const ADAPTS: bool;
+    /// What is rare is better kept out of the loop.
+    const APART: bool;
     /// Up to four decisions: `ones` times one, then a zero unless all four are one.
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize;
     /// A decision if `coded`, else zero.
@@ -27,6 +29,7 @@ pub trait Coder {
 
 impl Coder for Encoder {
     const ADAPTS: bool = true;
+    const APART: bool = true;
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize {
@@ -57,6 +60,7 @@ impl Coder for Encoder {
 
 impl Coder for Decoder {
     const ADAPTS: bool = true;
+    const APART: bool = false;
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], _ones: usize) -> usize {
@@ -79,12 +83,41 @@ impl Coder for Decoder {
     }
 }
 
+/// Lets contexts learn, and writes nothing.
+pub struct Learner;
+
+impl Coder for Learner {
+    const ADAPTS: bool = true;
+    const APART: bool = true;
+
+    #[inline(always)]
+    fn group(&mut self, _contexts: &[u32; GROUP], ones: usize) -> usize {
+        ones
+    }
+
+    #[inline(always)]
+    fn bit(&mut self, _context: u32, _coded: bool, one: bool) -> bool {
+        one
+    }
+
+    #[inline(always)]
+    fn raw_bit(&mut self, _coded: bool, one: bool) -> bool {
+        one
+    }
+
+    #[inline(always)]
+    fn raw(&mut self, bits: u32, _count: u32) -> u32 {
+        bits
+    }
+}
+
 /// Adds up costs in units of 2^-11 bits; leaves the contexts as they are.
 #[derive(Default)]
 pub struct Cost(pub u32);
 
 impl Coder for Cost {
     const ADAPTS: bool = false;
+    const APART: bool = false;
 
     #[inline(always)]
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize {
@@ -114,24 +147,23 @@ impl Coder for Cost {
     }
 }
 
-/// What a residual of this `magnitude < UNARY`, without low bits, costs more than one of a magnitude less with the same sign,
-/// and what that costs more than one of a magnitude less again, or 0: differences of [`Cost`], from those decisions alone
-/// that are not the same.
+/// Decisions of magnitudes below lie one behind the other in a set.
+pub const TOGETHER: u32 = SIGN as u32;
+
+/// What a residual of this `magnitude < UNARY`, without low bits, costs more than one of a magnitude less with the same sign:
+/// a difference of [`Cost`], from those decisions alone that are not the same. And more than that one can cost more than one
+/// of a magnitude less again, without looking at its decisions. Both are 0 for magnitude 0.
 #[inline(always)]
-pub fn savings<const KIND: u8>(set: &ContextSet, leaning: bool, negative: bool, magnitude: u32) -> [i32; 2] {
+pub fn saving<const KIND: u8>(set: &ContextSet, leaning: bool, negative: bool, magnitude: u32) -> (i32, i32) {
     let cost = |magnitude: u32, more: bool| COSTS.of(set[decision(magnitude)], more) as i32;
     let sign = |magnitude: u32| {
         let raw = 1 << COST_BITS;
         if rows::predicts(KIND) && leaning { COSTS.of(set[sign_context(magnitude)], negative) as i32 } else { raw }
     };
-    let one_less = |magnitude: u32| magnitude.saturating_sub(1);
-    let (first, second) = (one_less(magnitude), one_less(one_less(magnitude)));
-    let [ends, ends_first, ends_second] = [magnitude, first, second].map(|magnitude| cost(magnitude, false));
-    let [signed, signed_first, signed_second] =
-        [magnitude, first, second].map(|magnitude| if magnitude > 0 { sign(magnitude) } else { 0 });
-    let saved = cost(first, true) + ends - ends_first + signed - signed_first;
-    let saved_again = cost(second, true) + ends_first - ends_second + signed_first - signed_second;
-    [if magnitude > 0 { saved } else { 0 }, if first > 0 { saved_again } else { 0 }]
+    let less = magnitude.saturating_sub(1);
+    let (ends, signed) = (cost(less, false), sign(less));
+    let saved = cost(less, true) + cost(magnitude, false) - ends + sign(magnitude) - if less > 0 { signed } else { 0 };
+    if magnitude > 0 { (saved, MOST_COST + ends + signed) } else { (0, 0) }
 }
 
 /// What residuals of magnitude `m << shift`, m = 0, 1, ..., cost, the positive and the negative one: what [`Cost`] adds up,
@@ -195,7 +227,11 @@ pub fn code_magnitude<C: Coder, M: Machine>(
 ) -> Magnitude {
     let mut upper = code_group::<C, M>(coder, set, 0, magnitude >> low);
     if upper == GROUP as u32 {
-        upper = code_large::<C, M>(coder, set, magnitude >> low);
+        upper = if C::APART {
+            code_large_apart(coder, set, magnitude >> low)
+        } else {
+            code_large::<C, M>(coder, set, magnitude >> low)
+        };
     }
     let value = if low == 0 { upper } else { code_low_bits(coder, set, low, upper, magnitude) };
     Magnitude { value, upper }
@@ -275,6 +311,13 @@ fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: 
     code_escape(coder, upper)
 }
 
+/// [`code_large`], for loops that are better without it.
+#[cold]
+#[inline(never)]
+fn code_large_apart<C: Coder>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
+    code_large::<C, Portable>(coder, set, upper)
+}
+
 /// What follows sixteen ones. Returns the upper part.
 #[inline(always)]
 pub(crate) fn code_escape<C: Coder>(coder: &mut C, upper: u32) -> u32 {
@@ -305,7 +348,6 @@ pub(crate) fn code_low_bits<C: Coder>(
 mod tests {
     use super::*;
     use crate::context;
-    use crate::context::Portable;
     use crate::rows::ROW;
 
     const VALUES: [i32; 24] = [
@@ -358,8 +400,9 @@ mod tests {
             for magnitude in 0..if low == 0 { UNARY as i32 } else { 0 } {
                 for sign in [1, -1] {
                     let cost = |less: i32| walk(sign * (magnitude - less).max(0)) as i32;
-                    let saved = savings::<ROW>(&set, leaning, sign < 0, magnitude as u32);
-                    assert_eq!(saved, [cost(0) - cost(1), cost(1) - cost(2)]);
+                    let (saved, more) = saving::<ROW>(&set, leaning, sign < 0, magnitude as u32);
+                    assert_eq!(saved, cost(0) - cost(1));
+                    assert!(more >= cost(1) - cost(2));
                 }
             }
         }

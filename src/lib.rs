@@ -17,6 +17,7 @@ pub mod fast;
 pub mod feedback;
 pub mod ffi;
 pub mod fit;
+pub mod greedy;
 pub mod lanes;
 pub mod levels;
 pub mod mcoder;

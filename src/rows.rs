@@ -38,23 +38,23 @@ pub(crate) const fn dependent(kind: u8) -> bool {
     kind >= DEPENDENT
 }
 
-/// Calls a function that is generic over the kind of tensor, with the kind of `params`.
+/// Calls a function that is generic over the kind of tensor, and maybe over types behind it, with the kind of `params`.
 macro_rules! for_kind {
-    ($params:expr, $function:ident::<KIND>($($argument:expr),*)) => {
-        $crate::rows::for_kind!(@ $params, $function, (), ($($argument),*))
+    ($params:expr, $function:ident::<KIND $(, $type:ident)*>($($argument:expr),*)) => {
+        $crate::rows::for_kind!(@ $params, $function, ($($type),*), ($($argument),*))
     };
-    ($params:expr, $function:ident::<$machine:ident, KIND>($($argument:expr),*)) => {
-        $crate::rows::for_kind!(@ $params, $function, ($machine,), ($($argument),*))
-    };
-    (@ $params:expr, $function:ident, ($($machine:ident,)?), $arguments:tt) => {
+    (@ $params:expr, $function:ident, $types:tt, $arguments:tt) => {
         match $crate::rows::kind($params) {
-            0 => $function::<$($machine,)? 0> $arguments,
-            1 => $function::<$($machine,)? 1> $arguments,
-            2 => $function::<$($machine,)? 2> $arguments,
-            4 => $function::<$($machine,)? 4> $arguments,
-            5 => $function::<$($machine,)? 5> $arguments,
-            _ => $function::<$($machine,)? 6> $arguments,
+            0 => $crate::rows::for_kind!(@@ $function, 0, $types, $arguments),
+            1 => $crate::rows::for_kind!(@@ $function, 1, $types, $arguments),
+            2 => $crate::rows::for_kind!(@@ $function, 2, $types, $arguments),
+            4 => $crate::rows::for_kind!(@@ $function, 4, $types, $arguments),
+            5 => $crate::rows::for_kind!(@@ $function, 5, $types, $arguments),
+            _ => $crate::rows::for_kind!(@@ $function, 6, $types, $arguments),
         }
+    };
+    (@@ $function:ident, $kind:literal, ($($type:ident),*), $arguments:tt) => {
+        $function::<$kind $(, $type)*> $arguments
     };
 }
 pub(crate) use for_kind;
@@ -141,6 +141,13 @@ impl Site {
     #[inline(always)]
     pub(crate) fn residual_of(self, index: i32) -> i32 {
         turned(index.wrapping_sub(self.predicted), self.down)
+    }
+
+    /// What leads from a level to the predicted one, two levels at most.
+    #[inline(always)]
+    #[must_use]
+    pub fn toward(self, level: i32) -> i32 {
+        (i64::from(self.predicted) - i64::from(level)).clamp(-2, 2) as i32
     }
 
     /// The level that has this residual.

@@ -9,7 +9,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::chunk::{self, Quantizer, Sums};
+use crate::chunk::{self, Sums};
 use crate::coder::GROUP;
 use crate::context::{self, Lesson, Machine, Portable, SETS};
 use crate::dependent::MAX_STATES;
@@ -17,6 +17,7 @@ use crate::exact;
 use crate::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
 use crate::fast::{Found, Look, Words};
 use crate::feedback::Coupling;
+use crate::greedy::Quantizer;
 use crate::lanes::{self, Job, Lane, Lanes, quads};
 use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
 use crate::nnc_quantize;

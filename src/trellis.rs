@@ -8,7 +8,10 @@
 //! neighbours in a kernel, each survivor has for itself where survivors differ enough to matter (`N` = number of states),
 //! and else all have that of the best one; then there are only two sites for each weight, one for each quantiser (`N` = 2).
 
-use crate::context::{self, COST_BITS, Machine, Portable, SETS};
+use std::ops::Range;
+
+use crate::chunk::Source;
+use crate::context::{self, COST_BITS, ContextSet, Machine, Portable, SETS};
 use crate::dependent::{self, MAX_STATES, States};
 use crate::levels;
 use crate::rows::{self, Rows, Site};
@@ -45,6 +48,9 @@ pub(crate) trait Targets {
     /// The search begins again at the `index`-th weight, the levels of all before it being decided.
     #[inline(always)]
     fn begin(&mut self, _index: usize) {}
+    /// The level of the `index`-th weight is decided; they are in order.
+    #[inline(always)]
+    fn decided(&mut self, _index: usize, _level: i32) {}
     /// The target of the `index`-th weight in steps, for each survivor.
     fn targets<const N: usize>(&mut self, index: usize) -> [f32; N];
     /// The survivor in each state came from this state, and has this level at weight `index`.
@@ -270,7 +276,7 @@ pub(crate) struct Search<T> {
     pub(crate) targets: T,
     tables: Tables,
     states: States,
-    /// See [`crate::chunk::Quantizer::reach`].
+    /// See [`crate::greedy::Quantizer::reach`].
     reach: f32,
     limit: i32,
     width: usize,
@@ -278,23 +284,17 @@ pub(crate) struct Search<T> {
     path: Vec<i32>,
 }
 
-impl<T: Targets> Search<T> {
-    /// A search with `lambda` squared steps for a bit and magnitudes of levels up to `limit`.
-    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, reach: f32, limit: i32) -> Self {
-        Self { targets, tables: Tables::new(lambda), states, reach, limit, width, path: Vec::new() }
-    }
+impl<T: Targets> Source for Search<T> {
+    const BLOCK: usize = T::BLOCK;
 
-    /// The level at this place in the present block.
+    /// Decides the block's levels.
     #[inline(always)]
-    pub(crate) fn level(&self, column: usize) -> i32 {
-        self.path[column % T::BLOCK]
-    }
-
-    /// Decides the levels of the block that starts at weight `index` in this column.
-    #[inline(always)]
-    pub(crate) fn decide<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, column: usize) {
+    fn begin<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, columns: Range<usize>) {
+        if !rows::dependent(KIND) {
+            return;
+        }
+        let (column, count) = (columns.start, columns.len());
         let left = self.targets.count() - index;
-        let count = T::BLOCK.min(self.width - column).min(left);
         let ahead = self.width.clamp(LEAST_AHEAD, MOST_AHEAD).min(left - count);
         // The next row's targets may hang on this row's levels.
         let ahead = if T::SHARED { ahead } else { ahead.min(self.width - column - count) };
@@ -308,6 +308,20 @@ impl<T: Targets> Search<T> {
             5 => self.run::<M, KIND, 32>(rows, index, column, count + ahead),
             _ => self.run::<M, KIND, MAX_STATES>(rows, index, column, count + ahead),
         }
+    }
+
+    #[inline(always)]
+    fn level<const KIND: u8>(&mut self, _set: &mut ContextSet, _site: Site, index: usize, column: usize) -> i32 {
+        let level = self.path[column % T::BLOCK];
+        self.targets.decided(index, level);
+        level
+    }
+}
+
+impl<T: Targets> Search<T> {
+    /// A search with `lambda` squared steps for a bit and magnitudes of levels up to `limit`.
+    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, reach: f32, limit: i32) -> Self {
+        Self { targets, tables: Tables::new(lambda), states, reach, limit, width, path: Vec::new() }
     }
 
     #[inline(always)]
@@ -560,8 +574,9 @@ impl<const N: usize> Sites<N> {
 
 #[cfg(test)]
 mod tests {
-    use crate::chunk::{Quantizer, Sums, quantize, quantize_portable};
+    use crate::chunk::{Sums, quantize, quantize_portable};
     use crate::dependent::States;
+    use crate::greedy::Quantizer;
     use crate::lanes::{self, Job, Output};
     use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::scale::Resolution;
