@@ -53,7 +53,8 @@ struct Rule<'a> {
     unit: f64,
     /// Units that a squared step is worth.
     units: f64,
-    /// No more than what two levels further the squared error is larger by, which is 2 at least, in units.
+    /// No more than what two levels further the squared error is larger by, which is 2 at least, in units (and not all of it,
+    /// for floating point may lose some).
     two_worth: i32,
 }
 
@@ -88,6 +89,9 @@ impl<'a> Rule<'a> {
             if stays && saved + more <= self.two_worth {
                 return nearest;
             }
+        } else if magnitude >> site.low > 0 && magnitude >> site.low == (magnitude - 2) >> site.low {
+            // All three have the same decisions, and as many raw bits.
+            return nearest;
         }
         let (error, toward, unit) = (exact - f64::from(nearest), site.toward(nearest), self.unit);
         nearest + choose_moved::<KIND>(set, site.low, site.leaning, residual, toward, error, unit)
