@@ -4,8 +4,8 @@
 
 For every setting of the peer, its error (sum of squared errors over sum of squares, all tensors together) is measured
 first; then one step for all our tensors is found, the largest whose error is no larger, with rate-distortion decisions
-on, as by default. Then rounds: the peer in its own process, our encoder and decoder in this one, in turns; the best of
-all rounds counts on both sides. bench/README.md says how to make the peer's environment.
+on, as by default. Then rounds: the peer in its own process, our encoder and decoder in this one, in turns, each of them
+three times at a go; the best counts on both sides. bench/README.md says how to make the peer's environment.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ BAR_SETTING, TRELLIS_SETTING = "-20", "-24,dq"
 DEVIATION = 1 / 16
 #: Matrices of it that the peer codes; all would take it half an hour.
 PEER_PART = 2
+#: Calls of an encoder or decoder at a go, the peer's and ours: memory that was just used is had faster than fresh one.
+REPEAT = 3
 #: Our error may be this much below the peer's, relatively, before the step is tried larger.
 SLACK, TRIALS = 0.0005, 10
 CAVEATS = (
@@ -53,7 +55,7 @@ CAVEATS = (
     "pass), makes its files 0.5 to 0.7 % smaller and slows its encoder: without it, at qp -20 on MiniLM, 1.7x as fast "
     "and 0.66 % larger (measured once). Divide the encode ratios by that to compare with its fastest encoder.",
     "Decoding is from bytes in memory to float32 arrays in memory; ours also checks every checksum, the peer has none.",
-    "No file is read or written. Best of all rounds on both sides. A busy machine slows two threads more than one.",
+    "No file is read or written. Best of all calls on both sides, as many. A busy machine slows two threads more than one.",
 )
 SYNTHETIC = (
     "Synthetic: Gaussian numbers in matrices of 16,384 x 1,024, windows of one block. The peer codes the first two, "
@@ -162,7 +164,8 @@ class Peer:
     def run(self, setting: Setting, row: Row) -> None:
         """One round: better times go into ``row``."""
         command = [str(self.python), str(WORKER), str(self.folder / "in.npz"), str(self.folder / "out.npz")]
-        done = subprocess.run([*command, *setting.arguments], capture_output=True, text=True)
+        command += ["--repeat", str(REPEAT), *setting.arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise SystemExit(f"the peer failed:\n{done.stderr[-2000:]}")
         result = json.loads(done.stdout.splitlines()[-1])
@@ -204,10 +207,12 @@ class Ours:
 
     def run(self, tensors: _common.Tensors) -> None:
         """One round: better times go into the row; bytes and error must be those of every round."""
-        seconds, data = _common.timed(self.encode)
-        self.row.encode_seconds = min(self.row.encode_seconds, seconds)
-        seconds, decoded = _common.timed(lambda: deepcabac.decompress(data, threads=self.row.threads))
-        self.row.decode_seconds = min(self.row.decode_seconds, seconds)
+        for _ in range(REPEAT):
+            seconds, data = _common.timed(self.encode)
+            self.row.encode_seconds = min(self.row.encode_seconds, seconds)
+        for _ in range(REPEAT):
+            seconds, decoded = _common.timed(lambda: deepcabac.decompress(data, threads=self.row.threads))
+            self.row.decode_seconds = min(self.row.decode_seconds, seconds)
         if self.row.bytes not in (0, len(data)):
             raise SystemExit(f"{self.row.what}: {len(data)} bytes after {self.row.bytes}: a bug in deepcabac")
         if self.row.bytes == 0:
@@ -337,7 +342,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="QP[,dq][,lambda=X]",
         help="of the peer; can be repeated, as in --setting=-20 --setting=-24,dq (default: these two)",
     )
-    options.add_argument("--rounds", type=int, default=5, metavar="N", help="best of N (default: %(default)s)")
+    options.add_argument("--rounds", type=int, default=3, metavar="N", help="in turns (default: %(default)s)")
     options.add_argument(
         "--synthetic",
         type=int,
