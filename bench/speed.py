@@ -55,7 +55,7 @@ CAVEATS = (
     "pass), makes its files 0.5 to 0.7 % smaller and slows its encoder: without it, at qp -20 on MiniLM, 1.7x as fast "
     "and 0.66 % larger (measured once). Divide the encode ratios by that to compare with its fastest encoder.",
     "Decoding is from bytes in memory to float32 arrays in memory; ours also checks every checksum, the peer has none.",
-    "No file is read or written. Best of all calls on both sides, as many. A busy machine slows two threads more than one.",
+    "No file is read or written. Best of as many calls on both sides. A busy machine slows two threads more than one.",
 )
 SYNTHETIC = (
     "Synthetic: Gaussian numbers in matrices of 16,384 x 1,024, windows of one block. The peer codes the first two, "
