@@ -8,8 +8,10 @@ need not be quiet for all of them at once. The figure has a panel for each part;
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ import _common
 import numpy as np
 
 import deepcabac
-from deepcabac import _core
+from deepcabac import _core, reader
 
 #: Step in standard deviations: about three bits.
 STEP = 0.5
@@ -36,12 +38,24 @@ CAVEATS = (
     "chunks, which takes MiniLM's matrices at half a standard deviation of each.",
     "The step is given, half a standard deviation unless said otherwise; to search it for an SQNR takes one to three "
     "times as long as coding once. Trellis at every level.",
-    "From arrays to bytes in memory, and from these to arrays, which are dropped one by one as they come. Best of "
-    "three (threads: five, in turns; chunks: two; weights, above 1e7: one), each decoded three times.",
+    "From arrays to bytes in memory, and from these to arrays, which above 1e8 weights go as they come. Best of "
+    "three (threads: five, in turns, in memory that was used before; chunks: two; weights, above 1e7: one), each "
+    "decoded three times.",
     "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e7 weights on: "
     "below, there are too few chunks (of up to 2^20 levels at level small) for every core and lane.",
 )
+#: Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 Rows = list[dict[str, Any]]
+#: Weights whose arrays are kept while they are decoded.
+KEPT = 10**8
+
+
+def decode(data: bytes, threads: int | None) -> None:
+    """As a user would, or tensor by tensor where the arrays take much memory."""
+    with reader.open_bytes(data, max_bytes=None, threads=threads) as file:
+        few = sum(file.info(name).size for name in file) <= KEPT
+        deque(file.items(keep=few), maxlen=None if few else 0)
 
 
 def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = None, **options: Any) -> dict[str, Any]:
@@ -51,7 +65,7 @@ def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = 
         seconds, data = _common.timed(lambda: deepcabac.compress(model, threads=threads, **options))
         encoding = min(encoding, seconds)
         for _ in range(DECODES):
-            seconds, _ = _common.timed(lambda data=data: _common.decode_all(data, threads))
+            seconds, _ = _common.timed(lambda data=data: decode(data, threads))
             decoding = min(decoding, seconds)
     weights = _common.count(model)
     row = {"level": options["level"], "threads": threads or _common.cores(), "weights": weights}
@@ -65,8 +79,17 @@ def weights_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
             yield measure(_common.synthetic(size, block), 1 if size > ONCE else ROUNDS, step=STEP, level=level)
 
 
+def keep_memory() -> None:
+    """Have the C library give no memory back: to get it anew is work of the kernel's, and its locks."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28), (M_MMAP_MAX, 0)):
+            mallopt(option, value)
+
+
 def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     """One thread, and as many as there are cores, in turns."""
+    keep_memory()
     cores = _common.cores()
     counts = sorted({1, cores} | {2**n for n in range(1, 8) if 2**n < cores})
     for level in _core.LEVELS:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import OptionError
 
 Result = TypeVar("Result")
+#: What maps calls to their results, in order.
+Run = Callable[[list[Any]], list[Any]]
 
 
 def thread_count(threads: int | None) -> int:

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from . import _core, container, coupling, exact, quantization
-from ._parallel import pool
+from ._parallel import Run, pool
 from .checkpoint.base import TensorSpec
 from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
 from .coupling import Calibrated
@@ -139,7 +139,7 @@ def compress(
         report = attempt(options) if size is None else _reach(int(size), options, attempt)
         if correct is None or last is None:
             return report
-        decoded = dict(OpenFile(file, threads=options.threads).items())
+        decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
         return last.again(_Corrected(source, correct(decoded))).run()
 
 
@@ -283,12 +283,12 @@ class _Pass:
         work.result = self._executor.submit(all_at_once) if apart else spread
         return work
 
-    def _code(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | Coded | None:
+    def _code(self, work: _Work, run: Run) -> Quantized | Coded | None:
         """The coded tensor, quantised or exactly; None if it is to be stored raw."""
         result = self._quantize(work, run) if work.base is None else self._quantize_difference(work, work.base, run)
         return exact.encode(work.array, run, work.base, self._options.level) if result is None else result
 
-    def _quantize_difference(self, work: _Work, base: Array, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
+    def _quantize_difference(self, work: _Work, base: Array, run: Run) -> Quantized | None:
         """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
         differences of types narrower than float32, whose own rounding is as coarse, and none at all.
         """
@@ -297,7 +297,7 @@ class _Pass:
             return None
         with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
             difference = (array - base).astype(np.float32)
-            tensor = quantization.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target)
+            tensor = quantization.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target, run)
         chosen = None
         if tensor is not None and tensor.energy > 0:
             chosen = quantization.choose(tensor, target, self._options.quantizations)
@@ -316,7 +316,7 @@ class _Pass:
                 result = quantization.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
-    def _quantize(self, work: _Work, run: Callable[[list[Any]], list[Any]]) -> Quantized | None:
+    def _quantize(self, work: _Work, run: Run) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly."""
         target = work.target
         # An SQNR that was asked for by name is that of the tensor alone, in which all weights count the same.
@@ -328,7 +328,7 @@ class _Pass:
             plan = self._calibrated.plan(work.spec.name, work.array)
         if plan is not None:
             work.target = target = replace(target.by_measure(), forced=True)
-        tensor = quantization.measure(work.array, target)
+        tensor = quantization.measure(work.array, target, run)
         if tensor is None:
             return None
         if plan is not None and self._calibrated is not None:
@@ -351,16 +351,14 @@ class _Pass:
             return None
         return result
 
-    def _quantize_weighted(
-        self, weighted: Weighted, work: _Work, run: Callable[[list[Any]], list[Any]]
-    ) -> Quantized | None:
+    def _quantize_weighted(self, weighted: Weighted, work: _Work, run: Run) -> Quantized | None:
         """The tensor coded by the importance of its weights, or None if it is to be stored exactly."""
         work.target = work.target.by_measure()
         result = weighted.quantize(work.spec.name, work.array, work.target, run)
         return result if result is not None and result.coded_bytes < work.spec.nbytes else None
 
     def _quantize_by(
-        self, plan: coupling.Plan, slope: float, work: _Work, tensor: Measured, run: Callable[[list[Any]], list[Any]]
+        self, plan: coupling.Plan, slope: float, work: _Work, tensor: Measured, run: Run
     ) -> Quantized | None:
         """The tensor coded such that a bit buys ``slope`` of loss, or None if it is to be stored exactly."""
         hows = self._options.quantizations
@@ -382,7 +380,7 @@ class _Pass:
         how: Quantization,
         step: float,
         first: Quantized,
-        run: Callable[[list[Any]], list[Any]],
+        run: Run,
     ) -> Quantized:
         """``first``, quantised with ``step``, or the result of another step whose SQNR is closer to the one wanted.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core, quantization
+from ._parallel import Run
 from .container import scale_factors
 from .curvature import Curvature, Factors
 from .errors import OptionError
@@ -307,9 +308,7 @@ def _rescaled(upper: Float64, scales: Scales) -> Float32:
     return np.ascontiguousarray(upper, np.float32)
 
 
-def quantize(
-    array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
-) -> Quantized:
+def quantize(array: Array, plan: Plan, step: float, how: Quantization, run: Run) -> Quantized:
     """Quantise and code a tensor with this step. ``run`` maps calls to results in order.
 
     The error is infinite if a value is beyond the tensor's data type: an error that was made up for by a weight that is
@@ -352,17 +351,15 @@ def quantize(
     return Quantized(params, step, codes, energy, error, plan.row_scales, plan.column_scales)
 
 
-def _quantize_apart(
-    array: Array, plan: Plan, step: float, how: Quantization, run: Callable[[list[Any]], list[Any]]
-) -> Quantized:
+def _quantize_apart(array: Array, plan: Plan, step: float, how: Quantization, run: Run) -> Quantized:
     """Quantise a tensor whose elements' errors do not make up for each other."""
     if not plan.row_scales.size:
-        tensor = measure(array, Target("step", step, forced=True))
+        tensor = measure(array, Target("step", step, forced=True), run)
         assert tensor is not None
         return quantization.quantize(tensor, step, how, run)
     factors = scale_factors(plan.row_scales)
     weights = array.astype(np.float32, copy=False)
-    tensor = measure(weights / factors, Target("step", step, forced=True))
+    tensor = measure(weights / factors, Target("step", step, forced=True), run)
     assert tensor is not None
     result = quantization.quantize(tensor, step, how, run)
     values = np.empty(array.size, np.float32)

@@ -8,7 +8,6 @@ Tensors of few distinct values are coded as numbers of a codebook's entries inst
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._parallel import Run
 
 Array = npt.NDArray[Any]
-Run = Callable[[list[Any]], list[Any]]
 
 FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES, CODEBOOK, SAME, QUANTIZED = range(8)
 #: Kinds that code levels and details.

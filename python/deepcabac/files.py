@@ -105,7 +105,7 @@ def decompress(
             if opened.base_name is None:
                 raise OptionError("base was given, but the data are not an update and need none")
             opened.base = bases.open_base(base, max_bytes=max_bytes, threads=threads)
-        return dict(opened.items())
+        return dict(opened.items(keep=True))
 
 
 def save_file(
@@ -167,7 +167,7 @@ def load_file(
     if apply:
         raise OptionError(f"{path}: apply= is for updates in .nnc files; those in .dcb files are always applied")
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
-        return dict(opened.items())
+        return dict(opened.items(keep=True))
 
 
 def open_file(

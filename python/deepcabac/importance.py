@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._parallel import Run
 from .errors import OptionError
 from .options import Options, Quantization, Target
 from .quantization import FLOAT_DTYPES, Array, Quantized, largest, measure, quantize, round_step
@@ -77,12 +78,12 @@ class Weighted:
     def __contains__(self, name: str) -> bool:
         return name in self._given
 
-    def quantize(self, name: str, array: Array, target: Target, run: Any) -> Quantized | None:
+    def quantize(self, name: str, array: Array, target: Target, run: Run) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly. ``run`` maps calls to results in order.
 
         By a step, given or by the paper's rule, or else such that a bit buys the same loss as in every other tensor.
         """
-        tensor = measure(array, replace(target, forced=True))
+        tensor = measure(array, replace(target, forced=True), run)
         if tensor is None:
             return None
         factors = self._factors(name, array.shape)
@@ -120,7 +121,7 @@ class Weighted:
         _, how, step = min(tried, key=lambda one: one[0])
         return self._run(tensor, step, how, importance, run)
 
-    def _run(self, tensor: Any, step: float, how: Quantization, importance: Importance, run: Any) -> Quantized:
+    def _run(self, tensor: Any, step: float, how: Quantization, importance: Importance, run: Run) -> Quantized:
         reach = _SIGMAS**2 / (importance.unit * step * step) if self._kind == "sigma" else math.inf
         return quantize(tensor, step, how, run, importance.relative, min(max(reach, 1e-30), 3e38))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._parallel import Run
 from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
 from .options import Quantization, Target
 
@@ -83,8 +85,8 @@ class Measured:
         return self.flat[start:stop].astype(np.float32, copy=False)
 
 
-def measure(array: Array, target: Target) -> Measured | None:
-    """The tensor ready to be quantised, or None if it must be stored exactly.
+def measure(array: Array, target: Target, run: Run) -> Measured | None:
+    """The tensor ready to be quantised, or None if it must be stored exactly. ``run`` maps calls to results in order.
 
     Exactly: on request, other dtypes than floats, scalars, empty tensors, 1-D tensors of fewer than EXACT_BELOW
     elements unless asked for by name, non-finite values, and magnitudes that float32 cannot represent.
@@ -94,18 +96,22 @@ def measure(array: Array, target: Target) -> Measured | None:
     if array.ndim == 1 and array.size < EXACT_BELOW and not target.forced:
         return None
     flat = array.reshape(-1)
-    energy = 0.0
-    for start in range(0, flat.size, _PIECE):
-        piece = flat[start : start + _PIECE]
-        if piece.dtype.itemsize == 8 and _beyond_float32(piece):
-            return None
-        part, _, special = _core.measure(piece.astype(np.float32, copy=False))
-        if special:
-            return None
-        energy += part
+    pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+    energies = run([partial(_energy, piece) for piece in pieces])
+    if None in energies:
+        return None
+    energy = sum(energies)
     runs = _core.sample_runs(array.shape, flat.size)
     sample = np.concatenate([flat[run].astype(np.float32, copy=False) for run in runs])
     return Measured(array.shape, flat, energy, sample)
+
+
+def _energy(piece: Array) -> float | None:
+    """Sum of w^2; None if a weight is not finite, or not in float32."""
+    if piece.dtype.itemsize == 8 and _beyond_float32(piece):
+        return None
+    energy, _, special = _core.measure(piece.astype(np.float32, copy=False))
+    return None if special else energy
 
 
 def _beyond_float32(piece: Array) -> bool:
@@ -179,7 +185,7 @@ def quantize(
     tensor: Measured,
     step: float,
     how: Quantization,
-    run: Callable[[list[Any]], list[Any]],
+    run: Run,
     importance: Float32 | None = None,
     reach: float = math.inf,
 ) -> Quantized:

@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 #: Levels decoded by one call, at least: worth a call, and short enough to stop at once.
 _BATCH = 3 << 18
-#: Bytes of tensors that are decoded ahead, unless a single one is larger.
+#: Bytes of tensors that are decoded before they are asked for, unless a single one is larger.
 _AHEAD = 1 << 26
 
 
@@ -168,11 +168,12 @@ class OpenFile:
             ((_, array),) = self._decode([entry], executor)
             return array
 
-    def items(self, into: Mapping[str, Array] | None = None) -> Iterator[tuple[str, Array]]:
+    def items(self, into: Mapping[str, Array] | None = None, *, keep: bool = False) -> Iterator[tuple[str, Array]]:
         """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array.
 
         Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the
-        tensor's shape and data type; a damaged tensor leaves its array in part overwritten.
+        tensor's shape and data type; a damaged tensor leaves its array in part overwritten. With ``keep``, for who
+        keeps all arrays, threads need not wait for what is handed out.
         """
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
@@ -181,7 +182,8 @@ class OpenFile:
         with naming(self._name), pool(self._threads) as executor:
             if self._max_bytes is not None and total > self._max_bytes:
                 raise LimitError(f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}")
-            decoded = self._decode([entry for entry in entries if entry.method != TIED], executor, into or {})
+            own = [entry for entry in entries if entry.method != TIED]
+            decoded = self._decode(own, executor, into or {}, total if keep else _AHEAD)
             for number, entry in enumerate(entries):
                 if entry.method == TIED:
                     yield entry.name, tied[entry.tied_to]
@@ -238,9 +240,13 @@ class OpenFile:
         return self.base.tensor(entry)
 
     def _decode(
-        self, entries: Sequence[Entry], executor: Executor, into: Mapping[str, Array] = MappingProxyType({})
+        self,
+        entries: Sequence[Entry],
+        executor: Executor,
+        into: Mapping[str, Array] = MappingProxyType({}),
+        most: int = _AHEAD,
     ) -> Iterator[tuple[Entry, Array]]:
-        """Decode ``entries`` in order, small ones together in one batch, a bounded number of bytes ahead."""
+        """Decode ``entries`` in order, small ones together in one batch, ``most`` bytes ahead."""
         waiting: deque[_Decoding] = deque()
         batch: list[_Part] = []
         ahead = gathered = 0
@@ -254,7 +260,7 @@ class OpenFile:
             batch, gathered = [], 0
 
         for entry in entries:
-            while waiting and ahead + entry.nbytes > _AHEAD:
+            while waiting and ahead + entry.nbytes > most:
                 submit()
                 ahead -= waiting[0].entry.nbytes
                 yield waiting.popleft().wait()

@@ -234,7 +234,7 @@ def _outline(opened: OpenFile) -> Any:
 def _state_dict(opened: OpenFile, device: torch.device) -> Any:
     """What was saved. Tensors that were tied share memory."""
     decoded: dict[str, torch.Tensor] = {}
-    for name, array in opened.items():
+    for name, array in opened.items(keep=device.type == "cpu"):
         tied_to = opened.info(name).tied_to
         # detach: two tensors on one memory, not one tensor, as in a model's own state dict
         decoded[name] = _tensor(name, array).to(device) if tied_to is None else decoded[tied_to].detach()
@@ -267,7 +267,7 @@ def _load_into(model: torch.nn.Module, opened: OpenFile, path: str, strict: bool
     alone = {name: target for name, target in wanted.items() if sharing[target.untyped_storage().data_ptr()] == 1}
     memory = {name: array for name, target in alone.items() if (array := _memory(target)) is not None}
     with torch.no_grad():
-        for name, array in opened.items(memory):
+        for name, array in opened.items(memory, keep=memory.keys() >= set(opened)):
             # A tied tensor comes in the memory of the first of its name.
             if name in wanted and array.ctypes.data != wanted[name].data_ptr():
                 wanted[name].copy_(_tensor(name, array))
