@@ -296,3 +296,57 @@ impl Source for Coupled<'_> {
         level
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context;
+    use crate::rows::{PLAIN, ROW};
+    use crate::testing::Random;
+
+    /// The rule without short cuts.
+    fn plainly<const KIND: u8>(rule: &Rule, set: &mut ContextSet, site: Site, rounded: Rounded) -> i32 {
+        let Rounded { exact, nearest, .. } = rounded;
+        let (residual, toward) = (site.residual::<KIND>(nearest), site.toward(nearest));
+        let error = exact - f64::from(nearest);
+        nearest + choose_moved::<KIND>(set, site.low, site.leaning, residual, toward, error, rule.unit)
+    }
+
+    fn stays_and_moves_as_plainly<const KIND: u8>() {
+        let mut random = Random(3);
+        let mut moved = 0;
+        for round in 0..60_000 {
+            let lambda = [0.0, 1e-9, 0.06, 0.1155, 0.4, 3.0, 90.0][round % 7];
+            let rule = Rule::new(Quantizer::new(0.25, lambda, 1 << 24));
+            let class = random.next() as usize % 60;
+            let leaning = KIND == ROW && random.next() % 2 == 0;
+            let mut set = context::initial()[context::set(class, leaning, false)];
+            for context in &mut set {
+                *context = (random.next() as u32).clamp(1 << 21, u32::MAX - (1 << 21));
+            }
+            let prediction = if KIND == ROW { random.next() as i32 % 3000 } else { 0 };
+            let site = Site { low: u32::from(crate::scale::LOW_BITS[class]), ..Site::default() };
+            let site = Site { leaning, ..site.predicted::<KIND>(class, prediction) };
+            let spread = [0.1, 1.0, 4.0, 40.0, 900.0][round % 5];
+            let rounded = rule.round((f64::from(random.next() as i32) / f64::from(i32::MAX) * spread) as f32);
+            let level = rule.choose::<KIND>(&mut set, site, rounded);
+            assert_eq!(level, plainly::<KIND>(&rule, &mut set, site, rounded), "{round}");
+            moved += usize::from(level != rounded.nearest);
+        }
+        assert!((1000..30_000).contains(&moved), "{moved} moved");
+    }
+
+    #[test]
+    fn short_cuts_change_no_level() {
+        stays_and_moves_as_plainly::<PLAIN>();
+        stays_and_moves_as_plainly::<ROW>();
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_level_and_of_two_to_the_even_one() {
+        let rule = Rule::new(Quantizer::new(0.5, 0.1, 1000));
+        for (weight, level) in [(0.25, 0), (-0.25, 0), (0.75, 2), (-1.25, -2), (1.26, 3), (9e9, 1000), (-9e9, -1000)] {
+            assert_eq!(rule.round(weight).nearest, level);
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! The native core of deepcabac: levels and bytes. It knows no files, names or data types.
 //!
 //! Reading order: [`params`] (what a tensor's header says), [`rows`] (what is known about the next level) on [`scale`],
-//! [`levels`] (the binarisation) on [`context`] and [`coder`], then the loops: [`chunk`] encodes, [`lanes`] decodes.
+//! [`levels`] (the binarisation) on [`context`] and [`coder`], then the loops: [`chunk`] encodes what [`greedy`] or the trellis
+//! chooses, [`lanes`] decodes.
 //! [`fit`] chooses parameters; [`exact`] makes levels and details of values that must come back bit for bit, [`codebook`]
 //! codes those of few distinct values; [`bytes`] codes what is not levels; [`ffi`] is what Python calls.
 
