@@ -319,7 +319,7 @@ mod tests {
             let lambda = [0.0, 1e-9, 0.06, 0.1155, 0.4, 3.0, 90.0][round % 7];
             let rule = Rule::new(Quantizer::new(0.25, lambda, 1 << 24));
             let class = random.next() as usize % 60;
-            let leaning = KIND == ROW && random.next() % 2 == 0;
+            let leaning = KIND == ROW && random.next().is_multiple_of(2);
             let mut set = context::initial()[context::set(class, leaning, false)];
             for context in &mut set {
                 *context = (random.next() as u32).clamp(1 << 21, u32::MAX - (1 << 21));
