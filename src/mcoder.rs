@@ -613,8 +613,7 @@ mod tests {
     /// Both counters by the rule, and what the tables make of it, from one end of their ranges to the other.
     #[test]
     fn counters_follow_the_curve() {
-        for setting in 0..SETTINGS {
-            let [fast_shift, slow_shift, sum, mut fast] = SETTING[setting];
+        for (setting, [fast_shift, slow_shift, sum, mut fast]) in SETTING.into_iter().enumerate() {
             let mut slow = sum - 16 * fast;
             let mut context = Context::new(setting);
             for step in 0..4000u32 {
