@@ -5,7 +5,7 @@
 //! low and the high half of a float; then its levels. A terminating decision ends the stream.
 
 use crate::mcoder::{Bins, Context, Cost, Decoder, Encoder, most_bins};
-use crate::mlevels::{Around, Binarisation, PREFIXES, code_level};
+use crate::mlevels::{Around, Binarisation, PREFIXES, class, code_level};
 
 /// Decisions "greater than k" that the encoder writes.
 const UNARY: usize = 10;
@@ -53,7 +53,7 @@ fn contexts() -> Vec<Context> {
 /// Contexts of a level behind `before` in its row.
 #[inline(always)]
 fn around(before: i32) -> Around {
-    let class = usize::from(before != 0) + usize::from(before > 0);
+    let class = class(before);
     Around { zero: ZERO + class, sign: SIGN + class, greater: GREATER, base: 0 }
 }
 

@@ -7,6 +7,7 @@
 //! on it.
 
 use std::array;
+use std::mem::take;
 
 /// Fixed-point bits of a cost: 2^15 is one bit.
 pub const COST_BITS: u32 = 15;
@@ -66,7 +67,7 @@ static SHARES: [u64; PLACES] = {
     shares
 };
 
-/// Cost of the more probable value, by certainty (sum of the counters over 8). That of the other is linear: [`Context::cost`].
+/// Cost of the more probable value, by certainty (sum of the counters over 8). That of the other is linear: [`COSTS`].
 #[rustfmt::skip]
 const MORE_PROBABLE_COST: [u16; 512] = [
     32568, 32174, 31787, 31406, 31031, 30662, 30299, 29942, 29590, 29244, 28904, 28569, 28238, 27913, 27593, 27278,
@@ -114,23 +115,24 @@ static COSTS: [[u32; 1024]; 2] = {
     costs
 };
 
-/// The fast counter behind a zero and behind a one: [`Context::fast`] by itself.
-static FAST: [[u16; 4 * 256]; 2] = {
-    let mut next = [[0; 4 * 256]; 2];
+/// What a zero and a one add to the fast counter, by itself and its shift.
+static FAST: [[i16; 4 * 256]; 2] = {
+    let mut moves = [[0; 4 * 256]; 2];
     let mut at = 0;
     while at < 4 * 256 {
         let (shift, counter) = (at / 256, (at % 256) as i32 - 128);
         let down = CURVE[(16 + (-counter >> 3)) as usize & 31] >> (shift + 4);
         let up = CURVE[(16 + (counter >> 3)) as usize & 31] >> (shift + 4);
         // Counters that no sequence of decisions leads to stay in their row.
-        next[0][at] = (256 * shift) as u16 + (at as i32 - down as i32) as u8 as u16;
-        next[1][at] = (256 * shift) as u16 + (at as i32 + up as i32) as u8 as u16;
+        let place = (at % 256) as i16;
+        moves[0][at] = if place < down { 0 } else { -down };
+        moves[1][at] = if place + up > 255 { 0 } else { up };
         at += 1;
     }
-    next
+    moves
 };
 
-/// What a zero and a one add to the slow counter, by [`Context::slow`] over 128, rounded up for a zero.
+/// What a zero and a one add to the slow counter, by itself over 128, rounded up for a zero, and its shift.
 static SLOW: [[i16; 4 * 64]; 2] = {
     let mut moves = [[0; 4 * 64]; 2];
     let mut at = 0;
@@ -143,53 +145,26 @@ static SLOW: [[i16; 4 * 64]; 2] = {
     moves
 };
 
-/// An adaptive probability. Counters are stored as places in the tables above, so that little is left to compute.
+/// A fast and a slow counter, stored as places in the tables above, so that little is left to compute.
+///
+/// The slow one is in the upper half: 2^13 times its shift less 4, and 2048 more than the counter, which is in -2000..=2000. The
+/// fast one is in the lower: 2^8 times its shift less 4, and 128 more than the counter, which is in -123..=123.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Context {
-    /// 2^13 times its shift less 4, and 2048 more than the counter, which is in -2000..=2000.
-    slow: u16,
-    /// 2^8 times its shift less 4, and 128 more than the counter, which is in -123..=123.
-    fast: u16,
-    setting: u16,
-    /// Eight bytes are sooner found than six.
-    _unused: u16,
-}
+pub struct Counters(u32);
 
-impl Context {
-    /// A context of this setting, which is below [`SETTINGS`], at its beginning.
+impl Counters {
+    /// Those of this setting, which is below [`SETTINGS`], at their beginning.
     #[inline]
-    pub const fn new(setting: usize) -> Context {
+    pub const fn new(setting: usize) -> Counters {
         let [fast_shift, slow_shift, sum, fast] = SETTING[setting];
-        Context {
-            slow: ((slow_shift - 4) << 13) as u16 + (2048 + sum - 16 * fast) as u16,
-            fast: (fast_shift << 8) as u16 + (128 + fast) as u16,
-            setting: setting as u16,
-            _unused: 0,
-        }
+        let slow = ((slow_shift - 4) << 13) as u32 + (2048 + sum - 16 * fast) as u32;
+        Counters(slow << 16 | ((fast_shift << 8) + 128 + fast) as u32)
     }
 
-    /// Back to the beginning of its setting.
-    #[inline]
-    pub fn reset(&mut self) {
-        *self = Context::new(usize::from(self.setting));
-    }
-
-    /// The sum of the counters: 4096 more than slow and 16 times fast, in 207..=7985, but for bits from 2^13 on.
+    /// Their sum: 4096 more than slow and 16 times fast, in 207..=7985, but for bits from 2^13 on.
     #[inline(always)]
-    fn sum(self) -> usize {
-        usize::from(self.slow) + 16 * usize::from(self.fast as u8)
-    }
-
-    /// Below [`PLACES`].
-    #[inline(always)]
-    fn place(self) -> usize {
-        (self.sum() >> 7) & (PLACES - 1)
-    }
-
-    /// Whether the counters are the same, so that they will be for ever if both adapt alike.
-    #[inline]
-    pub fn stands_as(self, other: Context) -> bool {
-        (self.slow, self.fast) == (other.slow, other.fast)
+    const fn sum(self) -> usize {
+        (self.0 >> 16) as usize + 16 * (self.0 as u8) as usize
     }
 
     /// Cost of a decision in units of 2^-15 bits.
@@ -202,9 +177,70 @@ impl Context {
     #[inline(always)]
     pub fn adapt(&mut self, one: bool) {
         let bit = usize::from(one);
-        let up = if one { 0 } else { 127 };
-        self.slow = self.slow.wrapping_add_signed(SLOW[bit][((usize::from(self.slow) + up) >> 7) & 255]);
-        self.fast = FAST[bit][usize::from(self.fast) & 1023];
+        let up = if one { 0 } else { 127 << 16 };
+        let slow = i32::from(SLOW[bit][(self.0.wrapping_add(up) >> 23) as usize & 255]) << 16;
+        let fast = i32::from(FAST[bit][self.0 as usize & 1023]);
+        self.0 = self.0.wrapping_add_signed(slow + fast);
+    }
+}
+
+/// An adaptive probability: counters, and what follows from them, so that the next decision need not wait for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// The entry of [`SHARES`] at `place`.
+    shares: u64,
+    counters: Counters,
+    /// Where the sum of the counters lies.
+    place: u16,
+    setting: u16,
+}
+
+impl Context {
+    /// A context of this setting, which is below [`SETTINGS`], at its beginning.
+    #[inline]
+    pub const fn new(setting: usize) -> Context {
+        let mut context = Context { shares: 0, counters: Counters::new(setting), place: 0, setting: setting as u16 };
+        context.settle();
+        context
+    }
+
+    /// Back to the beginning of its setting.
+    #[inline]
+    pub fn reset(&mut self) {
+        *self = Context::new(usize::from(self.setting));
+    }
+
+    /// Keeps what follows from the counters.
+    #[inline(always)]
+    const fn settle(&mut self) {
+        let place = (self.counters.sum() >> 7) & (PLACES - 1);
+        self.shares = SHARES[place];
+        self.place = place as u16;
+    }
+
+    /// Whether one is the more probable value.
+    #[inline(always)]
+    fn one_is_more(self) -> bool {
+        usize::from(self.place) >= ONE
+    }
+
+    /// The part of a range of 9 bits that the less probable value gets.
+    #[inline(always)]
+    fn less(self, range: u64) -> u64 {
+        (self.shares >> ((range >> 2) & 0x38)) & 0xff
+    }
+
+    /// Cost of a decision in units of 2^-15 bits.
+    #[inline(always)]
+    pub fn cost(self, one: bool) -> u32 {
+        self.counters.cost(one)
+    }
+
+    /// Learns from a decision.
+    #[inline(always)]
+    pub fn adapt(&mut self, one: bool) {
+        self.counters.adapt(one);
+        self.settle();
     }
 }
 
@@ -301,6 +337,28 @@ impl Default for Encoder {
     }
 }
 
+/// Moves all whole bytes but the carry's into `out`. With what is left of [`Encoder::low`] and [`Encoder::pending`]: nothing is
+/// borrowed, so that these can stay in registers.
+#[cold]
+#[inline(never)]
+fn flushed(mut out: Vec<u8>, mut low: u64, mut pending: u32) -> (Vec<u8>, u64, u32) {
+    if low >> (pending + RANGE_BITS) != 0 {
+        low &= (1 << (pending + RANGE_BITS)) - 1;
+        // The code is below one, so a byte that is not 255 comes before the first one.
+        for byte in out.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                break;
+            }
+        }
+    }
+    while pending >= 8 {
+        pending -= 8;
+        out.push((low >> (pending + RANGE_BITS)) as u8);
+    }
+    (out, low & ((1 << (pending + RANGE_BITS)) - 1), pending)
+}
+
 impl Encoder {
     /// Makes room for `shift` bits: at most 32 at a time, so that `low` stays below 2^(9 + 1 + 31 + 32).
     #[inline(always)]
@@ -312,28 +370,13 @@ impl Encoder {
         }
     }
 
-    /// Moves all whole bytes but the carry's into `out`.
-    #[cold]
-    #[inline(never)]
+    #[inline(always)]
     fn flush(&mut self) {
-        if self.low >> (self.pending + RANGE_BITS) != 0 {
-            self.low &= (1 << (self.pending + RANGE_BITS)) - 1;
-            // The code is below one, so a byte that is not 255 comes before the first one.
-            for byte in self.out.iter_mut().rev() {
-                *byte = byte.wrapping_add(1);
-                if *byte != 0 {
-                    break;
-                }
-            }
-        }
-        while self.pending >= 8 {
-            self.pending -= 8;
-            self.out.push((self.low >> (self.pending + RANGE_BITS)) as u8);
-        }
-        self.low &= (1 << (self.pending + RANGE_BITS)) - 1;
+        (self.out, self.low, self.pending) = flushed(take(&mut self.out), self.low, self.pending);
     }
 
     /// From here on an entry point: decoding can begin here.
+    #[inline(always)]
     pub fn entry_point(&mut self) {
         self.range = ENTRY_RANGE;
     }
@@ -345,8 +388,7 @@ impl Encoder {
 
     /// A terminating decision, a stop bit and zeros up to a byte.
     pub fn finish(mut self) -> Vec<u8> {
-        self.low += u64::from(self.range - 2);
-        self.low |= 1;
+        self.low = (self.low + u64::from(self.range - 2)) | 1;
         self.flush();
         let bits = self.pending + RANGE_BITS;
         let last = self.low << (64 - bits);
@@ -359,10 +401,9 @@ impl Bins for Encoder {
     #[inline(always)]
     fn bin(&mut self, contexts: &mut [Context], number: usize, one: bool) -> bool {
         let context = &mut contexts[number];
-        let place = context.place();
-        let less = (SHARES[place] >> ((self.range >> 2) & 0x38)) as u32 & 0xff;
+        let less = context.less(u64::from(self.range)) as u32;
         let more = self.range - less;
-        let is_less = (place >= ONE) != one;
+        let is_less = context.one_is_more() != one;
         let mask = u32::from(is_less).wrapping_neg();
         self.low += u64::from(more & mask);
         let range = more ^ ((more ^ less) & mask);
@@ -385,6 +426,14 @@ impl Bins for Encoder {
         }
         bits
     }
+
+    #[inline(always)]
+    fn locally<R>(&mut self, body: impl FnOnce(&mut Self) -> R) -> R {
+        let mut local = take(self);
+        let result = body(&mut local);
+        *self = local;
+        result
+    }
 }
 
 /// Bits of [`Decoder::range`] below the range.
@@ -403,12 +452,23 @@ pub struct Decoder<'a> {
     below: u64,
 }
 
-/// The last bytes, with zeros behind the end.
+/// The next bytes, with zeros behind the end.
+#[inline(always)]
+fn four_bytes(bytes: &[u8], taken: usize) -> u32 {
+    let rest = bytes.get(taken..).unwrap_or_default();
+    match rest.first_chunk() {
+        Some(bytes) => u32::from_be_bytes(*bytes),
+        None => u32::from_be_bytes(array::from_fn(|i| rest.get(i).copied().unwrap_or(0))),
+    }
+}
+
+/// [`Decoder::below`] with 32 bits more. Not inlined: it is seldom needed, and what comes before and behind it often.
 #[cold]
 #[inline(never)]
-fn near_end(bytes: &[u8], taken: usize) -> u32 {
-    let rest = bytes.get(taken..).unwrap_or_default();
-    u32::from_be_bytes(array::from_fn(|i| rest.get(i).copied().unwrap_or(0)))
+fn refilled(below: u64, bytes: &[u8], taken: usize) -> u64 {
+    let place = below.trailing_zeros();
+    let next = (u64::from(four_bytes(bytes, taken)) << 1 | 1) << (place & 31);
+    below.wrapping_add(1 << place).wrapping_sub(next)
 }
 
 impl<'a> Decoder<'a> {
@@ -423,10 +483,7 @@ impl<'a> Decoder<'a> {
 
     #[inline(always)]
     fn read(&mut self) -> u32 {
-        let next = match self.bytes.get(self.taken..).and_then(|rest| rest.first_chunk()) {
-            Some(bytes) => u32::from_be_bytes(*bytes),
-            None => near_end(self.bytes, self.taken),
-        };
+        let next = four_bytes(self.bytes, self.taken);
         self.taken += 4;
         next
     }
@@ -436,18 +493,19 @@ impl<'a> Decoder<'a> {
     fn drop(&mut self, shift: u32) {
         self.below <<= shift;
         if self.below as u32 == 0 {
-            let place = self.below.trailing_zeros();
-            let next = (u64::from(self.read()) << 1 | 1) << (place & 31);
-            self.below = self.below.wrapping_add(1 << place).wrapping_sub(next);
+            self.below = refilled(self.below, self.bytes, self.taken);
+            self.taken += 4;
         }
     }
 
     /// What the code is above the interval's lower end, at the top.
+    #[inline(always)]
     fn value(&self) -> u64 {
         self.range.wrapping_sub(self.below)
     }
 
     /// From here on an entry point: see [`Encoder::entry_point`].
+    #[inline(always)]
     pub fn entry_point(&mut self) {
         let value = self.value();
         self.range = u64::from(ENTRY_RANGE) << RANGE_SHIFT;
@@ -455,11 +513,13 @@ impl<'a> Decoder<'a> {
     }
 
     /// Where the stream stands: bits shifted out so far.
+    #[inline(always)]
     pub fn position(&self) -> u64 {
         8 * self.taken as u64 + u64::from(self.below.trailing_zeros()) - 63
     }
 
     /// What an entry point stores of the code: the low 8 bits of its top 9.
+    #[inline(always)]
     pub fn entry_value(&self) -> u8 {
         (self.value() >> RANGE_SHIFT) as u8
     }
@@ -485,15 +545,15 @@ impl<'a> Decoder<'a> {
     /// The next decision, without a branch. The context has yet to learn it.
     #[inline(always)]
     fn next(&mut self, context: Context) -> bool {
-        let place = context.place();
-        let less = ((SHARES[place] >> ((self.range >> (RANGE_SHIFT + 2)) & 0x38)) & 0xff) << RANGE_SHIFT;
-        let (below, is_less) = self.below.overflowing_sub(less);
+        let less = context.less(self.range >> RANGE_SHIFT) << RANGE_SHIFT;
+        let is_less = self.below < less;
         let range = if is_less { less } else { self.range - less };
+        let below = self.below.wrapping_sub(less);
         self.below = if is_less { self.below } else { below };
         let shift = range.leading_zeros();
         self.range = range << shift;
         self.drop(shift);
-        is_less != (place >= ONE)
+        is_less != context.one_is_more()
     }
 }
 
@@ -549,6 +609,30 @@ pub const fn most_bins(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Both counters by the rule, and what the tables make of it, from one end of their ranges to the other.
+    #[test]
+    fn counters_follow_the_curve() {
+        for (setting, [fast_shift, slow_shift, sum, mut fast]) in SETTING.into_iter().enumerate() {
+            let mut slow = sum - 16 * fast;
+            let mut context = Context::new(setting);
+            for step in 0..4000u32 {
+                // Long runs, and runs of every short length.
+                let one = if step < 1500 { step % 600 < 400 } else { (step.wrapping_mul(2654435761) >> 29) < step % 8 };
+                let sign = if one { 1 } else { -1 };
+                let moved = |counter: i16, scale: i32, shift: i16| {
+                    let place = 16 + (i32::from(sign * counter) >> scale);
+                    counter + sign * (CURVE[place as usize] >> shift)
+                };
+                (slow, fast) = (moved(slow, 7, slow_shift), moved(fast, 3, fast_shift + 4));
+                context.adapt(one);
+                let place = (4096 + i32::from(slow) + 16 * i32::from(fast)) as usize;
+                assert_eq!(context.counters.sum(), place + ((slow_shift as usize - 4) << 13), "{setting} {step}");
+                assert_eq!(context.shares, SHARES[place >> 7]);
+                assert_eq!(context.one_is_more(), place >> 7 >= ONE);
+            }
+        }
+    }
 
     #[test]
     fn what_is_encoded_is_decoded() {

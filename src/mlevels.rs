@@ -41,6 +41,12 @@ pub struct Around {
     pub base: u32,
 }
 
+/// What contexts know of the level before: zero, negative or positive.
+#[inline(always)]
+pub fn class(before: i32) -> usize {
+    if before == 0 { 0 } else { 2 - usize::from(before < 0) }
+}
+
 /// Codes one level. `PLAIN`: no codebook limits it and it has no base. None if a decoded one does not fit.
 #[inline(always)]
 pub fn code_level<B: Bins, const PLAIN: bool>(

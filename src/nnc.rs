@@ -10,8 +10,10 @@
 //! 4. the levels that are not in skipped rows, block by block (in one block without block scan). Every row of blocks but the
 //!    first is an entry point: contexts begin anew.
 
+use std::mem::take;
+
 use crate::mcoder::{Bins, COST_BITS, Context, Decoder, Encoder, Learner, SETTINGS, Tally};
-use crate::mlevels::{Around, Binarisation, PREFIXES, code_level};
+use crate::mlevels::{self, Around, Binarisation, PREFIXES, code_level};
 use crate::nnc_settings::Trials;
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
@@ -177,11 +179,27 @@ trait Follower<B: Bins> {
     fn go_on(&self, bins: &B) -> bool;
 }
 
-/// Contexts of a level without a base, after the level `before` in this state.
+/// Contexts of a level without a base, after one of this class, in this state.
 #[inline(always)]
-pub(crate) fn around(state: u8, before: i32) -> Around {
-    let class = usize::from(before != 0) + usize::from(before > 0);
+pub(crate) fn around(state: u8, class: usize) -> Around {
     Around { zero: ZERO + 3 * usize::from(state) + class, sign: SIGN + class, greater: GREATER, base: 0 }
+}
+
+/// [`NEXT`], four bits for each: a shift in a register is sooner done than a load.
+const FOLLOWING: u64 = {
+    let (mut following, mut at) = (0, 0);
+    while at < 16 {
+        following |= (NEXT[at / 2][at % 2] as u64) << (4 * at);
+        at += 1;
+    }
+    following
+};
+
+/// The states behind this one, for even and odd levels.
+#[inline(always)]
+fn following(state: u8) -> [u8; 2] {
+    let both = FOLLOWING >> (8 * (state & 7));
+    [both as u8 & 7, (both >> 4) as u8 & 7]
 }
 
 /// The integer multiple of the step that a level of dependent quantisation stands for.
@@ -193,7 +211,7 @@ pub(crate) fn multiple(level: i32, state: u8) -> i32 {
 /// Codes the levels of `tensor` block by block, in rows that are not skipped. `skipped` is empty or has a flag for each row.
 /// None if something does not fit.
 #[inline(always)]
-fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
+fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool, const DEPENDENT: bool>(
     bins: &mut B,
     contexts: &mut [Context],
     tensor: &Tensor,
@@ -211,53 +229,51 @@ fn code_levels<B: Bins, L: Levels, F: Follower<B>, const PLAIN: bool>(
         edge => (edge, edge),
     };
     let form = tensor.binarisation();
-    let (mut state, mut before) = (0, 0i32);
+    let (mut state, mut class) = (0, 0);
     for top in (0..rows).step_by(high) {
         if top > 0 {
             contexts.iter_mut().for_each(Context::reset);
-            before = 0;
+            class = 0;
             follower.enter(bins, state).then_some(())?;
         }
         for left in (0..width).step_by(wide) {
             for row in top..(top + high).min(rows) {
                 follower.go_on(bins).then_some(())?;
                 if skipped.get(row) == Some(&true) {
-                    if tensor.dependent {
+                    if DEPENDENT {
                         // Zeros lead back after four steps. The whole row's width counts, whatever the block's.
-                        (0..width % 4).for_each(|_| state = NEXT[state as usize][0]);
+                        (0..width % 4).for_each(|_| [state, _] = following(state));
                     }
                     continue;
                 }
-                bins.locally(|bins| {
-                    for at in row * width + left..row * width + (left + wide).min(width) {
-                        let given = levels.get(at);
-                        let level =
-                            if tensor.dependent { (given + given.signum() * i32::from(state & 1)) >> 1 } else { given };
-                        let mut around = around(state, before);
-                        if !PLAIN {
-                            if let Some(base) = tensor.base.map(|base| base[at]).filter(|&base| base != 0) {
-                                around = Around {
-                                    zero: ZERO_TEMPORAL + 2 * usize::from(state) + usize::from(base.unsigned_abs() > 1),
-                                    sign: SIGN_TEMPORAL + usize::from(base > 0),
-                                    greater: GREATER + 2 * tensor.unary,
-                                    base: base.unsigned_abs(),
-                                };
-                            }
-                            if history && tensor.history.is_some_and(|history| history[at] == 1) {
-                                around.zero = ZERO_HISTORY + usize::from(state);
-                            }
+                for at in row * width + left..row * width + (left + wide).min(width) {
+                    let given = levels.get(at);
+                    let level = if DEPENDENT { (given + given.signum() * i32::from(state & 1)) >> 1 } else { given };
+                    // Known before the level is.
+                    let [even, odd] = if DEPENDENT { following(state) } else { [0; 2] };
+                    let mut around = around(state, class);
+                    if !PLAIN {
+                        if let Some(base) = tensor.base.map(|base| base[at]).filter(|&base| base != 0) {
+                            around = Around {
+                                zero: ZERO_TEMPORAL + 2 * usize::from(state) + usize::from(base.unsigned_abs() > 1),
+                                sign: SIGN_TEMPORAL + usize::from(base > 0),
+                                greater: GREATER + 2 * tensor.unary,
+                                base: base.unsigned_abs(),
+                            };
                         }
-                        let level = code_level::<B, PLAIN>(bins, contexts, &form, &around, level)?;
-                        before = level;
-                        if tensor.dependent {
-                            levels.put(at, multiple(level, state));
-                            state = NEXT[state as usize][(level & 1) as usize];
-                        } else {
-                            levels.put(at, level);
+                        if history && tensor.history.is_some_and(|history| history[at] == 1) {
+                            around.zero = ZERO_HISTORY + usize::from(state);
                         }
                     }
-                    Some(())
-                })?;
+                    let level = code_level::<B, PLAIN>(bins, contexts, &form, &around, level)?;
+                    class = mlevels::class(level);
+                    if DEPENDENT {
+                        levels.put(at, multiple(level, state));
+                        state = if level & 1 == 0 { even } else { odd };
+                    } else {
+                        levels.put(at, level);
+                    }
+                }
             }
         }
     }
@@ -281,10 +297,17 @@ fn code_any<B: Bins, L: Levels, F: Follower<B>>(
         return Some(());
     }
     let plain = tensor.base.is_none() && !history && !(tensor.extended && size > 0);
-    if plain {
-        code_levels::<B, L, F, true>(bins, contexts, tensor, skipped, history, levels, follower)
-    } else {
-        code_levels::<B, L, F, false>(bins, contexts, tensor, skipped, history, levels, follower)
+    match (plain, tensor.dependent) {
+        (true, false) => {
+            code_levels::<B, L, F, true, false>(bins, contexts, tensor, skipped, history, levels, follower)
+        }
+        (true, true) => code_levels::<B, L, F, true, true>(bins, contexts, tensor, skipped, history, levels, follower),
+        (false, false) => {
+            code_levels::<B, L, F, false, false>(bins, contexts, tensor, skipped, history, levels, follower)
+        }
+        (false, true) => {
+            code_levels::<B, L, F, false, true>(bins, contexts, tensor, skipped, history, levels, follower)
+        }
     }
 }
 
@@ -352,6 +375,7 @@ struct Entries<'a> {
 }
 
 impl<'b> Follower<Decoder<'b>> for Entries<'_> {
+    #[inline(always)]
     fn enter(&mut self, bins: &mut Decoder<'b>, state: u8) -> bool {
         bins.entry_point();
         let position = bins.position();
@@ -366,6 +390,7 @@ impl<'b> Follower<Decoder<'b>> for Entries<'_> {
         true
     }
 
+    #[inline(always)]
     fn go_on(&self, bins: &Decoder<'b>) -> bool {
         bins.inside()
     }
@@ -375,22 +400,26 @@ impl<'b> Follower<Decoder<'b>> for Entries<'_> {
 struct Marks;
 
 impl Follower<Encoder> for Marks {
+    #[inline(always)]
     fn enter(&mut self, bins: &mut Encoder, _state: u8) -> bool {
         bins.entry_point();
         true
     }
 
+    #[inline(always)]
     fn go_on(&self, _bins: &Encoder) -> bool {
         true
     }
 }
 
 impl Follower<Trials> for Marks {
+    #[inline(always)]
     fn enter(&mut self, bins: &mut Trials, _state: u8) -> bool {
         bins.reset();
         true
     }
 
+    #[inline(always)]
     fn go_on(&self, _bins: &Trials) -> bool {
         true
     }
@@ -450,7 +479,10 @@ pub(crate) fn decode_on(
     }
     let last = bins.position();
     let mut follower = Entries { entries, next: 0, known, last };
-    code_any(bins, contexts, tensor, &skipped, history, &mut Wanted(levels), &mut follower)?;
+    // A copy, which nothing else points to, so that its state can stay in registers.
+    let mut local = bins.clone();
+    code_any(&mut local, contexts, tensor, &skipped, history, &mut Wanted(levels), &mut follower)?;
+    *bins = local;
     bins.inside().then_some(qp)
 }
 
@@ -507,7 +539,11 @@ pub(crate) fn encode_on(encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, lev
     if tensor.entries() > 0 {
         bins.entry_point();
     }
-    code_any(bins, contexts, tensor, &skipped, history, &mut Given(levels), &mut Marks).is_some()
+    // Its own, so that its state can stay in registers.
+    let mut local = take(bins);
+    let coded = code_any(&mut local, contexts, tensor, &skipped, history, &mut Given(levels), &mut Marks);
+    *bins = local;
+    coded.is_some()
 }
 
 /// Tries all settings of all contexts on these levels.

@@ -5,7 +5,7 @@
 //! levels ago. The search goes block by block, each with some levels more, by which paths have met.
 
 use crate::mcoder::{Context, Learner};
-use crate::mlevels::{Binarisation, code_level};
+use crate::mlevels::{Binarisation, class, code_level};
 use crate::nnc::{MOST_DEPENDENT, NEXT, Tensor, around, choose_settings, multiple, scan};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
@@ -126,12 +126,11 @@ impl Costs {
         let unit = lambda / f64::from(1 << crate::mcoder::COST_BITS);
         let mut costs = Costs::none();
         for class in 0..3 {
-            let before = [0, -1, 1][class];
             for (state, zero) in costs.zero.iter_mut().enumerate() {
-                let context = contexts[around(state as u8, before).zero];
+                let context = contexts[around(state as u8, class).zero];
                 zero[class] = [false, true].map(|one| unit * f64::from(context.cost(one)));
             }
-            let context = contexts[around(0, before).sign];
+            let context = contexts[around(0, class).sign];
             costs.sign[class] = [false, true].map(|one| unit * f64::from(context.cost(one)));
         }
         let place = around(0, 0);
@@ -162,12 +161,6 @@ impl Costs {
             None => table[TABULATED - 1] + lambda * DOUBLING * (f64::from(magnitude) / (TABULATED - 1) as f64).log2(),
         }
     }
-}
-
-/// The level before as an index of costs.
-#[inline(always)]
-fn class(before: i32) -> usize {
-    usize::from(before != 0) + usize::from(before > 0)
 }
 
 /// The state before that leads to a state by an even and by an odd level.
@@ -237,7 +230,8 @@ impl Search<'_> {
         if at > 0 && at.is_multiple_of(self.anew) {
             self.contexts.copy_from_slice(&self.first);
         }
-        code_level::<_, true>(&mut Learner, &mut self.contexts, &self.form, &around(state, before), level).unwrap_or(0)
+        code_level::<_, true>(&mut Learner, &mut self.contexts, &self.form, &around(state, class(before)), level)
+            .unwrap_or(0)
     }
 
     /// Two quantisers: fills in multiples of the step.

@@ -1,6 +1,6 @@
 //! Which setting suits a context of an NNC tensor: all nine are tried on what it has to code.
 
-use crate::mcoder::{Bins, COST_BITS, Context, SETTINGS};
+use crate::mcoder::{Bins, COST_BITS, Context, Counters, SETTINGS};
 
 /// Settings that adapt differently, and for each setting which of these it adapts as: the others differ in their beginning alone.
 const LEADERS: [usize; 4] = [0, 3, 4, 7];
@@ -16,7 +16,7 @@ const RARITY: u64 = 8;
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
 struct Trial {
-    contexts: [Context; SETTINGS],
+    counters: [Counters; SETTINGS],
     costs: [u64; SETTINGS],
     /// Decisions not yet tried, the first one lowest.
     queue: u64,
@@ -29,7 +29,7 @@ struct Trial {
 impl Trial {
     fn new() -> Trial {
         Trial {
-            contexts: std::array::from_fn(Context::new),
+            counters: std::array::from_fn(Counters::new),
             costs: [0; SETTINGS],
             queue: 0,
             queued: 0,
@@ -48,30 +48,29 @@ impl Trial {
             return;
         }
         if self.met {
-            let mut leaders = LEADERS.map(|leader| (self.contexts[leader], 0));
+            let mut leaders = LEADERS.map(|leader| (self.counters[leader], 0));
             for place in 0..self.queued {
                 let one = self.queue >> place & 1 == 1;
-                for (context, cost) in &mut leaders {
-                    *cost += u64::from(context.cost(one));
-                    context.adapt(one);
+                for (counters, cost) in &mut leaders {
+                    *cost += u64::from(counters.cost(one));
+                    counters.adapt(one);
                 }
             }
             for setting in 0..SETTINGS {
-                let (context, cost) = leaders[LEADER[setting]];
+                let (counters, cost) = leaders[LEADER[setting]];
                 self.costs[setting] += weight * cost;
-                self.contexts[setting] = context;
+                self.counters[setting] = counters;
             }
         } else {
             for place in 0..self.queued {
                 let one = self.queue >> place & 1 == 1;
-                for (context, cost) in self.contexts.iter_mut().zip(&mut self.costs) {
-                    *cost += u64::from(context.cost(one));
-                    context.adapt(one);
+                for (counters, cost) in self.counters.iter_mut().zip(&mut self.costs) {
+                    *cost += u64::from(counters.cost(one));
+                    counters.adapt(one);
                 }
             }
             self.met = self.tried >= FORGOTTEN
-                || (0..SETTINGS)
-                    .all(|setting| self.contexts[setting].stands_as(self.contexts[LEADERS[LEADER[setting]]]));
+                || (0..SETTINGS).all(|setting| self.counters[setting] == self.counters[LEADERS[LEADER[setting]]]);
         }
         (self.queue, self.queued) = (0, 0);
     }
@@ -90,7 +89,7 @@ impl Trials {
     pub fn reset(&mut self) {
         for trial in &mut self.0 {
             trial.flush();
-            trial.contexts = std::array::from_fn(Context::new);
+            trial.counters = std::array::from_fn(Counters::new);
             (trial.met, trial.tried) = (false, 0);
         }
     }

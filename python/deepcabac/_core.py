@@ -54,13 +54,13 @@ def _checked(status: int) -> None:
 def _deliver(call: Any, capacity: int, length: Any = None) -> bytes:
     """Run ``call(out, capacity, length)``, again with more room if it needs more."""
     length = ffi.new("uintptr_t *") if length is None else length
-    out = bytearray(capacity)
-    status = call(ffi.from_buffer("uint8_t[]", out, require_writable=True), len(out), length)
+    out = np.empty(capacity, np.uint8)  # what is not needed is never touched
+    status = call(_pointer(out, "uint8_t *"), out.size, length)
     if status == _ROOM:
-        out = bytearray(length[0])
-        status = call(ffi.from_buffer("uint8_t[]", out, require_writable=True), len(out), length)
+        out = np.empty(length[0], np.uint8)
+        status = call(_pointer(out, "uint8_t *"), out.size, length)
     _checked(status)
-    return bytes(memoryview(out)[: length[0]])
+    return out[: length[0]].tobytes()
 
 
 def measure(weights: npt.NDArray[np.float32]) -> tuple[float, float, int]:

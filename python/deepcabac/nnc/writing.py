@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _streams
+from .._core import measure
 from .._parallel import run_all
 from ..errors import OptionError, UnsupportedError
 from . import syntax
@@ -158,7 +159,7 @@ def _plain(name: str, array: Array, notes: list[str]) -> Array:
     if array.dtype.kind == "c" or array.dtype.kind in "OSUMm":
         raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .nnc file cannot hold")
     with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(array.astype(np.float32)).reshape(array.shape)
+        single = np.ascontiguousarray(array, np.float32).reshape(array.shape)
     if not np.isfinite(single).all():
         raise UnsupportedError(f"tensor {name!r} has NaN or infinity, which a .nnc file cannot hold; use .dcb")
     if array.dtype != np.float32 and not any("float32" in note for note in notes):
@@ -250,8 +251,7 @@ def _energy(weights: Array, levels: Array | None = None, step: float = 0.0) -> f
         piece = weights[start : start + _PIECE]
         if levels is not None:
             piece = piece - levels[start : start + _PIECE].astype(np.float32) * np.float32(step)
-        wide = piece.astype(np.float64)
-        total += float(np.dot(wide, wide))
+        total += measure(piece)[0]
     return total
 
 
