@@ -7,11 +7,11 @@ const LEADERS: [usize; 4] = [0, 3, 4, 7];
 const LEADER: [usize; SETTINGS] = [0, 0, 0, 1, 2, 2, 2, 3, 3];
 
 /// Decisions after which beginnings are forgotten.
-const FORGOTTEN: u64 = 1 << 13;
+const FORGOTTEN: u64 = 1 << 18;
 /// Decisions after which only one burst in [`RARITY`] is tried, and counts as all of them.
-const ENOUGH: u64 = 1 << 16;
+const ENOUGH: u64 = 1 << 18;
 const BURST: u64 = 1 << 10;
-const RARITY: u64 = 8;
+const RARITY: u64 = 4;
 
 /// A context under every setting, and what its decisions cost.
 #[derive(Clone)]
