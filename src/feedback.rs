@@ -121,6 +121,11 @@ impl Targets for Feedback<'_> {
     }
 
     #[inline(always)]
+    fn rough(&self, index: usize) -> f32 {
+        self.target(index)
+    }
+
+    #[inline(always)]
     fn begin(&mut self, index: usize) {
         let column = index % self.coupling.width;
         if column == 0 {
@@ -300,12 +305,13 @@ mod tests {
         let kernel = Some(KernelPrediction { width: 3, size: 9, weights: [20, 20, -10, 3, 3] });
         let all_states = [None, States::of_bits(3), States::of_bits(4), States::of_bits(5), States::of_bits(6)];
         for states in all_states {
-            for (height, width, groups, row, kernel) in [
-                (12, 18, 3, None, None),
-                (10, 90, 1, row, None),
-                (12, 27, 1, row, kernel),
-                (6, 200, 2, None, kernel),
-                (40, 1, 1, None, None),
+            for (height, width, groups, row, kernel, regression) in [
+                (12, 18, 3, None, None, None),
+                (10, 90, 1, row, None, None),
+                (12, 27, 1, row, kernel, None),
+                (6, 200, 2, None, kernel, None),
+                (40, 1, 1, None, None, None),
+                (30, 100, 1, row, None, Some(3)),
             ] {
                 for (lambda, limit) in [(0.0, 1 << 24), (0.3, 1 << 24), (0.1, 8)] {
                     let resolution = Resolution::Coarse;
@@ -318,6 +324,7 @@ mod tests {
                         row,
                         kernel,
                         states,
+                        regression,
                     };
                     let columns = factors(random, groups, width);
                     let rows = factors(random, 1, height);

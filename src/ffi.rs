@@ -104,12 +104,13 @@ fn deliver(result: &[u8], out: &mut [u8], length: &mut [usize]) -> Option<i32> {
 /// Changes whenever a function here does.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_interface() -> u32 {
-    8
+    9
 }
 
 /// Chooses coding parameters for a tensor of this shape with `count` elements, from a sample of its rows. Exactly one of
 /// `levels` and `weights` (to be quantised with `step`) is given, `sampled` of them. `state_bits` is 0 for one quantiser,
-/// else log2 of the number of states of two. `level` is 0 for the fast coder, 1, or 2 for the smallest size.
+/// else log2 of the number of states of two. `level` is 0 for the fast coder, 1, or 2 for the smallest size;
+/// `regression` where there can be.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -124,6 +125,7 @@ pub unsafe extern "C" fn dc_fit(
     step: f32,
     state_bits: u8,
     level: u8,
+    regression: bool,
     out: *mut u8,
     capacity: usize,
     length: *mut usize,
@@ -138,15 +140,45 @@ pub unsafe extern "C" fn dc_fit(
             // SAFETY: as above.
             let weights = unsafe { input(weights, sampled)? };
             let scale = 1.0 / f64::from(step);
-            fit::fit(layout, count, sampled, states, level, |i| f64::from(weights[i]) * scale)
+            fit::fit(layout, count, sampled, states, level, regression, |i| f64::from(weights[i]) * scale)
         } else {
             // SAFETY: as above.
             let levels = unsafe { input(levels, sampled)? };
-            fit::fit(layout, count, sampled, states, level, |i| f64::from(levels[i]))
+            fit::fit(layout, count, sampled, states, level, regression, |i| f64::from(levels[i]))
         };
         let mut stored = Vec::new();
         params.write(&mut stored);
         deliver(&stored, out, length)
+    })
+}
+
+/// Whether the first elements of a tensor with these parameters, which are without, take less room with regression: 1 in `pays`,
+/// or 0. Exactly one of `levels` and `weights` (to be quantised with `step`) is given, `given` of them.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_try_regression(
+    params: *const u8,
+    params_length: usize,
+    levels: *const i32,
+    weights: *const f32,
+    given: usize,
+    step: f32,
+    pays: *mut u8,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (params, pays) = unsafe { (Params::read(input(params, params_length)?)?, output(pays, 1)?) };
+        pays[0] = u8::from(if levels.is_null() {
+            // SAFETY: as above.
+            let weights = unsafe { input(weights, given)? };
+            fit::regression_pays(&params, &fit::indices(&params, weights, step))
+        } else {
+            // SAFETY: as above.
+            fit::regression_pays(&params, unsafe { input(levels, given)? })
+        });
+        Some(DC_OK)
     })
 }
 

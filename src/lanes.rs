@@ -11,7 +11,7 @@ use crate::context::{Machine, Portable};
 use crate::fast::{self, Look};
 use crate::levels::{self, Magnitude};
 use crate::params::{self, Params};
-use crate::rows::{self, DEPENDENT, KERNEL, PLAIN, ROW, Rows, Site};
+use crate::rows::{self, DEPENDENT, KERNEL, PLAIN, REGRESSED, ROW, Rows, Site};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 use crate::sparse;
@@ -21,6 +21,9 @@ pub(crate) mod quads;
 
 /// Chunks decoded in turn on one core.
 pub const LANES: usize = 8;
+
+/// The same with regression, where a lane's memory is much of a core's cache.
+const REGRESSED_LANES: usize = 1;
 
 /// Where decoded levels go.
 pub enum Output<'a> {
@@ -174,7 +177,7 @@ pub fn decode(jobs: &mut [Job]) {
 
 #[inline(always)]
 pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
-    let mut kinds = [const { Vec::new() }; (DEPENDENT + KERNEL) as usize + 1];
+    let mut kinds = [const { Vec::new() }; (DEPENDENT + REGRESSED) as usize + 1];
     let mut fast = None;
     for job in jobs {
         job.good = false;
@@ -196,13 +199,15 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
     if let Some(decoder) = fast {
         decoder.leave();
     }
-    let [plain, row, kernel, _, dependent_plain, dependent_row, dependent_kernel] = kinds;
+    let [plain, row, kernel, regressed, dependent_plain, dependent_row, dependent_kernel, dependent_regressed] = kinds;
     decode_kind::<M, PLAIN>(plain);
     decode_kind::<M, ROW>(row);
     decode_kind::<M, KERNEL>(kernel);
+    decode_kind::<M, REGRESSED>(regressed);
     decode_kind::<M, { DEPENDENT + PLAIN }>(dependent_plain);
     decode_kind::<M, { DEPENDENT + ROW }>(dependent_row);
     decode_kind::<M, { DEPENDENT + KERNEL }>(dependent_kernel);
+    decode_kind::<M, { DEPENDENT + REGRESSED }>(dependent_regressed);
 }
 
 #[inline(always)]
@@ -211,7 +216,8 @@ fn decode_kind<M: Lanes, const KIND: u8>(jobs: Vec<&mut Job>) {
     let mut jobs = jobs;
     jobs.sort_by_key(|job| job.output.len());
     let mut next = || jobs.pop().map(Lane::new);
-    let mut lanes: Vec<Lane> = (0..LANES).map_while(|_| next()).collect();
+    let most = if rows::regressed(KIND) { REGRESSED_LANES } else { LANES };
+    let mut lanes: Vec<Lane> = (0..most).map_while(|_| next()).collect();
     while !lanes.is_empty() {
         let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
         M::decode::<KIND>(&mut lanes, steps);

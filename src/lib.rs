@@ -28,6 +28,7 @@ pub mod nnc;
 pub mod nnc_quantize;
 mod nnc_settings;
 pub mod params;
+pub mod regression;
 pub mod rows;
 pub mod scale;
 #[cfg(target_arch = "x86_64")]

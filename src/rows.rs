@@ -4,14 +4,16 @@
 //! caller asks [`Rows::site`], codes the residual there, and reports the level with [`Rows::commit`]; behind the last
 //! level of a row it calls [`Rows::end_row`]. Encoder and decoder run the same calls, so they see the same sites.
 //!
-//! Three kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`]):
-//! no prediction; prediction from the rows above, known before the row begins; prediction inside convolution kernels too.
+//! Four kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`], [`REGRESSED`]):
+//! no prediction; prediction from the rows above, known before the row begins; prediction inside convolution kernels too;
+//! or else from all columns before.
 //! Each with one quantiser or two ([`DEPENDENT`], see `dependent.rs`). With two, memory and predictions are of levels, and
 //! what is coded are indices: the prediction is turned into one of the quantiser in force.
 
 use crate::context::{self, ContextSet, Contexts, SETS};
 use crate::dependent::{self, States, Taps};
 use crate::params::{Coder, KERNEL_WEIGHTS, MAX_KERNEL, MAX_KERNEL_WIDTH, Params};
+use crate::regression::Regression;
 use crate::scale;
 
 /// No prediction: the residual is the level.
@@ -20,6 +22,8 @@ pub const PLAIN: u8 = 0;
 pub const ROW: u8 = 1;
 /// Prediction from the rows above and inside the kernel.
 pub const KERNEL: u8 = 2;
+/// Prediction from the rows above and, by regression, from the columns before.
+pub const REGRESSED: u8 = 3;
 /// Added to the others: two quantisers.
 pub const DEPENDENT: u8 = 4;
 
@@ -31,6 +35,11 @@ pub(crate) const fn predicts(kind: u8) -> bool {
 /// Whether tensors of this kind have predictions inside kernels.
 pub(crate) const fn in_kernels(kind: u8) -> bool {
     kind % DEPENDENT == KERNEL
+}
+
+/// Whether tensors of this kind have regression.
+pub(crate) const fn regressed(kind: u8) -> bool {
+    kind % DEPENDENT == REGRESSED
 }
 
 /// Whether tensors of this kind have two quantisers.
@@ -48,9 +57,11 @@ macro_rules! for_kind {
             0 => $crate::rows::for_kind!(@@ $function, 0, $types, $arguments),
             1 => $crate::rows::for_kind!(@@ $function, 1, $types, $arguments),
             2 => $crate::rows::for_kind!(@@ $function, 2, $types, $arguments),
+            3 => $crate::rows::for_kind!(@@ $function, 3, $types, $arguments),
             4 => $crate::rows::for_kind!(@@ $function, 4, $types, $arguments),
             5 => $crate::rows::for_kind!(@@ $function, 5, $types, $arguments),
-            _ => $crate::rows::for_kind!(@@ $function, 6, $types, $arguments),
+            6 => $crate::rows::for_kind!(@@ $function, 6, $types, $arguments),
+            _ => $crate::rows::for_kind!(@@ $function, 7, $types, $arguments),
         }
     };
     (@@ $function:ident, $kind:literal, ($($type:ident),*), $arguments:tt) => {
@@ -61,6 +72,8 @@ pub(crate) use for_kind;
 
 /// Fractional bits of a prediction.
 pub(crate) const FRACTION: u32 = 8;
+/// A level in a prediction.
+pub(crate) const UNIT: f32 = (1 << FRACTION) as f32;
 /// Half a level in a prediction.
 pub(crate) const HALF: i32 = 1 << (FRACTION - 1);
 /// A prediction at least this far from the nearest level leans to one side: 0.17 in units of 2^-8.
@@ -75,6 +88,7 @@ const CLAMP: i32 = 1 << 15;
 pub fn kind(params: &Params) -> u8 {
     let prediction = match (params.kernel, params.row) {
         _ if matches!(params.coder, Coder::Sparse { .. }) => PLAIN,
+        _ if params.regression.is_some() => REGRESSED,
         (Some(_), _) => KERNEL,
         (None, Some(_)) => ROW,
         (None, None) => PLAIN,
@@ -176,6 +190,7 @@ pub struct Rows {
     /// State of the machine that chooses between two quantisers.
     pub(crate) state: u32,
     pub(crate) kernel: Kernel,
+    pub(crate) regression: Regression,
     /// Running magnitude of the row.
     pub(crate) row: i32,
     row_count: usize,
@@ -187,7 +202,7 @@ pub struct Rows {
     pub(crate) shares: Vec<i32>,
     /// Running mean of each column's levels, in units of 2^-8.
     means: Vec<i32>,
-    /// Predictions in units of 2^-8: from the rows above; behind the present column from the kernel too.
+    /// Predictions in units of 2^-8: from the rows above; up to the present column from the kernel or by regression too.
     pub(crate) predictions: Vec<i32>,
     /// The row's levels.
     pub(crate) levels: Vec<i32>,
@@ -201,6 +216,10 @@ impl Rows {
         let mean_log = i32::from(params.mean_log);
         let mean = scale::from_log(params.mean_log) as i32;
         let row = params.row.unwrap_or_default();
+        // The mean magnitude in units of 2^-8 of a level, and about the mean square: of a bell where it is large, and where it
+        // is small of levels of one.
+        let typical = (if params.states.is_some() { 2 * mean } else { mean }) as f32 / 16.0;
+        let energy = typical * typical + 256.0 * typical;
         let mut rows = Self {
             contexts: Box::new(*context::initial()),
             class_mask: params.resolution.mask(),
@@ -210,6 +229,7 @@ impl Rows {
             taps: params.states.map(States::taps).unwrap_or_default(),
             state: 0,
             kernel: Kernel::new(params),
+            regression: Regression::new(params.regression.map_or(0, |_| width), energy, params.regression.unwrap_or(0)),
             row: mean,
             row_count: 0,
             columns: vec![mean; width],
@@ -233,6 +253,10 @@ impl Rows {
         }
         if in_kernels(KIND) {
             prediction = self.predict_in_kernel(column);
+        }
+        if regressed(KIND) {
+            prediction += self.regression.prediction(column);
+            self.predictions[column] = prediction;
         }
         let share = self.shares[column];
         let class = scale::class(self.row, share) & self.class_mask;
@@ -268,6 +292,9 @@ impl Rows {
         if in_kernels(KIND) {
             self.kernel.commit(column, level);
         }
+        if regressed(KIND) {
+            self.regression.commit(column, (clamped(level) << FRACTION) - self.predictions[column]);
+        }
     }
 
     /// The first `count` levels of the present row.
@@ -300,6 +327,9 @@ impl Rows {
         }
         if in_kernels(KIND) {
             self.kernel.position = 0;
+        }
+        if regressed(KIND) {
+            self.regression.end_row();
         }
     }
 

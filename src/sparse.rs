@@ -194,6 +194,7 @@ mod tests {
             row: None,
             kernel: kernel.map(|(width, size)| KernelPrediction { width, size, weights: [0; _] }),
             states,
+            regression: None,
         }
     }
 

@@ -45,6 +45,8 @@ pub(crate) trait Targets {
     fn importance(&self, _index: usize) -> Option<f32> {
         None
     }
+    /// About what the `index`-th weight comes to in steps, whatever the survivors.
+    fn rough(&self, index: usize) -> f32;
     /// The search begins again at the `index`-th weight, the levels of all before it being decided.
     #[inline(always)]
     fn begin(&mut self, _index: usize) {}
@@ -91,8 +93,13 @@ impl Targets for Weights<'_> {
     }
 
     #[inline(always)]
+    fn rough(&self, index: usize) -> f32 {
+        (f64::from(self.weights[index]) * self.scale).clamp(-self.limit, self.limit) as f32
+    }
+
+    #[inline(always)]
     fn targets<const N: usize>(&mut self, index: usize) -> [f32; N] {
-        [(f64::from(self.weights[index]) * self.scale).clamp(-self.limit, self.limit) as f32; N]
+        [self.rough(index); N]
     }
 }
 
@@ -282,6 +289,8 @@ pub(crate) struct Search<T> {
     width: usize,
     /// Levels of the present block.
     path: Vec<i32>,
+    /// With regression, the predictions of the block's columns and those behind it that are looked at, about.
+    guesses: Vec<i32>,
 }
 
 impl<T: Targets> Source for Search<T> {
@@ -299,6 +308,12 @@ impl<T: Targets> Source for Search<T> {
         // The next row's targets may hang on this row's levels.
         let ahead = if T::SHARED { ahead } else { ahead.min(self.width - column - count) };
         self.targets.begin(index);
+        if rows::regressed(KIND) {
+            // Predictions hang on levels that are yet to be chosen: the weights stand for them.
+            let columns = column..self.width.min(column + count + ahead);
+            let rough = |place| rows::UNIT * self.targets.rough(index + place - column);
+            rows.regression.guess(columns, &rows.predictions, rough, &mut self.guesses);
+        }
         self.tables.pass(count);
         self.path.clear();
         self.path.resize(count, 0);
@@ -321,7 +336,16 @@ impl<T: Targets> Source for Search<T> {
 impl<T: Targets> Search<T> {
     /// A search with `lambda` squared steps for a bit and magnitudes of levels up to `limit`.
     pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, reach: f32, limit: i32) -> Self {
-        Self { targets, tables: Tables::new(lambda), states, reach, limit, width, path: Vec::new() }
+        Self {
+            targets,
+            tables: Tables::new(lambda),
+            states,
+            reach,
+            limit,
+            width,
+            path: Vec::new(),
+            guesses: Vec::new(),
+        }
     }
 
     #[inline(always)]
@@ -354,6 +378,7 @@ impl<T: Targets> Search<T> {
         costs[best] = 0.0;
         let mut row = [rows.row; N];
         let mut neighbours = Neighbours::<N>::new::<KIND>(rows, column);
+        let first = column;
         let mut column = column;
         let mut in_row = true;
         for index in index..index + count {
@@ -366,9 +391,14 @@ impl<T: Targets> Search<T> {
             let zero = self.targets.is_zero(index);
             let (targets, limit) = if zero { ([0.0; N], 0) } else { (self.targets.targets::<N>(index), self.limit) };
             let share = rows.shares[column];
-            // Behind the row's end, predictions still have the neighbours of this row in them.
-            let above =
-                if rows::predicts(KIND) && (in_row || !rows::in_kernels(KIND)) { rows.predictions[column] } else { 0 };
+            // Behind the row's end, predictions still have in them what this row's levels add.
+            let above = if !rows::predicts(KIND) || !in_row && (rows::in_kernels(KIND) || rows::regressed(KIND)) {
+                0
+            } else if rows::regressed(KIND) {
+                self.guesses[column - first]
+            } else {
+                rows.predictions[column]
+            };
             let predictions = neighbours.predictions::<KIND>(rows, column, above);
             let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
             let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
@@ -589,7 +619,13 @@ mod tests {
         let mut all = Vec::new();
         for bits in 3..=6 {
             for width in [1, 7, 90, 1300] {
-                for (row, kernel) in [(None, None), (row, None), (row, kernel)] {
+                for (row, kernel, regression) in [
+                    (None, None, None),
+                    (row, None, None),
+                    (row, kernel, None),
+                    (None, None, Some(4)),
+                    (row, None, Some(9)),
+                ] {
                     let (resolution, states) = (Resolution::Fine, States::of_bits(bits));
                     all.push(Params {
                         coder: Coder::Binary,
@@ -600,6 +636,7 @@ mod tests {
                         row,
                         kernel,
                         states,
+                        regression,
                     });
                 }
             }

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from deepcabac._native import ffi, lib
 from deepcabac.errors import DamagedFileError
 
-_INTERFACE = 8
+_INTERFACE = 9
 _OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
 
 if lib.dc_interface() != _INTERFACE:
     raise ImportError("deepcabac's native library and its Python code are of different versions: reinstall deepcabac")
 
-#: Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty.
+#: Chunks that the core decodes in turn at most: see :func:`lanes`.
 LANES = 8
 #: From speed to size.
 LEVELS = ("fast", "default", "small")
@@ -92,11 +92,13 @@ def fit(
     step: float = 1.0,
     state_bits: int = 0,
     level: str = "default",
+    regression: bool = False,
 ) -> bytes:
     """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
 
     They are levels (int32), or weights (float32) to be quantised with ``step``. There are two quantisers and
-    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS.
+    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS. ``regression``: where
+    there can be.
     """
     dimensions = np.array(shape, np.uint64)
     levels = sample.dtype == np.int32
@@ -111,12 +113,60 @@ def fit(
             step,
             state_bits,
             LEVELS.index(level),
+            regression,
             out,
             capacity,
             length,
         ),
         64,
     )
+
+
+#: First elements of a tensor, on which regression is tried.
+FIRST = 1 << 19
+
+
+def fit_whole(
+    shape: Sequence[int],
+    sample: npt.NDArray[Any],
+    first: npt.NDArray[Any],
+    step: float = 1.0,
+    state_bits: int = 0,
+    level: str = "default",
+    regression: bool | None = None,
+) -> bytes:
+    """What :func:`fit` returns; at level small with regression of columns on those before, if it makes the tensor smaller.
+
+    ``first`` are the tensor's first elements, about FIRST of them, by which that is decided if ``regression`` is None.
+    """
+    params = fit(shape, sample, step, state_bits, level)
+    if level != "small" or regression is False:
+        return params
+    if regression is None:
+        levels, pays = first.dtype == np.int32, ffi.new("uint8_t *")
+        status = lib.dc_try_regression(
+            ffi.from_buffer("uint8_t[]", params),
+            len(params),
+            _pointer(first, "int32_t *") if levels else ffi.NULL,
+            ffi.NULL if levels else _pointer(first, "float *"),
+            first.size,
+            step,
+            pays,
+        )
+        _checked(status)
+        if not pays[0]:
+            return params
+    return fit(shape, sample, step, state_bits, level, regression=True)
+
+
+def has_regression(params: bytes) -> bool:
+    """Whether levels are coded with regression (FORMAT.md, 4.2); not if there are no parameters."""
+    return bool(params and params[0] & 64)
+
+
+def lanes(params: bytes) -> int:
+    """Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty."""
+    return 1 if has_regression(params) else LANES
 
 
 def chunk_levels(params: bytes) -> int:

@@ -40,7 +40,7 @@ def encode(levels: npt.ArrayLike, *, level: str = "default", threads: int | None
         raise OptionError(f"level must be one of {', '.join(_core.LEVELS)}, not {level!r}")
     flat = np.ascontiguousarray(array, np.int32).reshape(-1)
     sample = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
-    params = _core.fit(array.shape, sample, level=level)
+    params = _core.fit_whole(array.shape, sample, flat[: _core.FIRST], level=level)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)
@@ -84,7 +84,8 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
         code = cursor.take(chunk.length)
         chunk.check(code, "levels")
         jobs.append(_core.Job(params, code, out[number * each : (number + 1) * each]))
-    batches = [jobs[start : start + _core.LANES] for start in range(0, len(jobs), _core.LANES)]
+    lanes = _core.lanes(params)
+    batches = [jobs[start : start + lanes] for start in range(0, len(jobs), lanes)]
     if not all(all(good) for good in run_all([partial(_core.decode, batch) for batch in batches], threads)):
         raise DamagedFileError("damaged coded levels: a chunk does not decode to its number of levels")
     return out.reshape(shape)

@@ -103,9 +103,14 @@ class Entry:
         return self.size * self.dtype.itemsize
 
     @property
+    def coding_params(self) -> bytes:
+        """Coding parameters of its levels; none if it has no levels."""
+        return self.params if self.form is None else self.form.params
+
+    @property
     def states(self) -> int:
         """States of the trellis that it was quantised with; 1 without one (LEVELS, SCALED)."""
-        params = self.params if self.form is None else self.form.params
+        params = self.coding_params
         return 1 << params[-1] if params[0] & _TWO_QUANTIZERS else 1
 
     @property
@@ -129,8 +134,10 @@ class Entry:
 
     @property
     def coder(self) -> str:
-        """The entropy coder of a quantised tensor, "binary", "fast" or "sparse"."""
-        flags = (self.params if self.form is None else self.form.params)[0]
+        """The entropy coder of a quantised tensor: "binary", that with "regression", "fast" or "sparse"."""
+        flags = self.coding_params[0]
+        if _core.has_regression(self.coding_params):
+            return "regression"
         return "sparse" if flags & _SPARSE else "fast" if flags & _FAST else "binary"
 
     @property

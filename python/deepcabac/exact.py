@@ -152,6 +152,8 @@ def _encode_alone(array: Array, run: Run, level: str) -> Coded:
         code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
         if as_numbers + entries * share < _CODEBOOK_GAIN * len(code):
             return _encode_numbers(flat, book, run)
+    if level == "small":
+        form = _fitted(form, array, sample, level, first=flat[: _core.FIRST])
     return _encode_detailed(flat, form, array.dtype, run)
 
 
@@ -160,10 +162,17 @@ def _sample(array: Array, size: int) -> Array:
     return np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size, size)])
 
 
-def _fitted(form: Form, array: Array, sample: Array, level: str, base: Array | None = None) -> Form:
-    """``form`` with coding parameters chosen on the sample's levels."""
-    levels = _core.split(_native(form, array.dtype, base), sample, max(sample.size, 1))[0]
-    return replace(form, params=_core.fit(array.shape, levels, level=level))
+def _fitted(
+    form: Form, array: Array, sample: Array, level: str, base: Array | None = None, first: Array | None = None
+) -> Form:
+    """``form`` with coding parameters chosen on the sample's levels, and those of the ``first`` elements if given."""
+    levels, firsts = (
+        None if some is None else _core.split(_native(form, array.dtype, base), some, max(some.size, 1))[0]
+        for some in (sample, first)
+    )
+    if firsts is None:
+        return replace(form, params=_core.fit(array.shape, levels, level=level))
+    return replace(form, params=_core.fit_whole(array.shape, levels, firsts, level=level))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:

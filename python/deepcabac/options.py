@@ -198,6 +198,8 @@ class Quantization:
     rate_weight: float  #: lambda, in squared steps per bit
     noise: float  #: about the squared error a weight, in squared steps
     level: str = "default"  #: speed or size, one of LEVELS
+    #: At level small, whether columns are regressed on those before; None: if that makes the tensor smaller
+    regression: bool | None = None
 
     @property
     def steps(self) -> int:

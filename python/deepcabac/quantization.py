@@ -198,7 +198,8 @@ def quantize(
     """
     size, dtype = tensor.flat.size, tensor.flat.dtype
     step = min(step, largest(dtype))  # else the level 1 is already infinite
-    params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits, how.level)
+    first = tensor.float32(0, min(_core.FIRST, size))
+    params = _core.fit_whole(tensor.shape, tensor.sample, first, step, how.state_bits, how.level, how.regression)
     each = _core.chunk_levels(params)
     limit = level_limit(dtype, step)
     pruned = importance is not None or is_pruned(tensor.sample)

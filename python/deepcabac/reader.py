@@ -272,10 +272,11 @@ class OpenFile:
             owner = _Decoding(entry, _room(entry, into.get(entry.name)), base)
             waiting.append(owner)
             ahead += entry.nbytes
+            lanes = _core.lanes(entry.coding_params)
             for number in range(len(entry.chunks)):
                 batch.append(_Part(owner, number))
                 gathered += _size_of(entry.chunk_range(number))
-                if gathered >= _BATCH and len(batch) % _core.LANES == 0:
+                if gathered >= _BATCH and len(batch) % lanes == 0:
                     submit()
         submit()
         while waiting:
@@ -307,7 +308,7 @@ class OpenFile:
             fits = flat.dtype == np.float32 and not levels
             out = flat[where] if fits else np.empty(_size_of(where), np.int32 if levels else np.float32)
             code = memoryview(data)[: chunk.length - chunk.details]
-            params = entry.params if form is None else form.params
+            params = entry.coding_params
             jobs.append((part, _core.Job(params, code, out, entry.distance), where))
             details[len(jobs) - 1] = memoryview(data)[chunk.length - chunk.details :]
         good = _core.decode([job for _, job, _ in jobs])

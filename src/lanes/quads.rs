@@ -80,7 +80,7 @@ struct Block {
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
 pub(crate) fn decode<M: Machine, const KIND: u8>(lanes: &mut [Lane], count: usize) {
     let mut lanes = lanes;
-    while lanes.len() >= QUAD {
+    while lanes.len() >= QUAD && !rows::regressed(KIND) {
         let (first, rest) = mem::take(&mut lanes).split_first_chunk_mut().expect("so many");
         if rest.len() >= QUAD {
             let (second, rest) = rest.split_first_chunk_mut().expect("so many");
@@ -592,7 +592,7 @@ mod tests {
     use crate::dependent::{self, States};
     use crate::lanes::{Job, Output};
     use crate::params::{Coder, KernelPrediction, Params, RowPrediction};
-    use crate::rows::{DEPENDENT, KERNEL, PLAIN, ROW};
+    use crate::rows::{DEPENDENT, KERNEL, PLAIN, REGRESSED, ROW};
     use crate::scale::Resolution;
     use crate::simd;
     use crate::testing::Random;
@@ -639,6 +639,7 @@ mod tests {
                 row,
                 kernel: rows::in_kernels(kind).then_some(kernel),
                 states: if rows::dependent(kind) { States::of_bits(3 + self.below(4) as u8) } else { None },
+                regression: rows::regressed(kind).then(|| self.below(12) as u8),
             }
         }
     }
@@ -723,9 +724,11 @@ mod tests {
             same_as_in_turn::<PLAIN>(seed);
             same_as_in_turn::<ROW>(seed);
             same_as_in_turn::<KERNEL>(seed);
+            same_as_in_turn::<REGRESSED>(seed);
             same_as_in_turn::<{ DEPENDENT + PLAIN }>(seed);
             same_as_in_turn::<{ DEPENDENT + ROW }>(seed);
             same_as_in_turn::<{ DEPENDENT + KERNEL }>(seed);
+            same_as_in_turn::<{ DEPENDENT + REGRESSED }>(seed);
         }
     }
 }
