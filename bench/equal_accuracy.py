@@ -304,10 +304,10 @@ class Row:
 
 
 def measure(
-    case: Case, trained: Trained, held: deepcabac.Curvature, grid: Sequence[float], states: int | None
+    case: Case, trained: Trained, held: deepcabac.Curvature, grid: Sequence[float], states: int | None, level: str
 ) -> tuple[float, list[Row]]:
     """The original's metric, and ours at each quality."""
-    settings: dict[str, Any] = {} if states is None else {"states": states}
+    settings: dict[str, Any] = {"level": level} if states is None else {"level": level, "states": states}
     if case.correct:
         settings["correct"] = deepcabac.torch.correction(trained.model, trained.batches(case.samples))
     original = trained.measure(trained.tensors)
@@ -518,6 +518,7 @@ def parse_arguments() -> argparse.Namespace:
     options.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves: FILE as .png and as .svg")
     options.add_argument("--cache", type=Path, metavar="FOLDER", help="keep calibrations here between runs")
     options.add_argument("--states", type=int, metavar="N", help="of the trellis (default: the package's)")
+    options.add_argument("--level", default="default", help="fast, default or small")
     options.add_argument(
         "--sqnr", type=float, action="append", metavar="DB", help="instead of each network's grid; can be repeated"
     )
@@ -532,8 +533,8 @@ def main() -> None:
     if not chosen:
         raise SystemExit(f"no network with baselines has {arguments.only!r} in its name")
     about = _common.environment(["numpy", "torch"])
-    states = arguments.states or deepcabac.Options().states
-    about["settings"] = f"{states} states, {torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
+    states = arguments.states or deepcabac.Options(level=arguments.level).states
+    about["settings"] = f"level {arguments.level}, {states} states, {torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
     about["sources"] = _sources()
     about["peer"] = "; ".join(dict.fromkeys(name for case in chosen for name in baselines[case.name].points))
     _common.print_head("Bytes at an equal metric", CAVEATS, about)
@@ -548,7 +549,7 @@ def main() -> None:
                 trained = networks_torch.folded(trained)
             held, found = calibrate(case, trained, cache)
             with held:
-                original, mine = measure(case, trained, held, arguments.sqnr or case.grid, arguments.states)
+                original, mine = measure(case, trained, held, arguments.sqnr or case.grid, arguments.states, arguments.level)
             print_points(case, baselines[case.name], mine)
             rows += mine
             results.append(compare(case, baselines[case.name], original, mine, found))

@@ -6,23 +6,28 @@
 //! being what earlier predictions in this row were off by. A row more changes L and D by rank one (Gill, Golub, Murray &
 //! Saunders 1974, method C1), so learning costs little more than predicting.
 //!
-//! Columns are taken together in blocks of [`REACH`], each with an L of its own. All is in single precision, element by
-//! element and never fused, so that every machine has the same numbers; predictions are then integers, as in `rows.rs`.
+//! Columns are taken together in blocks, each with an L of its own, so that all factors stay in a core's cache. All is in single
+//! precision, element by element and never fused, so that every machine has the same numbers; predictions are then integers,
+//! as in `rows.rs`.
 
 use std::ops::Range;
 
-/// Columns of a block.
-pub const REACH: usize = 1 << 10;
+/// Factors of all blocks together are about so many at most, unless a block would be narrower than [`GROUP`].
+const MOST_FACTORS: usize = 1 << 19;
 /// Predictions are kept within so much.
 const LIMIT: i32 = 1 << 23;
-
 /// Numbers that are worked on together. What lies before a column in its group is worked on too, and never used.
 const GROUP: usize = 16;
 type Group = [f32; GROUP];
 
 /// The regression of a chunk's columns on those before them.
 pub struct Regression {
+    /// Columns of a block; the last may have fewer.
+    reach: usize,
     blocks: Vec<Block>,
+    /// Where the next column is.
+    block: usize,
+    place: usize,
 }
 
 struct Block {
@@ -36,38 +41,52 @@ struct Block {
     row: Vec<Group>,
 }
 
+/// Columns of the blocks of rows of this width: alike, and as many as leave all factors in the cache.
+#[must_use]
+pub fn reach(width: usize) -> usize {
+    let most = (MOST_FACTORS / width.max(1)).max(GROUP);
+    width.div_ceil(width.div_ceil(most).max(1)).max(1)
+}
+
 impl Regression {
     /// Of rows of `width`, of which nothing is known but how large a square is, `energy`, as if from `2^prior` rows.
     #[must_use]
     pub fn new(width: usize, energy: f32, prior: u8) -> Self {
         let known = energy * (1_u32 << prior) as f32;
-        let block = |first: usize| Block::new(REACH.min(width - first), known);
-        Self { blocks: (0..width).step_by(REACH).map(block).collect() }
+        let reach = reach(width);
+        let block = |first: usize| Block::new(reach.min(width - first), known);
+        Self { reach, blocks: (0..width).step_by(reach).map(block).collect(), block: 0, place: 0 }
     }
 
-    /// What is predicted in this column, in units of 2^-8.
+    /// What is predicted in the next column, in units of 2^-8.
     #[inline(always)]
     #[must_use]
-    pub fn prediction(&self, column: usize) -> i32 {
-        self.blocks[column / REACH].prediction(column % REACH)
+    pub fn prediction(&self) -> i32 {
+        self.blocks[self.block].prediction(self.place)
     }
 
-    /// The level in this column is off by so much, in units of 2^-8, from all that was predicted there.
+    /// The level in the next column is off by so much, in units of 2^-8, from all that was predicted there.
     #[inline(always)]
-    pub fn commit(&mut self, column: usize, off: i32) {
-        self.blocks[column / REACH].commit(column % REACH, off);
+    pub fn commit(&mut self, off: i32) {
+        let block = &mut self.blocks[self.block];
+        block.commit(self.place, off);
+        self.place += 1;
+        if self.place == block.energies.len() {
+            (self.block, self.place) = (self.block + 1, 0);
+        }
     }
 
     /// Learns from the row, and forgets it.
     #[inline(always)]
     pub fn end_row(&mut self) {
+        (self.block, self.place) = (0, 0);
         for block in &mut self.blocks {
             block.end_row();
         }
     }
 
-    /// Predictions in `columns` if levels there were those that `rough` says, in units of 2^-8: behind what `base` predicts of
-    /// each column, all together.
+    /// Predictions in `columns`, behind the next one, if levels there were those that `rough` says, in units of 2^-8: behind
+    /// what `base` predicts of each column, all together.
     #[inline(always)]
     pub(crate) fn guess(
         &self,
@@ -79,9 +98,9 @@ impl Regression {
         guesses.clear();
         let mut start = columns.start;
         while start < columns.end {
-            let block = start / REACH * REACH;
-            let end = columns.end.min(block + REACH);
-            self.blocks[block / REACH].guess(start - block..end - block, |place, prediction| {
+            let block = start / self.reach * self.reach;
+            let end = columns.end.min(block + self.reach);
+            self.blocks[block / self.reach].guess(start - block..end - block, |place, prediction| {
                 let prediction = base[block + place] + prediction;
                 guesses.push(prediction);
                 rough(block + place) - prediction as f32
@@ -124,9 +143,9 @@ impl Block {
             let off = self.row[place / GROUP][place % GROUP];
             let weighted = weight * off;
             let before = *energy;
-            *energy = before + weighted * off;
-            let rate = weighted / *energy;
-            weight = weight * before / *energy;
+            let behind = before + weighted * off;
+            let rate = weighted / behind;
+            (*energy, weight) = (behind, weight * before / behind);
             let first = (place + 1) / GROUP;
             for (factors, row) in factors[first..].iter_mut().zip(&mut self.row[first..]) {
                 *row = std::array::from_fn(|k| row[k] - off * factors[k]);
@@ -214,10 +233,10 @@ mod tests {
                 for column in 0..width {
                     let weights = solve(&rows, 8e6, 0..column, column);
                     let expected: f64 = weights.iter().zip(&row).map(|(weight, x)| weight * f64::from(*x)).sum();
-                    let prediction = regression.prediction(column);
+                    let prediction = regression.prediction();
                     // A prediction is cut to a whole number, and so what is learned from it.
                     assert!((f64::from(prediction) - expected).abs() < 4.0, "{prediction} {expected}");
-                    regression.commit(column, row[column] - prediction);
+                    regression.commit(row[column] - prediction);
                 }
                 regression.end_row();
                 rows.push(row);
@@ -228,16 +247,17 @@ mod tests {
     #[test]
     fn columns_of_other_blocks_do_not_count() {
         let random = &mut Random(22);
-        let width = REACH + 40;
-        let (mut whole, mut part) = (Regression::new(width, 1e6, 2), Regression::new(40, 1e6, 2));
+        let width = 3000;
+        let start = width / reach(width) * reach(width);
+        let (mut whole, mut part) = (Regression::new(width, 1e6, 2), Regression::new(width - start, 1e6, 2));
         for _ in 0..20 {
             let row = row(random, width);
             for (column, x) in row.into_iter().enumerate() {
-                let prediction = whole.prediction(column);
-                whole.commit(column, x - prediction);
-                if column >= REACH {
-                    assert_eq!(part.prediction(column - REACH), prediction);
-                    part.commit(column - REACH, x - prediction);
+                let prediction = whole.prediction();
+                whole.commit(x - prediction);
+                if column >= start {
+                    assert_eq!(part.prediction(), prediction);
+                    part.commit(x - prediction);
                 }
             }
             whole.end_row();
@@ -248,7 +268,7 @@ mod tests {
     #[test]
     fn guesses_are_predictions_where_levels_are_what_they_are_taken_for() {
         let random = &mut Random(23);
-        let width = REACH + 300;
+        let width = 1100;
         let mut regression = Regression::new(width, 1e6, 4);
         let mut guesses = Vec::new();
         for _ in 0..12 {
@@ -258,9 +278,9 @@ mod tests {
                 let columns = start..width.min(start + 450);
                 regression.guess(columns.clone(), &base, |column| (row[column] + base[column]) as f32, &mut guesses);
                 for (column, guess) in columns.zip(&guesses) {
-                    let prediction = base[column] + regression.prediction(column);
+                    let prediction = base[column] + regression.prediction();
                     assert_eq!(prediction, *guess);
-                    regression.commit(column, row[column] + base[column] - prediction);
+                    regression.commit(row[column] + base[column] - prediction);
                 }
             }
             regression.end_row();

@@ -255,7 +255,7 @@ impl Rows {
             prediction = self.predict_in_kernel(column);
         }
         if regressed(KIND) {
-            prediction += self.regression.prediction(column);
+            prediction += self.regression.prediction();
             self.predictions[column] = prediction;
         }
         let share = self.shares[column];
@@ -293,7 +293,7 @@ impl Rows {
             self.kernel.commit(column, level);
         }
         if regressed(KIND) {
-            self.regression.commit(column, (clamped(level) << FRACTION) - self.predictions[column]);
+            self.regression.commit((clamped(level) << FRACTION) - self.predictions[column]);
         }
     }
 

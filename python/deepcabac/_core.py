@@ -123,7 +123,7 @@ def fit(
 
 
 #: First elements of a tensor, on which regression is tried.
-FIRST = 1 << 19
+FIRST = 1 << 18
 
 
 def fit_whole(
