@@ -534,7 +534,8 @@ def main() -> None:
         raise SystemExit(f"no network with baselines has {arguments.only!r} in its name")
     about = _common.environment(["numpy", "torch"])
     states = arguments.states or deepcabac.Options(level=arguments.level).states
-    about["settings"] = f"level {arguments.level}, {states} states, {torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
+    about["settings"] = f"level {arguments.level}, {states} states, "
+    about["settings"] += f"{torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
     about["sources"] = _sources()
     about["peer"] = "; ".join(dict.fromkeys(name for case in chosen for name in baselines[case.name].points))
     _common.print_head("Bytes at an equal metric", CAVEATS, about)
@@ -549,7 +550,8 @@ def main() -> None:
                 trained = networks_torch.folded(trained)
             held, found = calibrate(case, trained, cache)
             with held:
-                original, mine = measure(case, trained, held, arguments.sqnr or case.grid, arguments.states, arguments.level)
+                grid = arguments.sqnr or case.grid
+                original, mine = measure(case, trained, held, grid, arguments.states, arguments.level)
             print_points(case, baselines[case.name], mine)
             rows += mine
             results.append(compare(case, baselines[case.name], original, mine, found))

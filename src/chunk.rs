@@ -9,7 +9,7 @@ use crate::feedback::{Coupling, Feedback};
 use crate::greedy::{Coupled, Greedy, Quantizer, Weighted};
 use crate::levels::{self, Learner};
 use crate::params::{Coder, MAX_WIDTH, Params};
-use crate::rows::{Rows, Site, for_kind};
+use crate::rows::{self, Rows, Site, for_kind};
 #[cfg(target_arch = "x86_64")]
 use crate::simd;
 use crate::sparse;
@@ -142,6 +142,9 @@ pub(crate) trait Source {
     fn end(&mut self, _index: usize, _levels: &[i32]) {}
 }
 
+/// Most levels of a block with regression: predictions inside a block are about right only.
+const REGRESSED_BLOCK: usize = 512;
+
 struct Given<'a>(&'a [i32]);
 
 impl Source for Given<'_> {
@@ -255,8 +258,9 @@ fn code_kind<const KIND: u8, M: Contest, S: Source, C: levels::Coder>(
             rows.state = 0;
         }
         let width = params.width.min(count - start);
-        for first in (0..width).step_by(S::BLOCK) {
-            let columns = first..width.min(first + S::BLOCK);
+        let block = if rows::regressed(KIND) { S::BLOCK.min(REGRESSED_BLOCK) } else { S::BLOCK };
+        for first in (0..width).step_by(block) {
+            let columns = first..width.min(first + block);
             source.begin::<M, KIND>(&rows, start + first, columns.clone());
             for column in columns.clone() {
                 let site = rows.site::<KIND>(column);

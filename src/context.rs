@@ -72,6 +72,16 @@ pub fn set(class: usize, leaning: bool, narrow: bool) -> usize {
     class + if leaning { LEANING_SETS } else { 0 } + if narrow { NARROW_SETS } else { 0 }
 }
 
+/// With regression, sets of levels about zero in the second of two quantisers whose prediction leans more.
+pub const STEEP_SETS: usize = 5 * scale::CLASSES;
+
+/// Index of such a set.
+#[inline(always)]
+#[must_use]
+pub fn steep_set(class: usize) -> usize {
+    class + STEEP_SETS
+}
+
 /// The class of a set, and whether it is of predictions that lean.
 #[inline(always)]
 #[must_use]
@@ -185,6 +195,9 @@ pub fn initial() -> &'static Contexts {
                     let p = (mean << 22) / (mean + offset);
                     for leaning in [false, true] {
                         contexts[set(class, leaning, narrow)][index] = starting(p.min(1 << 22) as u32);
+                    }
+                    if narrow {
+                        contexts[steep_set(class)][index] = starting(p.min(1 << 22) as u32);
                     }
                 }
             }

@@ -78,6 +78,10 @@ pub(crate) const UNIT: f32 = (1 << FRACTION) as f32;
 pub(crate) const HALF: i32 = 1 << (FRACTION - 1);
 /// A prediction at least this far from the nearest level leans to one side: 0.17 in units of 2^-8.
 pub(crate) const LEANING: i32 = 44;
+/// With regression, predictions nearer to zero than this do not move the second quantiser's index: two levels.
+const NEAR: i32 = 2 << FRACTION;
+/// Of those, what is farther has contexts of its own: a level.
+const STEEP: i32 = 1 << FRACTION;
 /// A prediction does not lean if it lies so far above the lower end of what rounds to the predicted level.
 pub(crate) const LEVEL: std::ops::Range<i32> = HALF - LEANING + 1..HALF + LEANING;
 /// Levels enter a prediction clamped to 16 bits, so that sums of weighted levels fit 32 bits.
@@ -132,6 +136,13 @@ impl Site {
             let leaning = !LEVEL.contains(&rest);
             let set = context::set(class, leaning, false);
             return Self { set, predicted: expected, expected, leaning, down: rest < HALF, ..self };
+        }
+        if regressed(KIND) && self.odd != 0 && prediction.abs() < NEAR {
+            // About zero the second quantiser's levels are closer, and what is coded is the index itself.
+            let leaning = prediction.abs() >= 2 * LEANING;
+            let steep = prediction.abs() >= STEEP;
+            let set = if steep { context::steep_set(class) } else { context::set(class, leaning, true) };
+            return Self { set, predicted: 0, expected, leaning, down: prediction < 0, ..self };
         }
         // The nearest level of the quantiser in force: of the second, zero has half a step to either side.
         let offset = self.odd << FRACTION;

@@ -287,8 +287,9 @@ pub(crate) struct Search<T> {
     reach: f32,
     limit: i32,
     width: usize,
-    /// Levels of the present block.
+    /// Levels of the present block, and the index of the first.
     path: Vec<i32>,
+    start: usize,
     /// With regression, the predictions of the block's columns and those behind it that are looked at, about.
     guesses: Vec<i32>,
 }
@@ -308,6 +309,7 @@ impl<T: Targets> Source for Search<T> {
         // The next row's targets may hang on this row's levels.
         let ahead = if T::SHARED { ahead } else { ahead.min(self.width - column - count) };
         self.targets.begin(index);
+        self.start = index;
         if rows::regressed(KIND) {
             // Predictions hang on levels that are yet to be chosen: the weights stand for them.
             let columns = column..self.width.min(column + count + ahead);
@@ -326,8 +328,8 @@ impl<T: Targets> Source for Search<T> {
     }
 
     #[inline(always)]
-    fn level<const KIND: u8>(&mut self, _set: &mut ContextSet, _site: Site, index: usize, column: usize) -> i32 {
-        let level = self.path[column % T::BLOCK];
+    fn level<const KIND: u8>(&mut self, _set: &mut ContextSet, _site: Site, index: usize, _column: usize) -> i32 {
+        let level = self.path[index - self.start];
         self.targets.decided(index, level);
         level
     }
@@ -344,6 +346,7 @@ impl<T: Targets> Search<T> {
             limit,
             width,
             path: Vec::new(),
+            start: 0,
             guesses: Vec::new(),
         }
     }

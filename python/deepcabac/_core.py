@@ -97,8 +97,8 @@ def fit(
     """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
 
     They are levels (int32), or weights (float32) to be quantised with ``step``. There are two quantisers and
-    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS. ``regression``: where
-    there can be.
+    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS.
+    ``regression``: where there can be.
     """
     dimensions = np.array(shape, np.uint64)
     levels = sample.dtype == np.int32
@@ -122,34 +122,35 @@ def fit(
     )
 
 
-#: First elements of a tensor, on which regression is tried.
-FIRST = 1 << 18
+def first(shape: Sequence[int]) -> int:
+    """First elements of a flat tensor, on which regression is tried: rows enough to learn from, but not too many."""
+    return min(max(256 * math.prod(shape[1:]), 1 << 17), 1 << 20)
 
 
 def fit_whole(
     shape: Sequence[int],
     sample: npt.NDArray[Any],
-    first: npt.NDArray[Any],
+    elements: npt.NDArray[Any],
     step: float = 1.0,
     state_bits: int = 0,
     level: str = "default",
     regression: bool | None = None,
 ) -> bytes:
-    """What :func:`fit` returns; at level small with regression of columns on those before, if it makes the tensor smaller.
+    """What :func:`fit` returns; at level small with regression of columns on those before, if it makes a tensor smaller.
 
-    ``first`` are the tensor's first elements, about FIRST of them, by which that is decided if ``regression`` is None.
+    ``elements`` are the tensor's :func:`first` elements, by which that is decided if ``regression`` is None.
     """
     params = fit(shape, sample, step, state_bits, level)
     if level != "small" or regression is False:
         return params
     if regression is None:
-        levels, pays = first.dtype == np.int32, ffi.new("uint8_t *")
+        levels, pays = elements.dtype == np.int32, ffi.new("uint8_t *")
         status = lib.dc_try_regression(
             ffi.from_buffer("uint8_t[]", params),
             len(params),
-            _pointer(first, "int32_t *") if levels else ffi.NULL,
-            ffi.NULL if levels else _pointer(first, "float *"),
-            first.size,
+            _pointer(elements, "int32_t *") if levels else ffi.NULL,
+            ffi.NULL if levels else _pointer(elements, "float *"),
+            elements.size,
             step,
             pays,
         )
@@ -165,8 +166,11 @@ def has_regression(params: bytes) -> bool:
 
 
 def lanes(params: bytes) -> int:
-    """Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty."""
-    return 1 if has_regression(params) else LANES
+    """Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty.
+
+    Only the binary coder's, without regression: the fast coder has lanes inside a chunk.
+    """
+    return 1 if params and params[0] & (16 | 32 | 64) else LANES
 
 
 def chunk_levels(params: bytes) -> int:

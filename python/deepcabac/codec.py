@@ -40,7 +40,7 @@ def encode(levels: npt.ArrayLike, *, level: str = "default", threads: int | None
         raise OptionError(f"level must be one of {', '.join(_core.LEVELS)}, not {level!r}")
     flat = np.ascontiguousarray(array, np.int32).reshape(-1)
     sample = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
-    params = _core.fit_whole(array.shape, sample, flat[: _core.FIRST], level=level)
+    params = _core.fit_whole(array.shape, sample, flat[: _core.first(array.shape)], level=level)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)

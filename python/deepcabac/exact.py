@@ -153,7 +153,7 @@ def _encode_alone(array: Array, run: Run, level: str) -> Coded:
         if as_numbers + entries * share < _CODEBOOK_GAIN * len(code):
             return _encode_numbers(flat, book, run)
     if level == "small":
-        form = _fitted(form, array, sample, level, first=flat[: _core.FIRST])
+        form = _fitted(form, array, sample, level, first=flat[: _core.first(array.shape)])
     return _encode_detailed(flat, form, array.dtype, run)
 
 
@@ -166,13 +166,13 @@ def _fitted(
     form: Form, array: Array, sample: Array, level: str, base: Array | None = None, first: Array | None = None
 ) -> Form:
     """``form`` with coding parameters chosen on the sample's levels, and those of the ``first`` elements if given."""
-    levels, firsts = (
-        None if some is None else _core.split(_native(form, array.dtype, base), some, max(some.size, 1))[0]
-        for some in (sample, first)
-    )
-    if firsts is None:
-        return replace(form, params=_core.fit(array.shape, levels, level=level))
-    return replace(form, params=_core.fit_whole(array.shape, levels, firsts, level=level))
+
+    def levels(some: Array) -> npt.NDArray[np.int32]:
+        return _core.split(_native(form, array.dtype, base), some, max(some.size, 1))[0]
+
+    if first is None:
+        return replace(form, params=_core.fit(array.shape, levels(sample), level=level))
+    return replace(form, params=_core.fit_whole(array.shape, levels(sample), levels(first), level=level))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:

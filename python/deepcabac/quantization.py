@@ -198,7 +198,7 @@ def quantize(
     """
     size, dtype = tensor.flat.size, tensor.flat.dtype
     step = min(step, largest(dtype))  # else the level 1 is already infinite
-    first = tensor.float32(0, min(_core.FIRST, size))
+    first = tensor.float32(0, min(_core.first(tensor.shape), size))
     params = _core.fit_whole(tensor.shape, tensor.sample, first, step, how.state_bits, how.level, how.regression)
     each = _core.chunk_levels(params)
     limit = level_limit(dtype, step)
