@@ -166,13 +166,14 @@ def _fitted(
     form: Form, array: Array, sample: Array, level: str, base: Array | None = None, first: Array | None = None
 ) -> Form:
     """``form`` with coding parameters chosen on the sample's levels, and those of the ``first`` elements if given."""
-    levels, firsts = (
-        None if some is None else _core.split(_native(form, array.dtype, base), some, max(some.size, 1))[0]
-        for some in (sample, first)
-    )
-    if firsts is None:
+
+    def levels_of(some: Array) -> npt.NDArray[np.int32]:
+        return _core.split(_native(form, array.dtype, base), some, max(some.size, 1))[0]
+
+    levels = levels_of(sample)
+    if first is None:
         return replace(form, params=_core.fit(array.shape, levels, level=level))
-    return replace(form, params=_core.fit_whole(array.shape, levels, firsts, level=level))
+    return replace(form, params=_core.fit_whole(array.shape, levels, levels_of(first), level=level))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:
