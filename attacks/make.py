@@ -624,7 +624,7 @@ def _() -> bytes:
 # Coding parameters ----------------------------------------------------------------------------------------------------
 
 BAD_PARAMS = {
-    "flags": (bytes([64, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "flags": (bytes([128, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
     "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
     "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
     "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
@@ -642,6 +642,13 @@ BAD_PARAMS = {
     "sparse-fast": (bytes([48, 96]) + varint(20) + varint(16) + bytes([100]), "the sparse coder and the fast one"),
     "sparse-dense": (bytes([32, 96]) + varint(20) + varint(16) + bytes([161]), "a density above one"),
     "sparse-none": (bytes([32, 96]) + varint(20) + varint(16), "the sparse coder without a density"),
+    "regression-kernel": (bytes([66, 96, 20, 16, 3, 9, 0, 0, 0, 0, 0, 4]), "regression and kernel prediction"),
+    "regression-fast": (bytes([80, 96, 20, 16, 4]), "regression with the fast coder"),
+    "regression-sparse": (bytes([96, 96, 20, 16, 100, 4]), "regression with the sparse coder"),
+    "regression-prior": (bytes([64, 96, 20, 16, 21]), "a prior of 2^21 rows"),
+    "regression-none": (bytes([64, 96, 20, 16]), "regression without a prior"),
+    "regression-wide": (bytes([64, 96]) + varint(8193) + varint(1) + b"\4", "regression of rows that are too wide"),
+    "regression-chunk": (bytes([64, 96]) + varint(8192) + varint(513) + b"\4", "regression in more than 2^22 levels"),
     "states-none": (bytes([8, 96, 20, 16]), "a trellis without a number of states"),
     "cut": (bytes([3, 96, 20, 16, 3]), "parameters that end early"),
     "trailing": (bytes([0, 96, 20, 16, 0]), "a byte behind the parameters"),
@@ -705,6 +712,48 @@ BAD_SPARSE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 for label, (alter, what) in BAD_SPARSE.items():
     attack(f"sparse-{label}.dcb", what, "does not decode")(lambda alter=alter: sparse(alter))
+
+
+# Regression -----------------------------------------------------------------------------------------------------------
+
+REGRESSION = bytes([65, 0, 20, 20, 127, 129, 0])
+
+
+def regression(alter: Callable[[bytes], bytes], extreme: bool = False) -> bytes:
+    """A tensor of columns that depend on each other, with its chunk altered."""
+    row, column = np.divmod(np.arange(400, dtype=np.int32), 20)
+    matrix = row % 7 * (column % 3) - column
+    if extreme:  # waves as large as can be: regression's numbers grow, and rounding tells
+        matrix = np.where(np.sin(0.37 * row * column) < 0, -32768, 32767).astype(np.int32)
+    code = alter(_core.encode(REGRESSION, matrix))
+    return Parts(code, plain_index([entry(b"w", 2, (20, 20), LEVELS, levels_rest([code], REGRESSION, 0.1))])).file()
+
+
+for label, (alter, what) in BAD_SPARSE.items():
+    attack(f"regression-{label}.dcb", what, "does not decode")(lambda alter=alter: regression(alter))
+attack("regression-extremes.dcb", "the largest levels regressed on each other, and a byte missing", "does not decode")(
+    lambda: regression(lambda code: code[:-1], extreme=True)
+)
+
+
+def widest(chunks: int, rows: int, size: int | None = None) -> bytes:
+    """As many columns as regression may have, all zero; a byte behind the last chunk, or zeros in its place."""
+    params = bytes([64, 0]) + varint(8192) + varint(rows) + b"\0"
+    code = _core.encode(params, np.zeros(8192 * rows, np.int32))
+    codes = [code] * (chunks - 1) + [code + b"\0" if size is None else bytes(size)]
+    shape = (chunks * rows, 8192)
+    return Parts(b"".join(codes), plain_index([entry(b"w", 2, shape, LEVELS, levels_rest(codes, params))])).file()
+
+
+attack("regression-widest.dcb", "2^18 levels in rows as wide as regression allows", "does not decode")(
+    lambda: widest(1, 32)
+)
+attack("regression-tiny-chunks.dcb", "as wide, a chunk for each row, a byte each", "does not decode")(
+    lambda: widest(32, 1)
+)
+attack("regression-too-many.dcb", "2^22 levels in 80 bytes, more than they can hold", "cannot hold")(
+    lambda: widest(1, 512, 80)
+)
 
 
 # Coded levels, for deepcabac.decode -----------------------------------------------------------------------------------
@@ -775,7 +824,7 @@ attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
     lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
 )
 attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
-    lambda: levels(params=bytes([64, 96, 20, 16]))
+    lambda: levels(params=bytes([128, 96, 20, 16]))
 )
 attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
 

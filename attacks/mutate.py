@@ -81,6 +81,24 @@ def medium() -> bytes:
     return deepcabac.compress({"smooth": smooth, "rows": rows, "sparse": sparse, "heavy": heavy}, sqnr=18)
 
 
+def regressed() -> bytes:
+    """Regression: one quantiser and two, row prediction, several blocks and chunks, a last row that is cut."""
+    rng = np.random.default_rng(7)
+    payload, entries = b"", []
+    for number, (flags, width, rows, count) in enumerate([(64, 12, 9, 250), (73, 30, 6, 400), (68, 1030, 2, 2500)]):
+        record = bytes([flags, 110]) + container.varint(width) + container.varint(rows)
+        record += bytes([20, 40]) * (flags & 1) + bytes([number]) + bytes([4]) * (flags >> 3 & 1)
+        matrix = 3 * rng.normal(size=(-(-count // width), 2)) @ rng.normal(size=(2, width))
+        weights = (matrix + rng.normal(size=matrix.shape)).astype(np.float32).reshape(-1)[:count]
+        weights[::60] *= 1 << 15
+        pieces = [weights[start : start + width * rows] for start in range(0, count, width * rows)]
+        codes = [_core.quantize(record, piece, 1.0, 0.0)[0] for piece in pieces]
+        rest = forge.levels_rest(codes, record, 0.25)
+        entries.append(forge.entry(b"%d" % number, 2, (count,), container.LEVELS, rest))
+        payload += b"".join(codes)
+    return Parts(payload, forge.plain_index(entries)).file()
+
+
 def network() -> bytes:
     """The example network."""
     from safetensors.numpy import load_file
@@ -187,6 +205,7 @@ def seeds() -> list[Seed]:
         ("small", small(), open_file, damage_behind_checksums, 4),
         ("scaled", scaled(), open_file, damage_behind_checksums, 2),
         ("medium", medium(), open_file, damage_behind_checksums, 2),
+        ("regressed", regressed(), open_file, damage_behind_checksums, 2),
         ("levels", some_levels(), open_levels, damaged_levels_behind_checksums, 2),
     ]
     if EXAMPLE.exists():

@@ -21,6 +21,7 @@ def seeds() -> dict[str, bytes]:
     files = {"small": mutate.small(), "scaled": mutate.scaled(), "good": make.good(), "good-scaled": make.scaled()}
     golden = Path(__file__).parents[1] / "tests" / "golden"
     files |= {name: (golden / f"{name}.dcb").read_bytes() for name in ("exact", "update_lossless", "update_quantized")}
+    files["regressed"] = mutate.regressed()
     levels = {"some": mutate.some_levels(), "good": make.good_levels()}
     for attack in make.ATTACKS:
         kind = files if attack.name.endswith(".dcb") else levels
@@ -34,7 +35,9 @@ def seeds() -> dict[str, bytes]:
         if len(parts.plain) < 2000:
             found[f"index-{name}"] = b"\2" + len(parts.plain).to_bytes(2, "little") + parts.plain + parts.payload
     found |= {f"levels-{name}": b"\1" + data for name, data in levels.items()}
-    for number, entry in enumerate(forge.Parts.of(mutate.medium()).index().entries):
+    files_of_chunks = mutate.medium(), mutate.regressed()
+    entries = [entry for data in files_of_chunks for entry in forge.Parts.of(data).index().entries]
+    for number, entry in enumerate(entries):
         values = np.random.default_rng(number).normal(size=300, scale=2).astype(np.float32)
         values[::40] *= 100_000
         code, _ = _core.quantize(entry.params, values, 1.0, 0.0)

@@ -139,9 +139,11 @@ class Params:
         fields = Fields(record)
         flags, self.mean_log = fields.byte(), fields.byte()
         self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
-        check(flags <= 63 and not (flags & 32 and flags & 17) and self.mean_log <= 191, "flags or mean")
-        check(1 <= self.width <= 65536 and self.chunk_rows >= 1, "width or rows")
-        check(self.width * self.chunk_rows <= 1 << 20, "levels in a chunk")
+        check(flags <= 127 and not (flags & 32 and flags & 17) and self.mean_log <= 191, "flags or mean")
+        self.regressed = flags & 64 != 0
+        check(not (self.regressed and flags & 50), "regression with kernels or another coder")
+        check(1 <= self.width <= (8192 if self.regressed else 65536) and self.chunk_rows >= 1, "width or rows")
+        check(self.width * self.chunk_rows <= 1 << (22 if self.regressed else 20), "levels in a chunk")
         self.flags = flags
         self.coarse = flags & 4 != 0
         self.fast, self.sparse = flags & 16 != 0, flags & 32 != 0
@@ -158,13 +160,14 @@ class Params:
         elif self.sparse:
             self.kernel_width = self.kernel_size = self.width
         self.density_log = fields.byte() if self.sparse else 160
+        self.prior = fields.byte() if self.regressed else 0
         self.dependent = flags & 8 != 0
         self.taps = (0, 0)
         if self.dependent:
             bits = fields.byte()
             check(bits in TAPS, "number of states")
             self.taps = TAPS[bits]
-        check(self.density_log <= 160, "density")
+        check(self.density_log <= 160 and self.prior <= 20, "density or prior")
         fields.end()
 
     @property
@@ -385,6 +388,94 @@ class Model:
         return 2 * c + leaning + 160 * narrow, low_bits(c), predicted, leaning, down
 
 
+# --- 4.14 Regression --------------------------------------------------------------------------------------------------
+
+LIMIT = 2**23
+Single = np.float32
+
+
+def reach(width: int) -> int:
+    """Columns of a block."""
+    blocks = -(-width // (2**19 // width))
+    return -(-width // blocks)
+
+
+class Block:
+    """What is known about the columns of a block: what each of them says about those behind it."""
+
+    def __init__(self, width: int, known: np.float32) -> None:
+        self.factors = [np.zeros(width, Single) for _ in range(width)]
+        self.energies = [known] * width
+        self.row = np.zeros(width, Single)
+        self.predictions = np.zeros(width, Single)
+
+    def prediction(self, column: int) -> int:
+        """What is predicted in a column, in units of 2^-8."""
+        value = float(self.predictions[column])
+        return 0 if math.isnan(value) else int(min(max(value, -LIMIT), LIMIT))
+
+    def commit(self, column: int, off: int) -> None:
+        """Take in what the level in this column is off by from all predictions."""
+        rounded, behind = Single(off), slice(column + 1, None)
+        self.row[column] = rounded + Single(self.prediction(column))
+        self.predictions[behind] = self.predictions[behind] + self.factors[column][behind] * rounded
+
+    def end_row(self) -> None:
+        """Learn from the row, and forget it."""
+        weight = Single(1)
+        for column, factors in enumerate(self.factors):
+            off, before, behind = self.row[column], self.energies[column], slice(column + 1, None)
+            weighted = weight * off
+            energy = before + weighted * off
+            rate = weighted / energy
+            weight = weight * before / energy
+            self.energies[column] = energy
+            self.row[behind] = self.row[behind] - off * factors[behind]
+            factors[behind] = factors[behind] + rate * self.row[behind]
+        self.predictions[:] = 0
+
+
+class RegressedModel(Model):
+    """A model that predicts from the columns before, too."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__(params)
+        typical = Single(2 * self.mean if params.dependent else self.mean) / Single(16)
+        energy = typical * typical + Single(256) * typical
+        known = energy * Single(1 << params.prior)
+        self.reach = reach(params.width)
+        starts = range(0, params.width, self.reach)
+        self.blocks = [Block(min(self.reach, params.width - start), known) for start in starts]
+
+    def prediction(self) -> int:
+        """The prediction of the next level, in units of 2^-8."""
+        block, column = divmod(len(self.levels), self.reach)
+        self.predicted = super().prediction() + self.blocks[block].prediction(column)
+        return self.predicted
+
+    def commit(self, level: int, index: int, magnitude: int) -> None:
+        """Take in a level, its index and the magnitude of the residual."""
+        block, column = divmod(len(self.levels), self.reach)
+        super().commit(level, index, magnitude)
+        with np.errstate(all="ignore"):
+            self.blocks[block].commit(column, (clamped(level) << 8) - self.predicted)
+
+    def end_row(self) -> None:
+        """Move the columns, and learn, behind a complete row."""
+        super().end_row()
+        with np.errstate(all="ignore"):
+            for block in self.blocks:
+                block.end_row()
+
+
+def model_of(params: Params) -> Model:
+    """The model of a chunk of decisions, with regression or without."""
+    return RegressedModel(params) if params.regressed else Model(params)
+
+
+# --- 4.7 From decisions to levels -------------------------------------------------------------------------------------
+
+
 def decide(decoder: Decoder, contexts: list[int], k: int) -> int:
     """A decision, from which its context learns."""
     one = decoder.decision(contexts[k])
@@ -436,9 +527,9 @@ def decode_level(decoder: Decoder, model: Model) -> int:
 
 
 def decode_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
-    """The ``count`` levels of a chunk (4.8)."""
+    """The ``count`` levels of a chunk (4.8), also one with regression (4.14)."""
     check(1 <= count <= params.chunk_levels and count <= 11400 * (len(chunk) + 8), "levels of the chunk")
-    decoder, model = Decoder(chunk), Model(params)
+    decoder, model = Decoder(chunk), model_of(params)
     levels: list[int] = []
     while len(levels) < count:
         levels.append(decode_level(decoder, model))

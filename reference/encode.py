@@ -27,6 +27,7 @@ from decode import (
     index_of,
     level_of,
     low_bits,
+    model_of,
     next_state,
     signed32,
     strip_levels,
@@ -109,7 +110,7 @@ def encode_residual(encoder: Encoder, contexts: list[int], low: int, leaning: bo
 
 def encode_chunk(params: Params, levels: Sequence[int]) -> bytes:
     """Code the levels of a chunk (4.10)."""
-    encoder, model = Encoder(), Model(params)
+    encoder, model = Encoder(), model_of(params)
     for level in levels:
         number, low, predicted, leaning, down = model.site()
         index = index_of(level, model.state & 1) if params.dependent else level

@@ -137,6 +137,17 @@ def test_inspect_as_json_is_complete_and_adds_up(folder):
     assert "other is one" in run("inspect", "tied.dcb").stdout
 
 
+def test_inspect_says_which_tensors_are_regressed(folder):
+    out = run("inspect", GOLDEN / "regression.dcb").stdout
+    assert re.search(r"plain +200x30 +float32 +\d+\.\d\d +0\.\d+ +scalar regression +\d", out)
+    assert re.search(r"exact +150x20 +float32 +\d+\.\d\d +exact +coded +\d", out)
+    out = run("inspect", GOLDEN / "regression_trellis.dcb").stdout
+    assert re.search(r"means +160x24 +float32 +\d+\.\d\d +0\.\d+ +trellis 64 regression +\d", out)
+    seen = json.loads(run("inspect", GOLDEN / "regression_trellis.dcb", "--json").stdout)
+    coders = {tensor["name"]: tensor["coder"] for tensor in seen["tensors"]}
+    assert coders.pop("exact") is None and {*coders.values()} == {"regression"}
+
+
 def test_inspect_says_which_steps_have_scales(folder):
     out = run("inspect", GOLDEN / "scaled.dcb").stdout
     assert re.search(r"tensor +shape +type +bits +step +times +quantizer +bytes", out)

@@ -247,6 +247,25 @@ def test_files_decode_to_what_the_report_says(network, quantizer, tmp_path):
 
 
 @both
+def test_regression_goes_with_a_curvature(quantizer, tmp_path):
+    rng = np.random.default_rng(5)
+    _, factors, _ = layer(6, (400, 40), 1, "full")
+    hidden = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 40))
+    weights = (hidden + 0.5 * rng.normal(size=hidden.shape)).astype(np.float32)
+    how = {"curvature": curvature_of(w=factors), "sqnr": 20, "quantizer": quantizer}
+    made = {deepcabac.compress({"w": weights}, level="small", threads=threads, **how) for threads in (1, 4)}
+    (data,) = made
+    said = deepcabac.save_file({"w": weights}, tmp_path / "a.dcb", level="small", **how).tensors[0]
+    assert (tmp_path / "a.dcb").read_bytes() == data
+    with deepcabac.open_file(tmp_path / "a.dcb") as file:
+        assert file.info("w").coder == "regression"
+        found = file["w"]
+    assert len(data) < 0.95 * len(deepcabac.compress({"w": weights}, **how))
+    off = float(((found - weights) ** 2).sum())
+    assert said.sqnr == pytest.approx(10 * math.log10(float((weights**2).sum()) / off), abs=0.05)
+
+
+@both
 @pytest.mark.parametrize("wanted", [{"size": 6000}, {"size": 12_000}, {"bits": 5.0}, {"bits": 8.0}])
 def test_sizes_are_met(network, quantizer, wanted):
     tensors, curvature = network

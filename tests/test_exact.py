@@ -139,6 +139,20 @@ def test_patterns_may_be_lossless_beside_quantised_ones():
     assert back["body"].tobytes() != tensors["body"].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", ml_dtypes.bfloat16, "<i2"], ids=str)
+def test_correlated_columns_are_regressed_at_level_small(dtype):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 40))
+    array = (hidden + 0.2 * rng.normal(size=hidden.shape)).astype(np.float32)
+    array = (np.rint(100 * array) if dtype == "<i2" else array).astype(dtype)
+    small, usual = (deepcabac.compress({"w": array}, lossless=True, level=level) for level in ("small", "default"))
+    assert len(small) < 0.97 * len(usual)
+    with deepcabac.reader.open_bytes(small, max_bytes=None, threads=1) as file:
+        assert file._index.entries[0].coder == "regression"
+    for threads in 1, 4:
+        assert deepcabac.decompress(small, threads=threads)["w"].tobytes() == array.tobytes()
+
+
 def test_the_bytes_do_not_depend_on_the_threads():
     tensors = {"w": gauss(700, 700).astype(np.float32), "c": np.random.default_rng(0).integers(0, 9, (900, 900))}
     assert len({deepcabac.compress(tensors, lossless=True, threads=threads) for threads in (1, 2, 5)}) == 1

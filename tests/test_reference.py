@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import re
 import struct
@@ -16,9 +17,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import deepcabac
-from deepcabac import container
+from deepcabac import _core, container
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -156,7 +159,7 @@ def test_extreme_levels() -> None:
 
 def random_record(source: random.Random) -> tuple[bytes, int]:
     """Any parameters, and the number of levels in a chunk."""
-    flags = source.randrange(32)
+    flags = source.choice([*range(32), 64, 65, 68, 69, 72, 73, 76, 77])
     width, rows = source.choice([1, 2, 3, 5, 7, 9, 16, 25, 40, 100]), source.choice([1, 2, 3, 10, 60, 90])
     record = (
         bytes([flags, source.choice([0, 30, 60, 96, 100, 120, 150, 191])]) + encode.varint(width) + encode.varint(rows)
@@ -166,6 +169,8 @@ def random_record(source: random.Random) -> tuple[bytes, int]:
     if flags & 2:
         largest = source.choice([(5, 12), (64, 128)])
         record += bytes([source.randint(1, largest[0]), source.randint(1, largest[1])]) + source.randbytes(5)
+    if flags & 64:
+        record += bytes([source.choice([0, 1, 4, 20])])
     if flags & 8:
         record += bytes([source.randint(3, 6)])
     return record, width * rows
@@ -188,6 +193,70 @@ def test_any_parameters() -> None:
         levels = possible(record, [round(source.gauss(0, scale)) for _ in range(count)])
         chunks = encode.encode_chunks(decode.Params(record), levels)
         both_levels(encode.write_levels([count], record, chunks), np.array(levels))
+
+
+@st.composite
+def regressed(draw: st.DrawFn) -> tuple[bytes, list[int]]:
+    """Parameters with regression, and levels of columns that hang on each other or not, with extremes or not."""
+    flags = 64 | draw(st.sampled_from([0, 1, 4, 8, 9, 13]))
+    width, rows = draw(st.integers(1, 40) | st.sampled_from([723, 724, 725, 1500])), draw(st.integers(1, 30))
+    record = bytes([flags, draw(st.integers(0, 191))]) + encode.varint(width) + encode.varint(rows)
+    record += draw(st.binary(min_size=2, max_size=2)) if flags & 1 else b""
+    record += bytes([draw(st.integers(0, 20))]) + (bytes([draw(st.integers(3, 6))]) if flags & 8 else b"")
+    count = draw(st.integers(1, min(2 * width * rows, max(400, 2 * width))))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    causes, size = draw(st.integers(1, 4)), draw(st.sampled_from([0.5, 3, 300, 1e5]))
+    matrix = rng.normal(size=(-(-count // width), causes)) @ rng.normal(size=(causes, width))
+    matrix = size * (matrix + draw(st.sampled_from([0, 0.01, 1])) * rng.normal(size=matrix.shape))
+    matrix[rng.random(matrix.shape) < draw(st.sampled_from([0, 0, 0.1, 1]))] *= 2.0**31
+    return record, possible(record, [int(x) for x in matrix.reshape(-1)[:count]])
+
+
+@given(case=regressed())
+@settings(max_examples=60, deadline=None)
+def test_any_regression(case: tuple[bytes, list[int]]) -> None:
+    """Both decode it, and the package's encoder writes what the reference's does."""
+    record, levels = case
+    params = decode.Params(record)
+    chunks = encode.encode_chunks(params, levels)
+    both_levels(encode.write_levels([len(levels)], record, chunks), np.array(levels))
+    each = params.chunk_levels
+    pieces = [np.array(levels[start : start + each], np.int32) for start in range(0, len(levels), each)]
+    assert [_core.encode(record, piece) for piece in pieces] == chunks
+
+
+@pytest.mark.parametrize("flags", [64, 65])
+def test_rows_that_spoil_a_regression_by_rounding(flags: int) -> None:
+    """Rows nearly dependent on each other and as large as can be: a wrong rounding anywhere shows."""
+    width, rows = 150, 60
+    waves = np.sign(np.sin(np.arange(width) * 0.37 * np.arange(rows)[:, None])) * 32767
+    jumps = np.where(np.random.default_rng(12).random((rows, width)) < 4 / width, 32767, np.rint(waves / 32767))
+    record = bytes([flags, 0]) + encode.varint(width) + encode.varint(rows) + b"\x7f\x81" * (flags & 1) + b"\0"
+    params = decode.Params(record)
+    for matrix in waves, jumps:
+        levels = [int(x) for x in matrix.reshape(-1)]
+        (chunk,) = encode.encode_chunks(params, levels)
+        both_levels(encode.write_levels([len(levels)], record, [chunk]), np.array(levels))
+        assert _core.encode(record, np.array(levels, np.int32)) == chunk
+
+
+def test_blocks_are_few_alike_and_of_bounded_factors() -> None:
+    assert [decode.reach(width) for width in (1, 16, 724, 725, 1024, 1030, 8191, 8192)] == [
+        1, 16, 724, 363, 512, 344, 64, 64
+    ]  # fmt: skip
+    for width in range(1, 8193):
+        reach = decode.reach(width)
+        blocks = -(-width // reach)
+        assert width * reach <= 2**19
+        assert blocks == 1 or width * -(-width // (blocks - 1)) > 2**19
+
+
+def test_infinite_and_undefined_predictions() -> None:
+    """They are clamped, and NaN is 0, whether or not rows can bring them about."""
+    block = decode.Block(3, np.float32(16))
+    for value, expected in [(np.inf, 2**23), (-np.inf, -(2**23)), (np.nan, 0), (1e30, 2**23), (-1.9, -1), (0.9, 0)]:
+        block.predictions[1] = value
+        assert block.prediction(1) == expected
 
 
 def test_reference_encoder_writes_the_same_bytes() -> None:
@@ -413,6 +482,16 @@ EDGES: dict[str, tuple[bytes, str]] = {
     "width 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 16])))), "decoded"),
     "width 65537": (index_of(entry(rest=levels_of(1, bytes([0, 96, 129, 128, 4, 1])))), "refused"),
     "chunk of 2^20 + 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 17])))), "refused"),
+    "regression": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4, 20])))), "decoded"),
+    "regression without a prior": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4])))), "refused"),
+    "regression, prior 21": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4, 21])))), "refused"),
+    "regression, width 8192": (index_of(entry(rest=levels_of(1, bytes([64, 96, 128, 64, 128, 4, 0])))), "decoded"),
+    "regression, width 8193": (index_of(entry(rest=levels_of(1, bytes([64, 96, 129, 64, 1, 0])))), "refused"),
+    "regression, 2^22 + 8192": (index_of(entry(rest=levels_of(1, bytes([64, 96, 128, 64, 129, 4, 0])))), "refused"),
+    "regression and kernels": (index_of(entry(rest=levels_of(1, bytes([66, 96, 9, 4, 3, 9, *[0] * 6])))), "refused"),
+    "regression, fast": (index_of(entry(rest=levels_of(1, bytes([80, 96, 3, 4, 1])))), "refused"),
+    "regression, sparse": (index_of(entry(rest=levels_of(1, bytes([96, 96, 3, 4, 100, 1])))), "refused"),
+    "flags 128": (index_of(entry(rest=levels_of(1, bytes([128, 96, 3, 4])))), "refused"),
     "tied to itself": (index_of(entry(rest=b"\2\0")), "refused"),
     "tied": (index_of(entry(), entry(b"u", rest=b"\2\0")), "decoded"),
     "tied to tied": (index_of(entry(), entry(b"u", rest=b"\2\0"), entry(b"v", rest=b"\2\1")), "refused"),
@@ -530,7 +609,7 @@ def test_results_that_are_not_finite(dtype: int) -> None:
 
 def test_examples_of_the_text() -> None:
     text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
-    text = text[text.index("### 4.11") : text.index("## 5 ")]
+    text = text[text.index("### 4.11") : text.index("### 4.12")]
     examples = re.findall(r"parameters  ([0-9a-f ]+)\nlevels(.*?)chunk((?:\s+[0-9a-f ]+\n)+)", text, re.DOTALL)
     assert len(examples) == 5
     for parameters, numbers, coded in examples:
@@ -543,11 +622,39 @@ def test_examples_of_the_text() -> None:
         assert agree(encode.write_levels([15], record, [damaged]), levels=True) == "refused"
 
 
-def test_blocks_of_the_text() -> None:
-    """The blocks of sections 4.2 to 4.8, put together in their order, are a complete decoder, as the text says."""
+def test_example_of_regression() -> None:
+    """The levels, the chunk, and the numbers behind each row."""
     text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
-    text = text[text.index("### 4.2") : text.index("### 4.9")]
-    names: dict[str, Any] = {}
+    text = text[text.index("### 4.14") : text.index("## 5 ")]
+    ((parameters, numbers, coded),) = re.findall(
+        r"parameters  ([0-9a-f ]+)\nlevels(.*?)chunk((?:\s+[0-9a-f ]+\n)+)", text, re.DOTALL
+    )
+    record, levels, chunk = bytes.fromhex(parameters), [int(x) for x in numbers.split()], bytes.fromhex(coded)
+    both_levels(encode.write_levels([11], record, [chunk]), np.array(levels))
+    assert encode.encode_chunk(decode.Params(record), levels) == chunk
+    predicted = re.findall(r"^ +\d +\d \| +\d+ +\d+ +(-?\d+) ", text, re.MULTILINE)
+    learned = iter(re.findall(r"^ +\d \| ((?:\w{8}[ |]*){6})$", text, re.MULTILINE))
+    model = decode.RegressedModel(decode.Params(record))
+    for level, value in zip(levels, predicted, strict=True):
+        model.site()
+        assert model.predicted == int(value)
+        model.commit(level, level, 0)
+        if len(model.levels) == 3:
+            model.end_row()
+            (block,) = model.blocks
+            state = [block.factors[0][1], block.factors[0][2], block.factors[1][2], *block.energies]
+            bits = np.array(state, np.float32).view(np.uint32)
+            assert [f"{word:08x}" for word in bits] == re.findall(r"\w{8}", next(learned))
+    assert next(learned, None) is None
+
+
+def test_blocks_of_the_text() -> None:
+    """The blocks of sections 4.2 to 4.8, put together in their order, are a complete decoder, as the text says; with
+    that of 4.14 they are one of regression.
+    """
+    whole = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
+    text = whole[whole.index("### 4.2") : whole.index("### 4.9")]
+    names: dict[str, Any] = {"math": math, "numpy": np}
     exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), "FORMAT.md", "exec"), names)
     levels = [1, -5, 300, 2**31 - 1, -(2**31), 0, 0, 1, 7]
     record = bytes([7, 100, 4, 2, 20, 30, 2, 4, 30, 30, 226, 0, 0])
@@ -562,6 +669,19 @@ def test_blocks_of_the_text() -> None:
     words = {c: sets[2 * c] for c in (0, 39, 79)}
     assert words[0][0] == 0x01007100
     assert words[39][15] == words[79][15] == 0x3E479900
+    behind = whole[whole.index("### 4.14") : whole.index("## 5 ")]
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", behind, re.DOTALL)), "FORMAT.md", "exec"), names)
+    names["Model"] = names["RegressedModel"]
+    for path in sorted(GOLDEN.glob("regression?*.levels")):
+        fields = decode.Fields(path.read_bytes())
+        fields.take(2)
+        (count,) = decode.parse_shape(fields)
+        record = decode.Fields(fields.data[fields.position :]).blob()
+        params, chunks = decode.parse_levels(fields, count)
+        fields.u32()
+        coded = fields.take(chunks[0].length)
+        again = names["decode_chunk"](names["Params"](record), chunks[0].count, coded)
+        assert again == decode.decode_chunk(params, chunks[0].count, coded)
 
 
 def test_command_line(tmp_path: Path) -> None:

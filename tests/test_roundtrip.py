@@ -216,6 +216,38 @@ def test_single_tensors_are_those_of_the_whole_file(tmp_path):
             file["z"]
 
 
+@pytest.mark.parametrize("quantizer", ["scalar", "trellis"])
+def test_matrices_of_correlated_columns_are_regressed_at_level_small(tmp_path, quantizer):
+    rng = np.random.default_rng(0)
+    tensors = {"noise": normal(300, 60), "bias": normal(60), "n": np.arange(9)}
+    for dtype in ("<f8", "<f4", "<f2", BFLOAT16):
+        hidden = rng.normal(size=(300, 4)) @ rng.normal(size=(4, 60))
+        tensors[np.dtype(dtype).name] = (0.01 * (hidden + 0.5 * rng.normal(size=hidden.shape))).astype(dtype)
+    hidden = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 1500))
+    tensors["wide"] = (hidden + 0.5 * rng.normal(size=hidden.shape)).astype(F4)
+    how = {"sqnr": 25, "quantizer": quantizer}
+    data = [deepcabac.compress(tensors, level="small", threads=threads, **how) for threads in (1, 3)]
+    assert data[0] == data[1]
+    path = tmp_path / "a.dcb"
+    deepcabac.save_file(tensors, path, level="small", **how)
+    assert path.read_bytes() == data[0]
+    usual = deepcabac.compress(tensors, **how)
+    one, three = (deepcabac.decompress(data[0], threads=threads) for threads in (1, 3))
+    loaded = deepcabac.load_file(path)
+    with deepcabac.open_file(path) as file, OpenFile(io.BytesIO(usual)) as other:
+        assert not list(file.check())
+        for name, w in tensors.items():
+            assert same_bits(file[name], one[name]) and same_bits(three[name], one[name])
+            assert same_bits(loaded[name], one[name])
+            info = file.info(name)
+            if name in ("noise", "bias", "n"):
+                assert info.coder != "regression"
+            else:
+                assert info.coder == "regression" and other.info(name).coder == "binary"
+                assert info.coded_bytes < 0.95 * other.info(name).coded_bytes
+                assert 10 * math.log10((w.astype(float) ** 2).sum() / noise(w, one[name])) > 24.8
+
+
 class Counting(io.BytesIO):
     """Counts the bytes that are read."""
 

@@ -97,8 +97,8 @@ def fit(
     """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
 
     They are levels (int32), or weights (float32) to be quantised with ``step``. There are two quantisers and
-    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS.
-    ``regression``: where there can be.
+    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS. With
+    ``regression`` where there can be one.
     """
     dimensions = np.array(shape, np.uint64)
     levels = sample.dtype == np.int32
@@ -136,7 +136,7 @@ def fit_whole(
     level: str = "default",
     regression: bool | None = None,
 ) -> bytes:
-    """What :func:`fit` returns; at level small with regression of columns on those before, if it makes a tensor smaller.
+    """What :func:`fit` returns; at level small with regression of columns on those before, if that makes it smaller.
 
     ``elements`` are the tensor's :func:`first` elements, by which that is decided if ``regression`` is None.
     """

@@ -167,12 +167,13 @@ def _fitted(
 ) -> Form:
     """``form`` with coding parameters chosen on the sample's levels, and those of the ``first`` elements if given."""
 
-    def levels(some: Array) -> npt.NDArray[np.int32]:
+    def levels_of(some: Array) -> npt.NDArray[np.int32]:
         return _core.split(_native(form, array.dtype, base), some, max(some.size, 1))[0]
 
+    levels = levels_of(sample)
     if first is None:
-        return replace(form, params=_core.fit(array.shape, levels(sample), level=level))
-    return replace(form, params=_core.fit_whole(array.shape, levels(sample), levels(first), level=level))
+        return replace(form, params=_core.fit(array.shape, levels, level=level))
+    return replace(form, params=_core.fit_whole(array.shape, levels, levels_of(first), level=level))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:

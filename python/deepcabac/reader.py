@@ -51,7 +51,7 @@ class TensorInfo:
     states: int | None  #: of the trellis, if it is one
     row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
     column_scales: int = 0  #: likewise, one for each place in such a slice, or none
-    coder: str | None = None  #: "binary", "fast" or "sparse", if quantized
+    coder: str | None = None  #: "binary", that with "regression", "fast" or "sparse", if quantized
     coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
     update: bool = False  #: whether it is stored as a difference to the tensor of that name in the file's base
 

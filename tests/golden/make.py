@@ -180,6 +180,44 @@ def sparse_levels(flags: int) -> Callable[[], bytes]:
     return lambda: bytes(encode.write_levels([600], params, encode.encode_chunks(decode.Params(params), levels)))
 
 
+def correlated(seed: int, rows: int, width: int) -> npt.NDArray[np.int64]:
+    """Rows with four hidden causes, so that columns say something about each other; standard deviation about 600."""
+    causes, kinds = bell(seed, rows, 4), bell(seed + 1, 4, width)
+    return np.asarray(causes @ kinds // 295 + bell(seed + 2, rows, width) // 3)
+
+
+def regression(states: int) -> Callable[[], bytes]:
+    """Regression as the writer chooses it: one quantiser (no states) or two; row prediction, narrow types, exact."""
+    tensors: dict[str, Any] = {
+        "plain": (correlated(260, 200, 30) / 8192).astype(np.float32),
+        "means": ((correlated(263, 160, 24) + 4 * bell(266, 1, 24)) / 8192).astype(np.float32),
+        "bfloat16": (correlated(267, 150, 20) / 8192).astype(ml_dtypes.bfloat16),
+        "float16": (correlated(270, 150, 20) / 8192).astype(np.float16),
+        "exact": (correlated(273, 150, 20) // 8 / 1024).astype(np.float32),
+    }
+    how: dict[str, Any] = {"quantizer": "trellis", "states": states} if states else {"quantizer": "scalar"}
+    return lambda: deepcabac.compress(tensors, sqnr=20, level="small", overrides={"exact": {"exact": True}}, **how)
+
+
+def regression_levels(flags: int, width: int, prior: int, extreme: bool = False) -> Callable[[], bytes]:
+    """Regression with parameters and levels that no real writer takes: by the reference encoder.
+
+    Two chunks, the last row of the second cut short; more than one block if rows are wide enough.
+    """
+    row, states = bytes([40, 0xF0]) * (flags & 1), bytes([4]) * (flags >> 3 & 1)
+    rows = 3000 // width + 2
+    params = record(
+        40 if extreme else 110, width, rows, row=row, coarse=flags & 4 != 0, states=states, regression=bytes([prior])
+    )
+    count = 2 * rows * width - width // 3
+    numbers = [int(x) for x in (correlated(280 + flags, 2 * rows, width) // 150).reshape(-1)[:count]]
+    if extreme:
+        ends = [2**30 - 1, 1 - 2**30, 2**15, -(2**15), 2**15 - 1, 0, 2**23, -(2**23), 1, -1]
+        numbers[::7] = (ends * count)[: len(numbers[::7])]
+    levels = encode.levels_of(decode.Params(params), numbers) if flags & 8 else numbers
+    return lambda: bytes(encode.write_levels([count], params, encode.encode_chunks(decode.Params(params), levels)))
+
+
 def fine() -> bytes:
     """Very fine quantisation, and float64."""
     tensors: dict[str, Any] = {"a": weights(60, 20, 30), "b": (bell(61, 20, 30) / 3000).astype(np.float64)}
@@ -275,10 +313,12 @@ def record(
     states: bytes = b"",
     fast: bool = False,
     sparse: bytes = b"",
+    regression: bytes = b"",
 ) -> bytes:
     """A parameter record (FORMAT.md, 4.2); bytes of flags that are not set are left out."""
     flags = 32 * bool(sparse) + 16 * fast + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
-    return bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows))) + row + kernel + sparse + states
+    head = bytes([flags + 64 * bool(regression), mean_log]) + b"".join(map(encode.varint, (width, rows)))
+    return head + row + kernel + sparse + regression + states
 
 
 def exotic_levels() -> bytes:
@@ -472,6 +512,15 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "sparse4.levels": sparse_levels(4),
     "sparse8.levels": sparse_levels(8),
     "sparse14.levels": sparse_levels(14),
+    "regression.dcb": regression(0),
+    "regression_trellis.dcb": regression(8),
+    "regression.levels": lambda: deepcabac.encode(correlated(276, 120, 25) // 100, level="small"),
+    "regression0.levels": regression_levels(0, 40, 4),
+    "regression1.levels": regression_levels(1, 60, 0, extreme=True),
+    "regression4.levels": regression_levels(4, 1030, 1),
+    "regression8.levels": regression_levels(8, 17, 20),
+    "regression9.levels": regression_levels(9, 50, 2, extreme=True),
+    "regression13.levels": regression_levels(13, 1040, 0),
     "trellis8.dcb": trellis(8, 12),
     "trellis16.dcb": trellis(16, 20),
     "trellis32.dcb": trellis(32, 30),
