@@ -446,12 +446,24 @@ class RegressedModel(Model):
         self.reach = reach(params.width)
         starts = range(0, params.width, self.reach)
         self.blocks = [Block(min(self.reach, params.width - start), known) for start in starts]
+        self.sets += [list(words) for words in self.sets[160::2]]  # steep
 
     def prediction(self) -> int:
         """The prediction of the next level, in units of 2^-8."""
         block, column = divmod(len(self.levels), self.reach)
         self.predicted = super().prediction() + self.blocks[block].prediction(column)
         return self.predicted
+
+    def site(self) -> tuple[int, int, int, bool, bool]:
+        """What is known about the next level."""
+        number, low, predicted, leaning, down = super().site()
+        value = self.predicted
+        if self.params.dependent and self.state & 1 and abs(value) < 512:
+            c = number % 160 // 2
+            leaning = abs(value) >= 88
+            number = 320 + c if abs(value) >= 256 else 160 + 2 * c + leaning
+            predicted, down = 0, value < 0
+        return number, low, predicted, leaning, down
 
     def commit(self, level: int, index: int, magnitude: int) -> None:
         """Take in a level, its index and the magnitude of the residual."""
