@@ -30,7 +30,8 @@ CAVEATS = (
     "itself at another commit, not with other cases.",
     "Counted are whole calls from arrays to bytes in memory and back, on one thread, with everything that Python does "
     "around the core: 5 to 8 instructions a weight at these sizes. The steps are given, not searched.",
-    "Synthetic weights: eight Gaussian matrices of 256 x 256, or eight tensors of 64 x 32 kernels of 3 x 3, smoothed.",
+    "Synthetic weights: eight Gaussian matrices of 256 x 256, the same with columns that say something about each other, "
+    "or eight tensors of 64 x 32 kernels of 3 x 3, smoothed.",
     "valgrind offers AVX2 but no AVX-512.",
 )
 COUNT = 8
@@ -43,6 +44,16 @@ def matrices() -> Arrays:
     """Gaussian, standard deviation 1."""
     random = np.random.default_rng(0)
     return {f"m{number}": random.standard_normal((256, 256), np.float32) for number in range(COUNT)}
+
+
+def correlated() -> Arrays:
+    """Columns say something about each other, as they do in transformers: half of the variance is of 16 causes."""
+    random = np.random.default_rng(2)
+    causes = random.standard_normal((16, 256), np.float32) / 4
+    return {
+        f"c{number}": (random.standard_normal((256, 16), np.float32) @ causes + array) / np.float32(np.sqrt(2))
+        for number, array in enumerate(matrices().values())
+    }
 
 
 def kernels() -> Arrays:
@@ -74,6 +85,7 @@ def cases() -> Iterator[tuple[str, Arrays, Callable[[Arrays], bytes], Callable[[
     flat, kernel = matrices(), kernels()
     for level in ("fast", "default", "small"):
         yield f"{level}, trellis", *dcb(flat, step=0.5, level=level)
+    yield "small, trellis, correlated", *dcb(correlated(), step=0.5, level="small")
     for level in ("fast", "default"):
         yield f"{level}, scalar", *dcb(flat, step=0.5, level=level, quantizer="scalar")
     yield "default, trellis, kernels", *dcb(kernel, step=0.5)

@@ -27,7 +27,7 @@ from deepcabac import _core, reader
 STEP = 0.5
 SIZES = (10**5, 316_000, 10**6, 3_160_000, 10**7, 31_600_000, 10**8, 10**9)
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
-CHUNKS = tuple(range(13, 21))
+CHUNKS = {level: tuple(range(13, 23 if level == "small" else 21)) for level in _core.LEVELS}
 THREADS_BAR, ROUNDS = 1.9, 3
 #: Decoding takes little time, most of all for memory that was never used before; so it is done more often.
 DECODES = 3
@@ -114,7 +114,7 @@ def chunks_part(_: _common.Float32) -> Iterator[dict[str, Any]]:
     overrides = {name: {"step": STEP * float(array.std())} for name, array in model.items()}
     for level in _core.LEVELS:
         yield {"chunk": 0} | measure(model, 2, overrides=overrides, level=level)
-        for size in CHUNKS:
+        for size in CHUNKS[level]:
             with chunks_of(1 << size):
                 yield {"chunk": 1 << size} | measure(model, 2, overrides=overrides, level=level)
 
@@ -133,7 +133,8 @@ def chunks_of(levels: int) -> Iterator[None]:
         rows = -(-rows // max(round(math.prod(shape) / levels), 1))
         if options.get("level", arguments[-1] if arguments else "") == "fast" and rows * width < math.prod(shape):
             rows = -(-rows // 16) * 16
-        rows = max(min(rows, (1 << 20) // width), 1)
+        most = 1 << (22 if _core.has_regression(params) else 20)
+        rows = max(min(rows, most // width), 1)
         return params[:end] + _varint(rows) + params[rest:]
 
     _core.fit = other
