@@ -30,7 +30,7 @@ CAVEATS = (
     "itself at another commit, not with other cases.",
     "Counted are whole calls from arrays to bytes in memory and back, on one thread, with everything that Python does "
     "around the core: 5 to 8 instructions a weight at these sizes. The steps are given, not searched.",
-    "Synthetic weights: eight Gaussian matrices of 256 x 256, the same with columns that say something about each other, "
+    "Synthetic weights: eight Gaussian matrices of 256 x 256, the same with columns that say something of others, "
     "or eight tensors of 64 x 32 kernels of 3 x 3, smoothed.",
     "valgrind offers AVX2 but no AVX-512.",
 )
