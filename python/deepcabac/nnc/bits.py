@@ -39,12 +39,21 @@ class BitReader:
 
     def golomb(self, order: int) -> int:
         """``ue(order)``: Exp-Golomb code of this order; each zero of its prefix adds a group."""
-        value = 0
-        for exponent in range(order, order + _LONGEST_PREFIX + 1):
-            if self.flag():
-                return value + self.unsigned(exponent)
-            value += 1 << exponent
-        raise DamagedFileError("damaged: a number in a unit's header is too large")
+        zeros = self._zeros()
+        self._at += zeros + 1
+        return (((1 << zeros) - 1) << order) + self.unsigned(order + zeros)
+
+    def _zeros(self) -> int:
+        """Zeros before the next one; nothing is taken."""
+        first, skipped = divmod(self._at, 8)
+        window = bytes(self._data[first : first + (_LONGEST_PREFIX + 15) // 8])
+        ahead = int.from_bytes(window, "big") & ((1 << max(8 * len(window) - skipped, 0)) - 1)
+        zeros = 8 * len(window) - skipped - ahead.bit_length()
+        if zeros > _LONGEST_PREFIX:
+            raise DamagedFileError("damaged: a number in a unit's header is too large")
+        if not ahead:
+            raise DamagedFileError("damaged: a unit's header ends early")
+        return zeros
 
     def signed_golomb(self, order: int) -> int:
         """``ie(order)``: 0, 1, -1, 2, -2, ... as ``ue(order)``."""
