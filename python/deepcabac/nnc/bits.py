@@ -30,7 +30,11 @@ class BitReader:
 
     def flag(self) -> bool:
         """``u(1)``."""
-        return self.unsigned(1) == 1
+        at = self._at
+        if at >= 8 * len(self._data):
+            raise DamagedFileError("damaged: a unit's header ends early")
+        self._at = at + 1
+        return self._data[at >> 3] >> (~at & 7) & 1 == 1
 
     def signed(self, count: int) -> int:
         """``i(count)``: in two's complement."""
