@@ -80,7 +80,7 @@ class Tensor:
         if self.step is None:
             return self.levels.reshape(self.shape)
         if codebook is not None:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 book = (np.array(codebook.values, np.float64) * self.step).astype(np.float32)
             return book[self.levels + codebook.zero].reshape(self.shape)
         return scaled(self.levels.copy(), self.step).reshape(self.shape)
@@ -94,7 +94,7 @@ def scaled(levels: Levels, step: float) -> Array:
     """Levels times the step, as float32, in their place."""
     flat = levels.reshape(-1)
     values = flat.view(np.float32)
-    with np.errstate(over="ignore"):  # of a damaged stream
+    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged stream: infinite steps, and zeros of these
         for start in range(0, flat.size, _PIECE):
             piece = slice(start, start + _PIECE)
             values[piece] = flat[piece].astype(np.float32) * np.float32(step)
