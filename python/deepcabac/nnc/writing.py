@@ -284,7 +284,9 @@ def _codebooks(header: DataHeader, job: _streams.NncTensor) -> list[tuple[DataHe
     if values.size > _MOST_VALUES:
         return []
     books = []
-    for zero in sorted({int(counts.argmax()), int(np.abs(values).argmin()), values.size // 2}):
+    # At either end there are no signs.
+    ends = {0, values.size - 1}
+    for zero in sorted({int(counts.argmax()), int(np.abs(values).argmin()), values.size // 2} | ends):
         book = Codebook(tuple(values.tolist()), zero, _best_order(values))
         levels = np.ascontiguousarray(places.reshape(job.levels.shape) - zero, np.int32)
         books.append(
