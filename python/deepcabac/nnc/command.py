@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .writing import DEFAULT_QP, DEFAULT_VECTOR_QP, Settings
 
 _PREFIX = "nnc_"
+#: Parameters of ``compress`` that mean nothing to a .nnc file.
+_DCB_ONLY = (
+    *("sqnr", "bits", "size", "step", "overrides", "depthwise", "states", "level"),
+    *("curvature", "importance", "sigma", "S", "lambda_", "lossless"),
+)
 
 
 def _switch(flag: str, name: str, text: str) -> Any:
@@ -77,9 +83,10 @@ def options(function: Callable[..., None]) -> Callable[..., None]:
 
 def settings(nnc: dict[str, Any], others: dict[str, Any]) -> Settings:
     """From the options of ``compress``. Raises click.UsageError for those that say nothing about a .nnc file."""
-    for name in ("sqnr", "bits", "size", "step", "overrides", "curvature"):
-        if others.get(name):
-            flag = "tensor" if name == "overrides" else name
+    context = click.get_current_context()
+    for name in _DCB_ONLY:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = {"overrides": "tensor", "lambda_": "lambda"}.get(name, name)
             raise click.UsageError(f"--{flag} is for .dcb files: choose the quality of a .nnc file by --qp")
     chosen = {"dependent": others["quantizer"] == "trellis", "rate_distortion": others["rate_distortion"]}
     return Settings(**(chosen | nnc))
