@@ -3,9 +3,9 @@
     python bench/nnc_exchange.py --peer-python PEER/bin/python [--only resnet20] [--rounds 3] [--json FILE]
 
 For each network and setting: NNCodec's stream decoded here and there, ours decoded here and there (all agree),
-bytes of both at the same setting without a rate term, then bytes at equal error with our search, against
-NNCodec without and with its own. Time is of one core: CPU time of single-threaded code on both sides. bench/README.md
-says how to make the peer's environment.
+bytes of both at the same setting without a rate term, then bytes at equal error with our search, against NNCodec
+without and with its own, and those of a .dcb file. Time is of one core: CPU time of single-threaded code on both sides.
+bench/README.md says how to make the peer's environment.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import _common
 import numpy as np
 
+import deepcabac
 from deepcabac import nnc
 from deepcabac.checkpoint import open_checkpoint
 
@@ -32,6 +33,7 @@ CAVEATS = (
     "Times are CPU seconds of one thread, the best of all rounds, taken in turns; nothing is in them but the call from "
     "arrays to bytes in memory, or back. Decoding on all cores is wall time, against NNCodec's CPU time.",
     "Equal error: the sum of squared errors of all matrices; our bytes are interpolated between neighbouring points.",
+    ".dcb: one step for all matrices that gives the error of our .nnc stream with its search, level default, no data.",
 )
 NETWORKS = {
     "resnet20": ("cifar10_resnet", "resnet20.safetensors"),
@@ -89,6 +91,18 @@ def agree(ours: dict[str, Any], theirs: Path) -> bool:
         )
 
 
+def dcb_at(tensors: dict[str, Any], level: float, qp: int) -> bytes:
+    """A .dcb file with this error of its matrices."""
+    step = 2.0 ** (qp / 4)
+    for _ in range(6):
+        code = deepcabac.compress(tensors, step=step, depthwise=0.0)
+        ratio = error(tensors, deepcabac.decompress(code)) / level
+        if abs(math.log(ratio)) < 1e-3:
+            break
+        step /= math.sqrt(ratio)
+    return code
+
+
 def measure(
     name: str, tensors: dict[str, Any], setting: dict[str, Any], arguments: Any, folder: Path
 ) -> dict[str, Any]:
@@ -119,7 +133,7 @@ def measure(
         parallel = min(parallel, seconds)
         seconds, ours = best(lambda: nnc.encode(tensors, rate_distortion=0.0, **common), 1)
         encode = min(encode, seconds)
-        seconds, _ = best(lambda: nnc.encode(tensors, **common), 1)
+        seconds, searched = best(lambda: nnc.encode(tensors, **common), 1)
         search = min(search, seconds)
     mine = nnc.decode(ours)
     rated = setting | {"row_skipping": True, "lambda_scale": 1.0, "qp": qp}
@@ -138,6 +152,10 @@ def measure(
         level = math.log(error(tensors, nnc.decode(code)))
         at_equal = float(np.interp(level, *zip(*sorted(points), strict=True)))
         gains[what] = 100 * (1 - at_equal / len(code))
+    dcb = dcb_at(tensors, error(tensors, nnc.decode(searched)), qp)
+    gains["dcb"] = 100 * (1 - len(dcb) / len(searched))
+    decode_searched, _ = best(partial(nnc.decode, searched, threads=1), 2 * arguments.rounds)
+    decode_dcb, _ = best(partial(deepcabac.decompress, dcb, threads=1), 2 * arguments.rounds)
     return {
         "network": name,
         **setting,
@@ -155,6 +173,8 @@ def measure(
             "peer_decode": peer_decode,
             "decode": decode,
             "decode_parallel": parallel,
+            "decode_searched": decode_searched,
+            "decode_dcb": decode_dcb,
         },
     }
 
@@ -196,13 +216,17 @@ def main() -> None:
         ],
     )
     _common.print_table(
-        ["network", "qp", "quantiser", "than without rate term", "than NNCodec's, lambda 1"],
+        [
+            *("network", "qp", "quantiser", "than without rate term", "than NNCodec's, lambda 1"),
+            *(".dcb than our .nnc", "decoded, times as fast"),
+        ],
         [
             [
                 row["network"],
                 str(row["qp"]),
                 "dependent" if row["use_dq"] else "uniform",
-                *(f"{row['smaller_at_equal_error'][key]:.2f} %" for key in ("plain", "rated")),
+                *(f"{row['smaller_at_equal_error'][key]:.2f} %" for key in ("plain", "rated", "dcb")),
+                f"{row['seconds']['decode_searched'] / row['seconds']['decode_dcb']:.2f}",
             ]
             for row in rows
         ],
