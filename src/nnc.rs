@@ -614,8 +614,9 @@ pub(crate) fn scan(tensor: &Tensor, mut visit: impl FnMut(usize)) {
 
 /// Flags of the rows that are zero, empty if skipping them does not pay.
 fn zero_rows(tensor: &Tensor, levels: &[i32]) -> Vec<bool> {
-    // With blocks a skipped piece of a row moves the state by the whole row: a path of states chosen without that is lost.
-    if !tensor.has_row_flags() || (tensor.dependent && tensor.edge() > 0) {
+    // With blocks a skipped piece of a row moves the state by the whole row: a path of states chosen without that is lost, but for
+    // zeros in fours, which do not move it.
+    if !tensor.has_row_flags() || (tensor.dependent && tensor.edge() > 0 && !tensor.width.is_multiple_of(4)) {
         return Vec::new();
     }
     let zero: Vec<bool> = levels.chunks_exact(tensor.width).map(|row| row.iter().all(|&level| level == 0)).collect();

@@ -325,3 +325,12 @@ def test_the_command_line_says_what_does_not_go_together(tmp_path):
     damaged.write_bytes((GOLDEN / "nnc" / "dependent.nnc").read_bytes()[:300])
     code, text = run("decompress", damaged)
     assert code == 1 and not (tmp_path / "d.safetensors").exists(), text
+
+
+def test_a_tensor_of_one_value_has_no_codebook_in_blocks_which_nncodec_cannot_decode():
+    tensors = {"zeros": np.zeros((40, 33), np.float32)}
+    for scan in (0, 3):
+        stream = nnc.encode(tensors, codebook=True, scan=scan)
+        header = syntax.read(stream).units[0][0]
+        assert (header.codebook is None) == (scan > 0)
+        assert not nnc.decode(stream)["zeros"].any()

@@ -281,7 +281,8 @@ def _unit(header: DataHeader, job: _streams.NncTensor, updates: bool) -> bytes:
 def _codebooks(header: DataHeader, job: _streams.NncTensor) -> list[tuple[DataHeader, _streams.NncTensor]]:
     """The same values as numbers of places in a codebook, with some choices of the one that is level 0."""
     values, places, counts = np.unique(job.levels, return_inverse=True, return_counts=True)
-    if values.size > _MOST_VALUES:
+    # With one value nothing is coded, and NNCodec loses its way at entry points.
+    if values.size > _MOST_VALUES or (header.scan and values.size == 1):
         return []
     books = []
     for zero in sorted({int(counts.argmax()), int(np.abs(values).argmin()), values.size // 2}):
