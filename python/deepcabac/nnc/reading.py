@@ -94,7 +94,7 @@ def scaled(levels: Levels, step: float) -> Array:
     """Levels times the step, as float32, in their place."""
     flat = levels.reshape(-1)
     values = flat.view(np.float32)
-    with np.errstate(over="ignore"):  # of a damaged stream
+    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged stream
         for start in range(0, flat.size, _PIECE):
             piece = slice(start, start + _PIECE)
             values[piece] = flat[piece].astype(np.float32) * np.float32(step)
