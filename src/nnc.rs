@@ -294,7 +294,8 @@ fn code_any<B: Bins, L: Levels, F: Follower<B>>(
     let (size, _) = tensor.codebook;
     if tensor.extended && size == 1 {
         (0..tensor.count()).for_each(|at| levels.put(at, 0));
-        return Some(());
+        // No decisions, but entry points all the same.
+        return (0..tensor.entries()).all(|_| follower.enter(bins, 0)).then_some(());
     }
     let plain = tensor.base.is_none() && !history && !(tensor.extended && size > 0);
     match (plain, tensor.dependent) {
@@ -425,6 +426,18 @@ impl Follower<Trials> for Marks {
     }
 }
 
+impl Follower<Tally> for Marks {
+    #[inline(always)]
+    fn enter(&mut self, _bins: &mut Tally, _state: u8) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn go_on(&self, _bins: &Tally) -> bool {
+        true
+    }
+}
+
 /// A unit's stream being decoded, tensor after tensor.
 pub struct UnitDecoder<'a>(Decoder<'a>);
 
@@ -522,7 +535,7 @@ pub(crate) fn encode_on(encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, lev
         return false;
     }
     let history = tensor.history.is_some() && tensor.has_row_flags() && tensor.update;
-    let skipped = if tools.rows { zero_rows(tensor, levels) } else { Vec::new() };
+    let skipped = if tools.rows { zero_rows(tensor, levels, history) } else { Vec::new() };
     let bins = &mut encoder.0;
     if tensor.qp_bits > 0 {
         bins.bypass(qp as u32 & (u32::MAX >> (32 - tensor.qp_bits)), tensor.qp_bits);
@@ -613,23 +626,23 @@ pub(crate) fn scan(tensor: &Tensor, mut visit: impl FnMut(usize)) {
 }
 
 /// Flags of the rows that are zero, empty if skipping them does not pay.
-fn zero_rows(tensor: &Tensor, levels: &[i32]) -> Vec<bool> {
-    // With blocks a skipped piece of a row moves the state by the whole row: a path of states chosen without that is lost, but for
-    // zeros in fours, which do not move it.
-    if !tensor.has_row_flags() || (tensor.dependent && tensor.edge() > 0 && !tensor.width.is_multiple_of(4)) {
+fn zero_rows(tensor: &Tensor, levels: &[i32], history: bool) -> Vec<bool> {
+    if !tensor.has_row_flags() {
         return Vec::new();
     }
     let zero: Vec<bool> = levels.chunks_exact(tensor.width).map(|row| row.iter().all(|&level| level == 0)).collect();
-    let count = zero.iter().filter(|&&zero| zero).count();
-    // A zero in a row of zeros costs less than in the tensor as a whole, by half or so: contexts adapt. A flag costs the entropy
-    // of the flags.
-    let zeros = levels.iter().filter(|&&level| level == 0).count();
-    let bits = (-0.5 * (zeros as f64 / levels.len() as f64).log2()).max(0.02);
-    let share = count as f64 / tensor.rows as f64;
-    let entropy = if count == 0 || count == tensor.rows {
-        0.02
-    } else {
-        -share * share.log2() - (1.0 - share) * (1.0 - share).log2()
+    // A skipped piece of a row in a block moves the state by the whole row. Where that does not lead to where its zeros do, a
+    // path of states chosen without that is lost.
+    let pieces = tensor.edge() > 0 && tensor.width > tensor.edge();
+    let lost = tensor.dependent && pieces && !tensor.width.is_multiple_of(4) && zero.contains(&false);
+    if lost || !zero.contains(&true) {
+        return Vec::new();
+    }
+    let cost = |skipped: &[bool]| {
+        let (mut tally, mut contexts) = (Tally::default(), tensor.contexts());
+        let (skipped, history) = code_flags(&mut tally, &mut contexts, tensor, skipped.to_vec(), history);
+        code_any(&mut tally, &mut contexts, tensor, &skipped, history, &mut Given(levels), &mut Marks);
+        tally.0
     };
-    if count as f64 * tensor.width as f64 * bits > tensor.rows as f64 * entropy { zero } else { Vec::new() }
+    if cost(&zero) < cost(&[]) { zero } else { Vec::new() }
 }

@@ -18,61 +18,90 @@ const RARITY: u64 = 4;
 struct Trial {
     counters: [Counters; SETTINGS],
     costs: [u64; SETTINGS],
+    /// Settings that are still tried, those of [`LEADERS`] first: others have met their leader, which counts for them.
+    alive: [u8; SETTINGS],
+    count: usize,
     /// Decisions not yet tried, the first one lowest.
     queue: u64,
     queued: u32,
-    /// Beginnings make no difference any more, or hardly any.
-    met: bool,
     tried: u64,
+}
+
+/// Adds what the decisions in a queue cost to each of `N` tracks, and lets them learn.
+fn follow<const N: usize>(tracks: &mut [(Counters, u64); SETTINGS], queue: u64, queued: u32) {
+    let mut first: [_; N] = std::array::from_fn(|track| tracks[track]);
+    for place in 0..queued {
+        let one = queue >> place & 1 == 1;
+        for (counters, cost) in &mut first {
+            *cost += u64::from(counters.cost(one));
+            counters.adapt(one);
+        }
+    }
+    tracks[..N].copy_from_slice(&first);
 }
 
 impl Trial {
     fn new() -> Trial {
-        Trial {
+        let mut trial = Trial {
             counters: std::array::from_fn(Counters::new),
             costs: [0; SETTINGS],
+            alive: [0; SETTINGS],
+            count: 0,
             queue: 0,
             queued: 0,
-            met: false,
             tried: 0,
+        };
+        trial.begin();
+        trial
+    }
+
+    /// All settings at their beginning.
+    fn begin(&mut self) {
+        self.counters = std::array::from_fn(Counters::new);
+        let followers = (0..SETTINGS).filter(|&setting| LEADERS[LEADER[setting]] != setting);
+        for (alive, setting) in self.alive.iter_mut().zip(LEADERS.into_iter().chain(followers)) {
+            *alive = setting as u8;
         }
+        (self.count, self.tried) = (SETTINGS, 0);
     }
 
     /// Tries what is queued.
-    #[inline(always)]
     fn flush(&mut self) {
-        self.tried += u64::from(self.queued);
+        let (queue, queued) = (std::mem::take(&mut self.queue), std::mem::take(&mut self.queued));
+        self.tried += u64::from(queued);
         let weight = if self.tried <= ENOUGH { 1 } else { RARITY };
         if weight > 1 && !(self.tried / BURST).is_multiple_of(RARITY) {
-            (self.queue, self.queued) = (0, 0);
             return;
         }
-        if self.met {
-            let mut leaders = LEADERS.map(|leader| (self.counters[leader], 0));
-            for place in 0..self.queued {
-                let one = self.queue >> place & 1 == 1;
-                for (counters, cost) in &mut leaders {
-                    *cost += u64::from(counters.cost(one));
-                    counters.adapt(one);
-                }
-            }
-            for setting in 0..SETTINGS {
-                let (counters, cost) = leaders[LEADER[setting]];
-                self.costs[setting] += weight * cost;
-                self.counters[setting] = counters;
-            }
-        } else {
-            for place in 0..self.queued {
-                let one = self.queue >> place & 1 == 1;
-                for (counters, cost) in self.counters.iter_mut().zip(&mut self.costs) {
-                    *cost += u64::from(counters.cost(one));
-                    counters.adapt(one);
-                }
-            }
-            self.met = self.tried >= FORGOTTEN
-                || (0..SETTINGS).all(|setting| self.counters[setting] == self.counters[LEADERS[LEADER[setting]]]);
+        let mut tracks = self.alive.map(|setting| (self.counters[usize::from(setting)], 0));
+        match self.count {
+            4 => follow::<4>(&mut tracks, queue, queued),
+            5 => follow::<5>(&mut tracks, queue, queued),
+            6 => follow::<6>(&mut tracks, queue, queued),
+            7 => follow::<7>(&mut tracks, queue, queued),
+            8 => follow::<8>(&mut tracks, queue, queued),
+            _ => follow::<9>(&mut tracks, queue, queued),
         }
-        (self.queue, self.queued) = (0, 0);
+        let mut places = LEADER;
+        for (track, &setting) in self.alive[..self.count].iter().enumerate() {
+            places[usize::from(setting)] = track;
+        }
+        for setting in 0..SETTINGS {
+            let (counters, cost) = tracks[places[setting]];
+            self.counters[setting] = counters;
+            self.costs[setting] += weight * cost;
+        }
+        let forgotten = self.tried >= FORGOTTEN;
+        let mut track = LEADERS.len();
+        while track < self.count {
+            let setting = usize::from(self.alive[track]);
+            if forgotten || self.counters[setting] == self.counters[LEADERS[LEADER[setting]]] {
+                self.count -= 1;
+                self.alive.swap(track, self.count);
+            } else {
+                track += 1;
+            }
+        }
     }
 }
 
@@ -89,8 +118,7 @@ impl Trials {
     pub fn reset(&mut self) {
         for trial in &mut self.0 {
             trial.flush();
-            trial.counters = std::array::from_fn(Counters::new);
-            (trial.met, trial.tried) = (false, 0);
+            trial.begin();
         }
     }
 
@@ -124,5 +152,28 @@ impl Bins for Trials {
     #[inline(always)]
     fn bypass(&mut self, bits: u32, _count: u32) -> u32 {
         bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings that have met their leader cost what they would have cost alone.
+    #[test]
+    fn all_settings_are_tried_to_the_end() {
+        let mut trials = Trials::new(1);
+        let mut alone: Vec<_> = (0..SETTINGS).map(|setting| (Counters::new(setting), 0)).collect();
+        for i in 0..20_000u32 {
+            let one = i.wrapping_mul(2_654_435_761) >> 28 < 1 + i / 4000;
+            trials.bin(&mut [], 0, one);
+            for (counters, cost) in &mut alone {
+                *cost += u64::from(counters.cost(one));
+                counters.adapt(one);
+            }
+        }
+        trials.finish();
+        assert!(trials.0[0].count < SETTINGS, "none has met its leader");
+        assert_eq!(trials.0[0].costs.to_vec(), alone.iter().map(|&(_, cost)| cost).collect::<Vec<_>>());
     }
 }

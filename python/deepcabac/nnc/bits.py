@@ -6,6 +6,8 @@ from ..errors import DamagedFileError
 
 #: Longest prefix of an Exp-Golomb code that is read: numbers below 2^33 and more.
 _LONGEST_PREFIX = 32
+#: Bytes that most headers do not exceed.
+_HEAD = 96
 
 
 class BitReader:
@@ -14,6 +16,9 @@ class BitReader:
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data)
         self._at = 0  # in bits
+        # Most headers end within the first bytes: these as one number are the quickest to look at.
+        self._head = int.from_bytes(self._data[:_HEAD], "big")
+        self._head_bits = 8 * min(_HEAD, len(self._data))
 
     @property
     def byte(self) -> int:
@@ -22,15 +27,21 @@ class BitReader:
 
     def unsigned(self, count: int) -> int:
         """``u(count)``: an unsigned number of so many bits."""
-        first, end = self._at // 8, (self._at + count + 7) // 8
-        if end > len(self._data):
+        self._at = end = self._at + count
+        if end <= self._head_bits:
+            return self._head >> (self._head_bits - end) & ((1 << count) - 1)
+        first, last = (end - count) // 8, (end + 7) // 8
+        if last > len(self._data):
             raise DamagedFileError("damaged: a unit's header ends early")
-        self._at += count
-        return int.from_bytes(self._data[first:end], "big") >> (8 * end - self._at) & ((1 << count) - 1)
+        return int.from_bytes(self._data[first:last], "big") >> (8 * last - end) & ((1 << count) - 1)
 
     def flag(self) -> bool:
         """``u(1)``."""
-        return self.unsigned(1) == 1
+        at = self._at
+        if at >= 8 * len(self._data):
+            raise DamagedFileError("damaged: a unit's header ends early")
+        self._at = at + 1
+        return self._data[at >> 3] >> (~at & 7) & 1 == 1
 
     def signed(self, count: int) -> int:
         """``i(count)``: in two's complement."""
@@ -45,10 +56,15 @@ class BitReader:
 
     def _zeros(self) -> int:
         """Zeros before the next one; nothing is taken."""
-        first, skipped = divmod(self._at, 8)
-        window = bytes(self._data[first : first + (_LONGEST_PREFIX + 15) // 8])
-        ahead = int.from_bytes(window, "big") & ((1 << max(8 * len(window) - skipped, 0)) - 1)
-        zeros = 8 * len(window) - skipped - ahead.bit_length()
+        left = self._head_bits - self._at
+        if left > _LONGEST_PREFIX:
+            ahead = self._head & ((1 << left) - 1)
+        else:
+            first, skipped = divmod(self._at, 8)
+            window = bytes(self._data[first : first + (_LONGEST_PREFIX + 15) // 8])
+            left = 8 * len(window) - skipped
+            ahead = int.from_bytes(window, "big") & ((1 << max(left, 0)) - 1)
+        zeros = left - ahead.bit_length()
         if zeros > _LONGEST_PREFIX:
             raise DamagedFileError("damaged: a number in a unit's header is too large")
         if not ahead:

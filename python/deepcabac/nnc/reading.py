@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,7 +81,7 @@ class Tensor:
         if self.step is None:
             return self.levels.reshape(self.shape)
         if codebook is not None:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 book = (np.array(codebook.values, np.float64) * self.step).astype(np.float32)
             return book[self.levels + codebook.zero].reshape(self.shape)
         return scaled(self.levels.copy(), self.step).reshape(self.shape)
@@ -88,13 +89,16 @@ class Tensor:
 
 #: Elements converted at once: what passes through stays in the cache.
 _PIECE = 1 << 15
+#: Below, levels of 32 bits times the step are floats of 32 bits.
+_LARGE_STEP = 2.0**96
 
 
 def scaled(levels: Levels, step: float) -> Array:
     """Levels times the step, as float32, in their place."""
     flat = levels.reshape(-1)
     values = flat.view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # of a damaged stream
+    # A damaged stream may have infinite steps, and zeros of these; asking for silence takes longer than a small tensor.
+    with np.errstate(over="ignore", invalid="ignore") if step > _LARGE_STEP else nullcontext():
         for start in range(0, flat.size, _PIECE):
             piece = slice(start, start + _PIECE)
             values[piece] = flat[piece].astype(np.float32) * np.float32(step)

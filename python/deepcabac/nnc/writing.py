@@ -281,11 +281,12 @@ def _unit(header: DataHeader, job: _streams.NncTensor, updates: bool) -> bytes:
 def _codebooks(header: DataHeader, job: _streams.NncTensor) -> list[tuple[DataHeader, _streams.NncTensor]]:
     """The same values as numbers of places in a codebook, with some choices of the one that is level 0."""
     values, places, counts = np.unique(job.levels, return_inverse=True, return_counts=True)
-    # With one value nothing is coded, and NNCodec loses its way at entry points.
-    if values.size > _MOST_VALUES or (header.scan and values.size == 1):
+    if values.size > _MOST_VALUES:
         return []
     books = []
-    for zero in sorted({int(counts.argmax()), int(np.abs(values).argmin()), values.size // 2}):
+    # At either end there are no signs.
+    ends = {0, values.size - 1}
+    for zero in sorted({int(counts.argmax()), int(np.abs(values).argmin()), values.size // 2} | ends):
         book = Codebook(tuple(values.tolist()), zero, _best_order(values))
         levels = np.ascontiguousarray(places.reshape(job.levels.shape) - zero, np.int32)
         books.append(
