@@ -1,6 +1,6 @@
 """Bits a weight of `deepcabac.encode`, the entropy coder alone, on trained networks quantised by nearest rounding.
 
-    python bench/sizes.py [--minilm FILE] [--models FOLDER] [--json FILE]
+    python bench/sizes.py [--level small] [--minilm FILE] [--models FOLDER] [--json FILE]
 
 The levels are rint(w / (r * std)), std each tensor's own; every tensor is one call, and all bytes it returns count.
 The order-0 entropy (each tensor's own) is computed here from the same levels. Every array is decoded and compared.
@@ -73,12 +73,12 @@ def entropy_bits(levels: NDArray[np.int32]) -> float:
     return float(-(counts * np.log2(counts / levels.size)).sum())
 
 
-def measure(case: Case, tensors: _common.Tensors) -> Row:
+def measure(case: Case, tensors: _common.Tensors, level: str) -> Row:
     """Code every tensor and decode it again. Raises SystemExit if a level comes back different."""
     size, entropy = 0, 0.0
     for name, tensor in tensors.items():
         levels = levels_of(tensor, case.ratio)
-        code = deepcabac.encode(levels)
+        code = deepcabac.encode(levels, level=level)
         if not np.array_equal(deepcabac.decode(code), levels):
             raise SystemExit(f"{case.model}: {name} does not decode to its levels: a bug in deepcabac")
         size += len(code)
@@ -93,6 +93,7 @@ def main() -> None:
     """Measure all cases and print them."""
     options = _common.parser(__doc__)
     options.add_argument("--minilm", type=Path, metavar="FILE", help="MiniLM's weights (default: the package's)")
+    options.add_argument("--level", default="default", help="fast, default or small (default: %(default)s)")
     _common.add_models(options)
     arguments = options.parse_args()
     resnets = arguments.models / "cifar10_resnet"
@@ -102,12 +103,13 @@ def main() -> None:
         "ResNet-56": resnets / "resnet56.safetensors",
     }
     about = _common.environment()
+    about["settings"] = f"level {arguments.level}"
     _common.print_head("Small: bits a weight of deepcabac.encode", CAVEATS, about)
     tensors = {model: _common.load_matrices(path) for model, path in paths.items()}
     rows = []
     for case in CASES:
         _common.note(f"{case.model} at {case.ratio:g} std ...")
-        rows.append(measure(case, tensors[case.model]))
+        rows.append(measure(case, tensors[case.model], arguments.level))
 
     def optional(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"

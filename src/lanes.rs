@@ -128,13 +128,13 @@ impl<'j, 'a> Lane<'j, 'a> {
     fn end_row<const KIND: u8>(&mut self) -> bool {
         self.job.output.put(self.done, self.rows.row(self.width));
         self.done += self.width;
-        self.rows.end_row::<KIND>();
         self.column = 0;
         self.width = self.job.params.width.min(self.job.output.len() - self.done);
         if self.width == 0 {
             self.job.good = self.decoder.check();
             return false;
         }
+        self.rows.end_row::<KIND>();
         self.decoder.plausible()
     }
 }

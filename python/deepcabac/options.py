@@ -66,8 +66,8 @@ class Options:
     times faster to compress. With the trellis, too, tensors get it whose sample is then smaller: pruned ones."""
     level: Literal["fast", "default", "small"] = "default"
     """Speed or size. ``"fast"`` decompresses several times faster, and its files are 1 to 3 % larger: another entropy
-    coder. ``"small"`` takes three to five times as long both ways, for files that are 1 to 6 % smaller (transformers)
-    or a little (convolutions): columns are predicted from those before them, at least 64 states, longer chunks. Not to
+    coder. ``"small"`` takes three to five times as long both ways, for files that are 1 to 7 % smaller (matrices) or
+    a little (convolutions): columns are predicted from those before them, at least 64 states, longer chunks. Not to
     be mistaken for the levels that weights become."""
     states: int = DEFAULT_STATES
     """States of the trellis, 8, 16, 32 or 64: more are smaller and slower to compress, but not to decompress."""

@@ -113,7 +113,7 @@ from .parameters import (
     type=click.Choice(LEVELS),
     default="default",
     show_default=True,
-    help="fast: decompresses several times faster, 1 to 3 % larger. small: 1 to 6 % smaller (transformers), slower.",
+    help="fast: decompresses several times faster, 1 to 3 % larger. small: 1 to 7 % smaller (matrices), slower.",
 )
 @click.option(
     "--curvature",
