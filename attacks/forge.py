@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepcabac import _core
-from deepcabac.container import CODED, HEADER, MAGIC, RAW, SCALED, VERSION, Chunk, Index, form_bytes, parted_bytes
+from deepcabac.dcb.container import CODED, HEADER, MAGIC, RAW, SCALED, VERSION, Chunk, Index, form_bytes, parted_bytes
 from deepcabac.wire import Cursor, blob, varint
 
 
@@ -121,7 +121,7 @@ def right_checksums(parts: Parts) -> bytes | None:
 
 def dtype_code(dtype: object) -> int:
     """How an index names a data type."""
-    from deepcabac.container import DTYPES
+    from deepcabac.dcb.container import DTYPES
 
     return next(code for code, known in DTYPES.items() if known == dtype)
 
@@ -137,7 +137,7 @@ def _table(params: bytes, chunks: Sequence[Chunk]) -> bytes:
 
 def levels_with_right_checksums(data: bytes) -> bytes | None:
     """Coded levels again with all checksums right; None if they no longer parse that far."""
-    from deepcabac import container
+    from deepcabac.dcb import container
 
     try:
         cursor = Cursor(data, "coded levels")

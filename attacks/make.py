@@ -24,8 +24,9 @@ import streams  # noqa: E402
 from forge import Parts, entry, levels_rest, plain_index, scaled_rest, stored, with_stored  # noqa: E402
 
 import deepcabac  # noqa: E402
-from deepcabac import _core, container, dc2019, nnc  # noqa: E402
-from deepcabac.container import EXACT, HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED, UPDATE  # noqa: E402
+from deepcabac import _core, dc2019, nnc  # noqa: E402
+from deepcabac.dcb import container  # noqa: E402
+from deepcabac.dcb.container import EXACT, HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED, UPDATE  # noqa: E402
 from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, OptionError, UnsupportedError  # noqa: E402
 from deepcabac.wire import blob, varint  # noqa: E402
 

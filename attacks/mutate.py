@@ -28,7 +28,8 @@ import ml_dtypes  # noqa: E402
 from forge import Parts  # noqa: E402
 
 import deepcabac  # noqa: E402
-from deepcabac import _core, codec, container, reader  # noqa: E402
+from deepcabac import _core, codec  # noqa: E402
+from deepcabac.dcb import container, reader  # noqa: E402
 
 MAX_BYTES = 8 << 20
 EXAMPLE = FOLDER.parent / "examples" / "lenet300.safetensors"

@@ -25,8 +25,8 @@ import numpy as np
 import tables
 from numpy.typing import NDArray
 
-from deepcabac import reader
 from deepcabac.checkpoint import open_checkpoint
+from deepcabac.dcb import reader
 
 Float32 = NDArray[np.float32]
 Tensors = dict[str, Float32]

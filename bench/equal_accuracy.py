@@ -31,7 +31,8 @@ from networks_torch import Trained
 
 import deepcabac
 import deepcabac.torch
-from deepcabac import calibration, curvature, folding
+from deepcabac import curvature
+from deepcabac.torch import calibration, folding
 
 CAVEATS = (
     "Bytes are whole files. Ours hold every tensor of the checkpoint, names and index; NNCodec's are as they were "

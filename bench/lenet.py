@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import deepcabac
-from deepcabac.container import scale_factors
 from deepcabac.options import Options
+from deepcabac.quantize.scales import scale_factors
 from deepcabac.torch import calibrate, sparsify, variational
 
 sys.path.insert(0, str(common.ROOT / "examples"))
@@ -253,7 +253,7 @@ def smaller(one: Choice | None, other: Choice | None) -> Choice | None:
 def others(data: bytes) -> dict[str, int]:
     """Bytes that other coders need for the levels of a .dcb file; what it holds exactly is added to each."""
     sizes = dict.fromkeys(("order-0 entropy", "Huffman", "bzip2 -9", "xz -9e"), 0.0)
-    with deepcabac.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
+    with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
         for name in opened:
             info = opened.info(name)
             if info.step is None:

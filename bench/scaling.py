@@ -21,7 +21,8 @@ import _common
 import numpy as np
 
 import deepcabac
-from deepcabac import _core, reader
+from deepcabac import _core
+from deepcabac.dcb import reader
 
 #: Step in standard deviations: about three bits.
 STEP = 0.5

@@ -24,7 +24,7 @@ import _common
 import numpy as np
 
 import deepcabac
-from deepcabac import reader
+from deepcabac.dcb import reader
 
 WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_worker.py"
 #: Least speed over the peer's, of rows of ours by name.

@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional
 
 import deepcabac
-from deepcabac.exact import patterns
+from deepcabac.quantize.exact import patterns
 
 Arrays = dict[str, npt.NDArray[Any]]
 WORKERS = Path(__file__).resolve().parent / "peers"

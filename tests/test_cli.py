@@ -16,8 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import deepcabac
-from deepcabac import report
-from deepcabac.cli import program
+from deepcabac.cli import program, report
 from deepcabac.cli.parameters import parse_bytes as _bytes
 from deepcabac.curvature import Curvature, Factors
 

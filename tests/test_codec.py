@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import deepcabac
-from deepcabac import _core, container
+from deepcabac import _core
+from deepcabac.dcb import container
 from deepcabac.errors import DamagedFileError, LimitError, OptionError, UnsupportedError
 from deepcabac.wire import Cursor
 

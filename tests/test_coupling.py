@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import deepcabac
-from deepcabac import Curvature, OptionError, _core, coupling
+from deepcabac import Curvature, OptionError, _core
 from deepcabac.curvature import Factors
 from deepcabac.options import Options
+from deepcabac.quantize import coupling
 
 HOWS = {"scalar": Options(quantizer="scalar").quantizations[0], "trellis": Options(states=8).quantizations[0]}
 both = pytest.mark.parametrize("quantizer", HOWS)
@@ -314,7 +315,7 @@ def test_what_matters_more_gets_more_bits():
     tensors = {"a": weights, "b": weights[::-1].copy()}
     curvature = curvature_of(a=factors, b=replace(factors, total=64 * factors.total))
     data = deepcabac.compress(tensors, curvature=curvature, sqnr=40)
-    opened = deepcabac.reader.open_bytes(data, max_bytes=None, threads=1)
+    opened = deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1)
     bits = [opened.info(name).bits_per_weight for name in tensors]
     assert bits[1] - bits[0] == pytest.approx(3, abs=0.2)  # log2(64) / 2
 
@@ -346,7 +347,7 @@ def test_matrices_get_scales_where_they_are_worth_their_bytes(columns, rows, sca
     weights = rng.normal(size=(64, 64)).astype(np.float32)
     curvature = curvature_of(w=Factors(columns(64)[:, None], rows(64), 1.0, None))
     data, found = compress({"w": weights}, curvature, sqnr=25)
-    info = deepcabac.reader.open_bytes(data, max_bytes=None, threads=1).info("w")
+    info = deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1).info("w")
     assert (info.row_scales, info.column_scales) == scaled
     errors = (weights - found["w"]) ** 2
     if scaled[1]:  # what matters 64 times as much has a 64th of the squared error, within the floor of importance
@@ -359,7 +360,7 @@ def test_convolutions_get_no_scales():
     weights = np.random.default_rng(22).normal(size=(64, 16, 2, 2)).astype(np.float32)
     curvature = curvature_of(w=Factors(uneven(64)[:, None], uneven(64), 1.0, None))
     data, _ = compress({"w": weights}, curvature)
-    info = deepcabac.reader.open_bytes(data, max_bytes=None, threads=1).info("w")
+    info = deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1).info("w")
     assert (info.row_scales, info.column_scales) == (0, 0) and info.method == "quantized"
 
 
@@ -372,7 +373,7 @@ def test_variances_get_steps_relative_to_each(quantizer, dtype):
     matters = Factors(None, None, 5.0, rng.random(300).astype(np.float32))
     tensors = {"w": matrix, "variance": variances}
     data, found = compress(tensors, curvature_of(w=factors, variance=matters), sqnr=10, quantizer=quantizer)
-    opened = deepcabac.reader.open_bytes(data, max_bytes=None, threads=1)
+    opened = deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1)
     info = opened.info("variance")
     assert (info.method, info.row_scales, info.column_scales) == ("quantized", 300, 0)
     ratios = found["variance"].astype(np.float64) / variances.astype(np.float64)
@@ -394,7 +395,7 @@ def test_a_value_beyond_its_type_falls_back_to_levels_alone(quantizer, monkeypat
     quantize = coupling.quantize
     monkeypatch.setattr(coupling, "quantize", lambda *given: replace(quantize(*given), error=math.inf))
     data, found = compress({"w": weights}, curvature_of(w=factors), sqnr=30, quantizer=quantizer)
-    info = deepcabac.reader.open_bytes(data, max_bytes=None, threads=1).info("w")
+    info = deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1).info("w")
     assert (info.method, info.row_scales, info.column_scales) == ("quantized", 0, 0)
     assert ((weights - found["w"]) ** 2).mean() < 0.2 * (weights**2).mean()
 

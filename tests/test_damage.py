@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepcabac
-from deepcabac import _core, container
+from deepcabac import _core
+from deepcabac.dcb import container
 from deepcabac.errors import DamagedFileError, DeepCabacError, UnsupportedError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "attacks"))

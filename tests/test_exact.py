@@ -35,7 +35,7 @@ def coded(tensors, **settings):
 
 
 def coding(data, name="w"):
-    with deepcabac.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
+    with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
         return opened.info(name).coding
 
 
@@ -123,7 +123,7 @@ def test_what_has_to_be_exact_in_a_lossy_file_is_coded_too():
     }
     data = deepcabac.compress(tensors)
     back, again = deepcabac.decompress(data), decode.read_file(data)
-    with deepcabac.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
+    with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
         infos = {name: opened.info(name) for name in opened}
     assert infos["w"].method == "quantized" and infos["w"].coding == ""
     for name in ("bias", "index", "mask", "nan"):
@@ -147,7 +147,7 @@ def test_correlated_columns_are_regressed_at_level_small(dtype):
     array = (np.rint(100 * array) if dtype == "<i2" else array).astype(dtype)
     small, usual = (deepcabac.compress({"w": array}, lossless=True, level=level) for level in ("small", "default"))
     assert len(small) < 0.97 * len(usual)
-    with deepcabac.reader.open_bytes(small, max_bytes=None, threads=1) as file:
+    with deepcabac.dcb.reader.open_bytes(small, max_bytes=None, threads=1) as file:
         assert file._index.entries[0].coder == "regression"
     for threads in 1, 4:
         assert deepcabac.decompress(small, threads=threads)["w"].tobytes() == array.tobytes()

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 import deepcabac
 from deepcabac import OptionError, _core
-from deepcabac.importance import _paper_step
 from deepcabac.options import Options
-from deepcabac.quantization import is_pruned, round_step
+from deepcabac.quantize.importance import _paper_step
+from deepcabac.quantize.steps import is_pruned, round_step
 
 both = pytest.mark.parametrize("quantizer", ["scalar", "trellis"])
 
@@ -123,7 +123,7 @@ def test_levels_are_multiples_of_the_papers_step_and_no_weight_moves_further_tha
     step = round_step(_paper_step(weights["a"], sigma["a"], 16))
     for lambda_ in (0.0, 0.1, 100.0):
         data = deepcabac.compress(weights, sigma=sigma, S=16, lambda_=lambda_, quantizer="scalar")
-        with deepcabac.reader.open_bytes(data, max_bytes=None, threads=None) as opened:
+        with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=None) as opened:
             levels = np.rint(opened["a"] / opened.info("a").step)
             # The step that is stored is fitted to the levels.
             assert opened.info("a").step == pytest.approx(step, rel=0.02)

@@ -150,8 +150,8 @@ def test_a_report_says_what_became_of_every_tensor(tmp_path):
 
 
 def test_what_cannot_be_reached_is_noted():
-    report = deepcabac.compressor.compress(
-        deepcabac.files.Arrays({"w": normal(50, 50)}), io.BytesIO(), Options(step=1e-35)
+    report = deepcabac.dcb.writer.compress(
+        deepcabac.source.Arrays({"w": normal(50, 50)}), io.BytesIO(), Options(step=1e-35)
     )
     assert report.tensors[0].method == "exact"
     assert "w: stored exactly" in report.notes[0]

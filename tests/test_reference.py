@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepcabac
-from deepcabac import _core, container
+from deepcabac import _core
+from deepcabac.quantize.scales import scale_factors
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -82,7 +83,7 @@ def test_a_large_exact_matrix_is_coded_fast() -> None:
     tensors = {"w": rng.standard_normal((300, 256)).astype(np.float16), "v": rng.standard_normal(300)}
     tensors["w"][5, 7:9] = np.array([np.nan, -0.0])
     data = deepcabac.compress(tensors, lossless=True)
-    with deepcabac.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
+    with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
         assert opened._index.entries[0].form.params[0] & 16
     assert_same(deepcabac.decompress(data), tensors)
     both(data)
@@ -553,7 +554,7 @@ def test_factors_of_scales() -> None:
     for scale in range(-128, 128):
         root = np.float32(2 ** (scale % 4 / 4))
         assert decode.factor(scale % 256) == float(root) * 2.0 ** (scale // 4)
-        assert container.scale_factors(np.array([scale], np.int8))[0] == decode.factor(scale % 256)
+        assert scale_factors(np.array([scale], np.int8))[0] == decode.factor(scale % 256)
 
 
 def test_every_product_with_scales_is_rounded_in_order() -> None:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepcabac
-from deepcabac import container
 from deepcabac.checkpoint.base import BFLOAT16, DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2
-from deepcabac.reader import OpenFile
+from deepcabac.dcb import container
+from deepcabac.dcb.reader import OpenFile
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FLOATS = [np.dtype("<f8"), np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2]
@@ -80,8 +80,8 @@ def test_exact_tensors_come_back_bit_for_bit(tensors):
 @given(tensors=st.dictionaries(names, weights() | bit_patterns(), max_size=4), sqnr=st.sampled_from([3, 15, 30, 50]))
 @settings(max_examples=100, deadline=None)
 def test_any_tensors_come_back_with_their_names_types_and_shapes(tensors, sqnr):
-    report = deepcabac.compressor.compress(
-        deepcabac.files.Arrays(tensors), io.BytesIO(), deepcabac.Options(sqnr=sqnr, threads=1)
+    report = deepcabac.dcb.writer.compress(
+        deepcabac.source.Arrays(tensors), io.BytesIO(), deepcabac.Options(sqnr=sqnr, threads=1)
     )
     restored = deepcabac.decompress(deepcabac.compress(tensors, sqnr=sqnr, threads=1), threads=1)
     assert list(restored) == list(tensors)

@@ -18,7 +18,7 @@ import deepcabac
 from deepcabac import EvaluationError, OptionError
 from deepcabac.cli import program
 from deepcabac.curvature import Factors
-from deepcabac.search import METHODS
+from deepcabac.trials.search import METHODS
 
 ROOT = Path(__file__).parent.parent
 LENET = ROOT / "examples" / "lenet300.safetensors"

@@ -14,8 +14,8 @@ import pytest
 
 import deepcabac
 from deepcabac import CheckpointError
-from deepcabac.container import HEADER
-from deepcabac.reader import OpenFile
+from deepcabac.dcb.container import HEADER
+from deepcabac.dcb.reader import OpenFile
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and RLIMITs are Linux's")
 

@@ -3,8 +3,9 @@
 from . import dc2019, nnc
 from .accumulation import ErrorAccumulation
 from .codec import decode, encode
-from .compressor import Report, TensorReport
 from .curvature import Curvature
+from .dcb.reader import OpenFile, TensorInfo
+from .dcb.writer import Report, TensorReport
 from .errors import (
     CalibrationError,
     CheckpointError,
@@ -15,18 +16,9 @@ from .errors import (
     OptionError,
     UnsupportedError,
 )
-from .files import (
-    compress,
-    compress_checkpoint,
-    decompress,
-    decompress_checkpoint,
-    load_file,
-    open_file,
-    save_file,
-)
+from .files import compress, compress_checkpoint, decompress, decompress_checkpoint, load_file, open_file, save_file
 from .options import Options
-from .reader import OpenFile, TensorInfo
-from .search import SearchResult, search
+from .trials.search import SearchResult, search
 
 __all__ = [
     "CalibrationError",

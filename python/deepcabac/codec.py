@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, container
+from . import _core
 from ._parallel import run_all
+from .dcb import container
 from .errors import DamagedFileError, LimitError, OptionError, UnsupportedError
 from .wire import Cursor, varint
 

@@ -9,59 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from . import bases, compressor, reader
 from .atomic import AtomicFile
-from .bases import BaseLike
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
-from .checkpoint.base import DTYPES, TensorSpec
-from .compressor import Correct, Progress, Report
+from .checkpoint.base import Array, TensorSpec
+from .dcb import bases, reader, writer
+from .dcb.bases import BaseLike
+from .dcb.reader import OpenFile
+from .dcb.updates import Base
+from .dcb.writer import Correct, Progress, Report
 from .errors import OptionError, UnsupportedError
-from .nnc import paths as nnc_paths
+from .nnc import files as nnc_files
 from .options import Options
-from .reader import OpenFile
-from .updates import Base
+from .source import Arrays
 
-Array = npt.NDArray[Any]
 Path_ = str | os.PathLike[str]
-
-
-class Arrays:
-    """Arrays in memory, as a source. The same array under two names is tied."""
-
-    kind = ""
-    extra = b""
-
-    def __init__(self, tensors: Mapping[str, npt.ArrayLike]) -> None:
-        if not isinstance(tensors, Mapping):
-            raise OptionError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
-        self._arrays: dict[str, Array] = {}
-        self.specs: list[TensorSpec] = []
-        seen: dict[tuple[Any, ...], str] = {}
-        for name, value in tensors.items():
-            if not isinstance(name, str):
-                raise OptionError(f"names of tensors must be strings, not {name!r}")
-            array = _plain(name, np.asarray(value))
-            key = (array.__array_interface__["data"][0], array.dtype, array.shape)
-            tied_to = seen.get(key) if array.size else None
-            if tied_to is None:
-                seen[key] = name
-                self._arrays[name] = array
-            self.specs.append(TensorSpec(name, array.dtype, array.shape, tied_to))
-
-    def read(self, name: str) -> Array:
-        return self._arrays[name]
-
-
-def _plain(name: str, array: Array) -> Array:
-    """C-contiguous and little-endian, of a supported dtype."""
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    if array.dtype not in DTYPES:
-        raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .dcb file cannot hold")
-    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 @contextmanager
@@ -88,7 +51,7 @@ def compress(
     file = io.BytesIO()
     chosen = Options.of(options, settings)
     with opened_base(base, chosen.threads) as opened:
-        compressor.compress(Arrays(tensors), file, chosen, base=opened)
+        writer.compress(Arrays(tensors), file, chosen, base=opened)
     return file.getvalue()
 
 
@@ -139,7 +102,7 @@ def save_file(
     source = Arrays(tensors)
     chosen = Options.of(options, settings)
     with opened_base(base, chosen.threads) as opened, AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress, base=opened, correct=correct)
+        return writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
 def load_file(
@@ -160,10 +123,10 @@ def load_file(
     Of an update in a .nnc file, whose ``base`` are the streams before it, the result is the difference that it holds,
     or with ``apply`` the updated model.
     """
-    if nnc_paths.is_stream(path):
+    if nnc_files.is_stream(path):
         if isinstance(base, Mapping):
             raise OptionError(f"{path}: the base of an update in a .nnc file is a file, or several")
-        return nnc_paths.load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
+        return nnc_files.load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
     if apply:
         raise OptionError(f"{path}: apply= is for updates in .nnc files; those in .dcb files are always applied")
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
@@ -202,7 +165,7 @@ def compress_checkpoint(
             raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
         options = options or Options()
         with opened_base(base, options.threads) as opened, AtomicFile(target_path) as target:
-            return target_path, compressor.compress(source, target.file, options, progress, base=opened)
+            return target_path, writer.compress(source, target.file, options, progress, base=opened)
 
 
 def default_output(model: Path) -> Path:

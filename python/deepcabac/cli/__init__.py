@@ -4,13 +4,10 @@ Results go to stdout, progress and notes to stderr. What the user can mend is on
 1 for a damaged file; 2 for anything else that went wrong; 130 after Ctrl-C.
 """
 
-from .compress import compress
-from .decompress import decompress
-from .look import inspect, verify
-from .program import main, program
-from .search import search
+from . import compress, decompress, look, search
+from .group import main, program
 
 __all__ = ["main", "program"]
 
-for _command in (compress, decompress, inspect, search, verify):
+for _command in (compress.compress, decompress.decompress, look.inspect, search.search, look.verify):
     program.add_command(_command)

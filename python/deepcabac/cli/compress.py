@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from .. import files, report
+from .. import files
 from .._core import LEVELS
-from ..nnc import command as nnc_command
-from ..nnc import paths as nnc_paths
+from ..nnc import files as nnc_files
 from ..nnc.writing import Settings
 from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES
-from ..report import printable
+from . import nnc as nnc_options
+from . import report
 from .output import print_lines, progress_bar, say, terminal_width
 from .parameters import (
     BASE,
@@ -32,6 +32,7 @@ from .parameters import (
     parse_overrides,
     parse_path,
 )
+from .report import printable
 
 
 @click.command(
@@ -149,7 +150,7 @@ from .parameters import (
     help="nnc: ISO/IEC 15938-17. [default: by OUT's suffix, else dcb]",
 )
 @BASE
-@nnc_command.options
+@nnc_options.options
 @click.option("--lossless", is_flag=True, help="Every tensor comes back bit for bit.")
 @THREADS
 @QUIET
@@ -179,8 +180,8 @@ def compress(
     MODEL is .safetensors, .safetensors.index.json (sharded), .npz, .pt, .pth, .bin
     or .onnx, and is not changed.
     """
-    if nnc_command.wanted(format_, output, nnc):
-        chosen = nnc_command.settings(nnc, settings | {"curvature": curvature})
+    if nnc_options.wanted(format_, output, nnc):
+        chosen = nnc_options.settings(nnc, settings | {"curvature": curvature})
         _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
         return
     names = ("sqnr", "bits", "size", "step", "S", "lossless")
@@ -217,8 +218,8 @@ def _compress_nnc(
     with naming_paths(model, output, *base):
         for read in (model, *base):
             keep_apart(read, output)
-        path, result = nnc_paths.make(model, output, base, settings, threads)
+        path, result = nnc_files.make(model, output, base, settings, threads)
     if not quiet:
-        print_lines(nnc_paths.made(path, result, time.perf_counter() - start))
+        print_lines(nnc_options.made(path, result, time.perf_counter() - start))
     for note in result.notes:
         say(f"note: {printable(note)}")

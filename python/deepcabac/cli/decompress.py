@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from .. import files
-from ..nnc import paths as nnc_paths
-from ..report import printable
+from ..nnc import files as nnc_files
 from .output import print_lines, progress_bar
 from .parameters import (
     BASE,
@@ -23,6 +22,7 @@ from .parameters import (
     parse_bytes,
     parse_path,
 )
+from .report import printable
 
 
 @click.command(
@@ -67,11 +67,11 @@ def decompress(
     Every checksum is verified on the way; a damaged file writes nothing.
     """
     start = time.perf_counter()
-    if nnc_paths.is_stream(file):
+    if nnc_files.is_stream(file):
         with naming_paths(file, output, *base):
             for read in (file, *base):
                 keep_apart(read, output)
-            path, nbytes = nnc_paths.restore(file, output, base, apply=apply, max_bytes=max_bytes, threads=threads)
+            path, nbytes = nnc_files.restore(file, output, base, apply=apply, max_bytes=max_bytes, threads=threads)
         if not quiet:
             print_lines([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
         return

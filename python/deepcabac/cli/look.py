@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from .. import files, report
+from .. import files
 from ..errors import DamagedFileError
-from ..nnc import paths as nnc_paths
-from ..report import plural, printable
+from ..nnc import files as nnc_files
+from . import nnc, report
 from .output import print_lines, terminal_width
 from .parameters import BASE, THREADS, decoding, examples, naming_paths, parse_path
+from .report import plural, printable
 
 
 @click.command(
@@ -36,10 +37,10 @@ def inspect(file: Path, as_json: bool) -> None:
     is null for tensors that are not quantised, and 'row_scales' and
     'column_scales' are numbers of scales.
     """
-    if nnc_paths.is_stream(file):
+    if nnc_files.is_stream(file):
         with naming_paths(file):
-            about = json.dumps(nnc_paths.described(file), indent=2).splitlines() if as_json else None
-            print_lines(about or nnc_paths.shown(file, terminal_width()))
+            about = json.dumps(nnc_files.described(file), indent=2).splitlines() if as_json else None
+            print_lines(about or nnc.shown(file, terminal_width()))
         return
     with decoding(file), files.open_file(file) as opened:
         lines = (
@@ -64,8 +65,8 @@ def verify(file: Path, base: tuple[Path, ...], threads: int | None) -> None:
     tensor), 2 if it cannot be read at all.
     """
     damaged = 0
-    if nnc_paths.is_stream(file):
-        print_lines([nnc_paths.verify(file, threads)])
+    if nnc_files.is_stream(file):
+        print_lines([nnc.verified(file, threads)])
         return
     with contextlib.ExitStack() as stack:
         with decoding(file, *base):

@@ -7,9 +7,9 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from .. import report
-from ..compressor import Progress
-from ..search import Progress as Searching
+from ..dcb.writer import Progress
+from ..trials.search import Progress as Searching
+from . import report
 
 
 @contextlib.contextmanager

@@ -9,15 +9,17 @@ from typing import Any
 
 import click
 
-from .. import files, plotting, report
+from .. import files
 from ..errors import UnsupportedError
-from ..report import printable
-from ..search import EVALUATIONS, METHODS
-from ..search import search as find
-from ..trials import Reference
+from ..trials import plotting
+from ..trials.search import EVALUATIONS, METHODS
+from ..trials.search import search as find
+from ..trials.trials import Reference
+from . import report
 from .compress import compress
 from .output import print_lines, say, search_progress
 from .parameters import OUTPUT, QUIET, examples, keep_apart, measured_options, naming_paths, parse_path
+from .report import printable
 
 
 @click.command(

@@ -14,13 +14,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from . import _core, exact
-from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
-from .errors import DamagedFileError, LimitError, OptionError, UnsupportedError
-from .exact import Form
-from .wire import Cursor, blob, varint
+from .. import _core
+from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from ..errors import DamagedFileError, LimitError, OptionError, UnsupportedError
+from ..quantize import exact
+from ..quantize.exact import Form
+from ..wire import Cursor, blob, varint
 
 MAGIC = b"\x89DCB\r\n\x1a\n"
 VERSION = 1
@@ -225,16 +225,6 @@ class Index:
 def _index_limit(stored: int) -> int:
     """Most bytes that ``stored`` coded bytes of an index may stand for: decoding them is slow."""
     return min(MAX_INDEX, (1 << 16) + 64 * stored)
-
-
-#: 2^0, 2^(1/4), 2^(1/2) and 2^(3/4) as float32, by their bits: every machine has the same.
-_ROOTS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], np.uint32).view(np.float32)
-
-
-def scale_factors(scales: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-    """2^(scale / 4) as float32. All are finite and above 0: from 2^-32 to 2^31.75."""
-    factors: npt.NDArray[np.float32] = np.ldexp(_ROOTS[scales & 3], scales >> 2)
-    return factors
 
 
 def header(index: bytes, offset: int) -> bytes:

@@ -11,20 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
-from . import _core, container, coupling, exact, quantization
-from ._parallel import Run, pool
-from .checkpoint.base import TensorSpec
+from .. import _core
+from .._parallel import Run, pool
+from ..checkpoint.base import Array, TensorSpec
+from ..errors import OptionError
+from ..options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
+from ..quantize import coupling, exact, steps
+from ..quantize.coupling import Calibrated
+from ..quantize.exact import Coded, Form
+from ..quantize.importance import TINY, Weighted
+from ..quantize.steps import Measured, Quantized
+from ..source import Corrected, Source
+from . import container
 from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
-from .coupling import Calibrated
-from .errors import OptionError
-from .exact import Coded, Form
-from .importance import TINY, Weighted
-from .options import DEFAULT_SQNR, MAX_SQNR, Options, Quantization, Target
-from .quantization import Array, Measured, Quantized
 from .reader import OpenFile
 from .updates import Base, Digest
 
@@ -40,17 +43,6 @@ _SIZE_TOLERANCE, _PASSES = 0.005, 12
 Progress = Callable[[int, int], None]
 #: From all tensors as they will be decoded to new values of some, which make up for what the others lost.
 Correct = Callable[[Mapping[str, Array]], Mapping[str, Array]]
-
-
-class Source(Protocol):
-    """Where tensors come from: a CheckpointReader, or arrays in memory."""
-
-    kind: str
-    specs: list[TensorSpec]
-    extra: bytes
-
-    def read(self, name: str) -> Array:
-        """The tensor called ``name``."""
 
 
 @dataclass(frozen=True)
@@ -140,27 +132,7 @@ def compress(
         if correct is None or last is None:
             return report
         decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
-        return last.again(_Corrected(source, correct(decoded))).run()
-
-
-class _Corrected:
-    """A source some of whose tensors have other values."""
-
-    def __init__(self, source: Source, changed: Mapping[str, Array]) -> None:
-        """Raise :class:`OptionError` if what changed is not a tensor of the source, of its shape."""
-        self.kind, self.specs, self.extra = source.kind, source.specs, source.extra
-        self._source = source
-        own = {spec.name: spec for spec in source.specs if spec.tied_to is None}
-        self.changed: dict[str, Array] = {}
-        for name, array in changed.items():
-            if name not in own or np.shape(array) != own[name].shape:
-                raise OptionError(f"the correction has {name!r} of shape {np.shape(array)}, which is no tensor here")
-            if not np.isfinite(array).all():
-                raise OptionError(f"the correction of {name!r} is not finite")
-            self.changed[name] = np.asarray(array).astype(own[name].dtype)
-
-    def read(self, name: str) -> Array:
-        return self.changed[name] if name in self.changed else self._source.read(name)
+        return last.again(Corrected(source, correct(decoded))).run()
 
 
 @dataclass
@@ -218,7 +190,7 @@ class _Pass:
         self._kept: dict[str, _Kept] | None = {} if keep else None
         self._known = known or {}
 
-    def again(self, source: _Corrected) -> _Pass:
+    def again(self, source: Corrected) -> _Pass:
         """The same again, with other values of some tensors."""
         known = {name: kept for name, kept in (self._kept or {}).items() if name not in source.changed}
         return _Pass(
@@ -297,23 +269,23 @@ class _Pass:
             return None
         with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
             difference = (array - base).astype(np.float32)
-            tensor = quantization.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target, run)
+            tensor = steps.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target, run)
         chosen = None
         if tensor is not None and tensor.energy > 0:
-            chosen = quantization.choose(tensor, target, self._options.quantizations)
+            chosen = steps.choose(tensor, target, self._options.quantizations)
         if tensor is None or chosen is None:
             return None
         how, step = chosen
-        result = quantization.quantize(tensor, step, how, run)
+        result = steps.quantize(tensor, step, how, run)
         if target.kind == "sqnr":
             result = self._closest(tensor, target.value, how, step, result, run)
         # Variances and the like: one that comes out near zero, or below, blows its channel up.
         if array.ndim == 1 and (array > 0).all():
             while np.abs(_decoded(result, array.size) - difference).max(initial=0) > _POSITIVE_ERROR * array.min():
-                if step < quantization.SMALLEST_STEP or result.coded_bytes >= work.spec.nbytes:
+                if step < steps.SMALLEST_STEP or result.coded_bytes >= work.spec.nbytes:
                     return None
                 step /= 2
-                result = quantization.quantize(tensor, step, how, run)
+                result = steps.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
     def _quantize(self, work: _Work, run: Run) -> Quantized | None:
@@ -328,17 +300,17 @@ class _Pass:
             plan = self._calibrated.plan(work.spec.name, work.array)
         if plan is not None:
             work.target = target = replace(target.by_measure(), forced=True)
-        tensor = quantization.measure(work.array, target, run)
+        tensor = steps.measure(work.array, target, run)
         if tensor is None:
             return None
         if plan is not None and self._calibrated is not None:
             return self._quantize_by(plan, self._calibrated.slope(target.value), work, tensor, run)
-        chosen = quantization.choose(tensor, target, self._options.quantizations)
+        chosen = steps.choose(tensor, target, self._options.quantizations)
         if chosen is None:
             work.note = f"stored exactly: {_asked(target)} is beyond float32 arithmetic"
             return None
         how, step = chosen
-        result = quantization.quantize(tensor, step, how, run)
+        result = steps.quantize(tensor, step, how, run)
         if target.kind == "sqnr" and tensor.energy > 0:
             result = self._closest(tensor, target.value, how, step, result, run)
             if result.sqnr < 0.99 * target.value:
@@ -370,7 +342,7 @@ class _Pass:
             return None
         result = coupling.quantize(work.array, plan, step, how, run) if tensor.energy > 0 else None
         if result is None or not math.isfinite(result.error):
-            result = quantization.quantize(tensor, step, how, run)
+            result = steps.quantize(tensor, step, how, run)
         return result if result.coded_bytes < work.spec.nbytes else None
 
     def _closest(
@@ -391,11 +363,11 @@ class _Pass:
         how = replace(how, regression=_core.has_regression(first.params))
         enough = None  # the last result that was at least as good as wanted
         finer = coarser = 0.0  # largest step known to be good enough, smallest known not to be
-        for attempt in range(quantization.ATTEMPTS):
+        for attempt in range(steps.ATTEMPTS):
             off = result.sqnr - wanted
             if abs(off) < abs(best.sqnr - wanted):
                 best = result
-            if abs(off) < min(quantization.TOLERANCE_DB, quantization.TOLERANCE * wanted) or result.error == 0:
+            if abs(off) < min(steps.TOLERANCE_DB, steps.TOLERANCE * wanted) or result.error == 0:
                 break
             if off > 0:
                 finer, enough = step, result
@@ -403,7 +375,7 @@ class _Pass:
                 coarser = step
             halve = finer and coarser and attempt > 1
             step = math.sqrt(finer * coarser) if halve else step * 10 ** (off / 20)
-            result = quantization.quantize(tensor, step, how, run)
+            result = steps.quantize(tensor, step, how, run)
         return enough if enough and best.sqnr < 0.99 * wanted else best
 
     def _finish(self, work: _Work) -> None:

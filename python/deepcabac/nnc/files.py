@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .. import reader
 from ..atomic import AtomicFile, reading
 from ..checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from ..checkpoint.base import TensorSpec, open_binary
-from ..container import MAGIC
+from ..dcb import reader
+from ..dcb.container import MAGIC
 from ..errors import DeepCabacError, OptionError, UnsupportedError
-from ..report import plural, printable, table
 from . import syntax
 from .reading import Array, Memory, check_sizes, coded_qp, decode_units, load, step_size
 from .syntax import Payload
@@ -117,25 +114,11 @@ def make(
         tied = [spec.name for spec in checkpoint.specs if spec.tied_to is not None]
     code, report = compress(arrays, bases=bases, threads=threads, settings=settings)
     if tied:
-        report.notes.append(f"{plural(len(tied), 'tied tensor')} stored again: a .nnc file cannot share tensors")
+        count = f"{len(tied):,} tied tensor{'' if len(tied) == 1 else 's'}"
+        report.notes.append(f"{count} stored again: a .nnc file cannot share tensors")
     with AtomicFile(target) as file:
         file.file.write(code)
     return target, report
-
-
-def made(path: Path, report: Report, seconds: float) -> list[str]:
-    """What ``compress`` prints."""
-    error, energy = (sum(getattr(t, what) for t in report.tensors) for what in ("squared_error", "energy"))
-    quality = f"SQNR {10 * math.log10(energy / error):.1f} dB over all tensors" if error and energy else "exact"
-    elements = sum(tensor.elements for tensor in report.tensors)
-    return [
-        f"before   {report.raw_bytes:,} bytes of tensors",
-        f"after    {report.file_bytes:,} bytes in {printable(path)}",
-        f"ratio    {report.raw_bytes / report.file_bytes:.2f} times smaller, "
-        f"{8 * report.file_bytes / max(elements, 1):.3g} bits a weight",
-        f"quality  {quality}",
-        f"time     {seconds:.2f} s",
-    ]
 
 
 def described(path: Path_) -> dict[str, Any]:
@@ -177,41 +160,11 @@ def described(path: Path_) -> dict[str, Any]:
     }
 
 
-def shown(path: Path_, width: int | None) -> list[str]:
-    """What ``inspect`` prints."""
-    about = described(path)
-    rows = []
-    for tensor in about["tensors"]:
-        how = [tensor["quantizer"] or tensor["method"]]
-        how += [f"{tensor['codebook']} values"] if tensor["codebook"] else []
-        how += [f"blocks of {tensor['block']}"] if tensor["block"] else []
-        how += [f"update {tensor['update']}"] if tensor["update"] is not None else []
-        how += ["temporal"] if tensor["temporal"] else []
-        bits = 8 * tensor["coded_bytes"] / tensor["elements"] if tensor["elements"] and tensor["coded_bytes"] else None
-        rows.append(
-            [
-                tensor["name"],
-                "x".join(map(str, tensor["shape"])) or "scalar",
-                tensor["dtype"],
-                "" if bits is None else f"{bits:.2f}",
-                "" if tensor["qp"] is None else str(tensor["qp"]),
-                "" if tensor["step"] is None else f"{tensor['step']:.4g}",
-                ", ".join(how),
-                f"{tensor['coded_bytes']:,}",
-            ]
-        )
-    elements = sum(tensor["elements"] for tensor in about["tensors"])
-    kind = "update" if about["is_update"] else "model"
-    return [
-        f"{printable(path)}: ISO/IEC 15938-17 (NNC), profile {about['profile']}, {kind}",
-        f"{4 * elements:,} bytes of tensors in {about['file_bytes']:,} bytes",
-        "",
-        *table(["tensor", "shape", "type", ">bits", ">qp", ">step", "coded", ">bytes"], rows, width),
-    ]
+def verify(path: Path_, threads: int | None) -> tuple[int, int, int]:
+    """Decode everything: the number of tensors, their bytes coded, and decoded.
 
-
-def verify(path: Path_, threads: int | None) -> str:
-    """Decode everything; what there is to say. Temporal updates need their predecessors and are not decoded."""
+    Raises :class:`UnsupportedError` for a temporal update, which cannot be decoded without its predecessors.
+    """
     data = _bytes(path)
     try:
         stream = syntax.read(data)
@@ -221,8 +174,4 @@ def verify(path: Path_, threads: int | None) -> str:
         tensors = decode_units(stream, Memory(), threads)
     except DeepCabacError as error:
         raise type(error)(f"{path}: {error}") from error
-    nbytes = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors)
-    return (
-        f"{printable(path)}: decodes: {plural(len(tensors), 'tensor')}, {len(data):,} bytes to {nbytes:,}; "
-        "a .nnc file has no checksums, so changed values may go unnoticed"
-    )
+    return len(tensors), len(data), sum(4 * math.prod(tensor.shape) for tensor in tensors)

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
-from ._parallel import Run
+from .. import _core
+from .._parallel import Run
 
 Array = npt.NDArray[Any]
 

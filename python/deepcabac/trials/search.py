@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import files
-from .atomic import AtomicFile
-from .checkpoint import open_checkpoint
-from .compressor import Correct, Source
-from .errors import OptionError
-from .options import MAX_SQNR, TARGETS, Options
-from .quantization import FLOAT_DTYPES
+from .. import files
+from ..atomic import AtomicFile
+from ..checkpoint import open_checkpoint
+from ..dcb.writer import Correct
+from ..errors import OptionError
+from ..options import MAX_SQNR, TARGETS, Options
+from ..quantize.steps import FLOAT_DTYPES
+from ..source import Arrays, Source
 from .trials import Evaluate, Reference, Settings, Trial, Trials
 
 #: Evaluations that a search may spend.
@@ -131,7 +132,7 @@ def search(
     _check(chosen, max_drop, evaluations, jobs, patience)
     with ExitStack() as stack:
         if isinstance(model, Mapping):
-            source: Source = files.Arrays(model)
+            source: Source = Arrays(model)
             if output is None:
                 raise OptionError("name the output: arrays have no name of their own")
         else:

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn import grad as gradients
 
-from .atomic import AtomicFile
-from .checkpoint.base import parse_json
-from .curvature import Curvature, Factors
-from .errors import CalibrationError, CheckpointError, OptionError, naming
+from ..atomic import AtomicFile
+from ..checkpoint.base import parse_json
+from ..curvature import Curvature, Factors
+from ..errors import CalibrationError, CheckpointError, OptionError, naming
 
 #: Positions of a convolution that enter its columns, from each sample, at most: neighbours are much alike.
 POSITIONS = 128

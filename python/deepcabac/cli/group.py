@@ -13,9 +13,9 @@ import click
 
 from ..atomic import reason
 from ..errors import DamagedFileError, DeepCabacError
-from ..report import printable
 from .output import say
 from .parameters import BROKEN_PIPE, DAMAGED, INTERRUPTED, TERMINATED, USAGE, Failure, examples
+from .report import printable
 
 
 class Program(click.Group):

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..errors import CalibrationError, OptionError
 from .calibration import _LOSSES, Loss, _as_it_was, _backward, _blame, _count, _forward, _moved, _Settings
-from .errors import CalibrationError, OptionError
 from .sparsity import _divergence, _log_alpha
 
 Arrays = dict[str, npt.NDArray[np.float32]]

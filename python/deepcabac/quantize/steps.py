@@ -12,10 +12,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
-from ._parallel import Run
-from .checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
-from .options import Quantization, Target
+from .. import _core
+from .._parallel import Run
+from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from ..options import Quantization, Target
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]

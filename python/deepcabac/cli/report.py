@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .compressor import Report, TensorReport
-from .container import VERSION
-from .reader import OpenFile, TensorInfo
-from .search import SearchResult
-from .trials import Trial
+from ..dcb.container import VERSION
+from ..dcb.reader import OpenFile, TensorInfo
+from ..dcb.writer import Report, TensorReport
+from ..trials.search import SearchResult
+from ..trials.trials import Trial
 
 #: Rows of the table that ``compress`` prints.
 _LARGEST = 8

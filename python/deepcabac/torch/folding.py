@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from ..errors import OptionError
 from .calibration import _as_it_was, _forward, _moved, _output
-from .errors import OptionError
 
 Module = TypeVar("Module", bound=nn.Module)
 

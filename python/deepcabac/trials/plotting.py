@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .atomic import AtomicFile
-from .errors import UnsupportedError
+from ..atomic import AtomicFile
+from ..errors import UnsupportedError
 from .trials import Trial
 
 

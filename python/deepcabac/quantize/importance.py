@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
-from ._parallel import Run
-from .errors import OptionError
-from .options import Options, Quantization, Target
-from .quantization import FLOAT_DTYPES, Array, Quantized, largest, measure, quantize, round_step
-
-if TYPE_CHECKING:
-    from .compressor import Source
+from .. import _core
+from .._parallel import Run
+from ..errors import OptionError
+from ..options import Options, Quantization, Target
+from ..source import Source
+from .steps import FLOAT_DTYPES, Array, Quantized, largest, measure, quantize, round_step
 
 #: Standard deviations that a weight may be moved by, in DC-v1.
 _SIGMAS = 3.0

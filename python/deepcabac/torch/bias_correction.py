@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import CalibrationError, OptionError
 from .calibration import _as_it_was, _forward, _moved
-from .errors import CalibrationError, OptionError
 
 Array = npt.NDArray[Any]
 Corrected = Callable[[Mapping[str, Array]], dict[str, Array]]

@@ -1,8 +1,9 @@
-"""Options of the command line that concern .nnc files alone."""
+"""Options of the command line that concern .nnc files alone, and what is printed about such files."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .writing import DEFAULT_QP, DEFAULT_VECTOR_QP, Settings
+from ..nnc import files
+from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP, Report, Settings
+from .report import plural, printable, table
 
 _PREFIX = "nnc_"
 #: Parameters of ``compress`` that mean nothing to a .nnc file.
@@ -98,3 +101,60 @@ def wanted(format_: str | None, output: Path | None, nnc: dict[str, Any]) -> boo
     if nnc and not result:
         raise click.UsageError("--qp and other options marked .nnc go with --format nnc")
     return result
+
+
+def made(path: Path, report: Report, seconds: float) -> list[str]:
+    """What ``compress`` prints."""
+    error, energy = (sum(getattr(t, what) for t in report.tensors) for what in ("squared_error", "energy"))
+    quality = f"SQNR {10 * math.log10(energy / error):.1f} dB over all tensors" if error and energy else "exact"
+    elements = sum(tensor.elements for tensor in report.tensors)
+    return [
+        f"before   {report.raw_bytes:,} bytes of tensors",
+        f"after    {report.file_bytes:,} bytes in {printable(path)}",
+        f"ratio    {report.raw_bytes / report.file_bytes:.2f} times smaller, "
+        f"{8 * report.file_bytes / max(elements, 1):.3g} bits a weight",
+        f"quality  {quality}",
+        f"time     {seconds:.2f} s",
+    ]
+
+
+def shown(path: Path, width: int | None) -> list[str]:
+    """What ``inspect`` prints."""
+    about = files.described(path)
+    rows = []
+    for tensor in about["tensors"]:
+        how = [tensor["quantizer"] or tensor["method"]]
+        how += [f"{tensor['codebook']} values"] if tensor["codebook"] else []
+        how += [f"blocks of {tensor['block']}"] if tensor["block"] else []
+        how += [f"update {tensor['update']}"] if tensor["update"] is not None else []
+        how += ["temporal"] if tensor["temporal"] else []
+        bits = 8 * tensor["coded_bytes"] / tensor["elements"] if tensor["elements"] and tensor["coded_bytes"] else None
+        rows.append(
+            [
+                tensor["name"],
+                "x".join(map(str, tensor["shape"])) or "scalar",
+                tensor["dtype"],
+                "" if bits is None else f"{bits:.2f}",
+                "" if tensor["qp"] is None else str(tensor["qp"]),
+                "" if tensor["step"] is None else f"{tensor['step']:.4g}",
+                ", ".join(how),
+                f"{tensor['coded_bytes']:,}",
+            ]
+        )
+    elements = sum(tensor["elements"] for tensor in about["tensors"])
+    kind = "update" if about["is_update"] else "model"
+    return [
+        f"{printable(path)}: ISO/IEC 15938-17 (NNC), profile {about['profile']}, {kind}",
+        f"{4 * elements:,} bytes of tensors in {about['file_bytes']:,} bytes",
+        "",
+        *table(["tensor", "shape", "type", ">bits", ">qp", ">step", "coded", ">bytes"], rows, width),
+    ]
+
+
+def verified(path: Path, threads: int | None) -> str:
+    """What ``verify`` prints."""
+    tensors, coded, nbytes = files.verify(path, threads)
+    return (
+        f"{printable(path)}: decodes: {plural(tensors, 'tensor')}, {coded:,} bytes to {nbytes:,}; "
+        "a .nnc file has no checksums, so changed values may go unnoticed"
+    )

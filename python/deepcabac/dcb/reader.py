@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, container, exact
-from ._parallel import pool
-from .atomic import reading
+from .. import _core
+from .._parallel import pool
+from ..atomic import reading
+from ..errors import DamagedFileError, LimitError, OptionError, naming
+from ..quantize import exact
+from ..quantize.scales import scale_factors
+from . import container
 from .container import HEADER, RAW, SCALED, TIED, UPDATE, Entry, Index
-from .errors import DamagedFileError, LimitError, OptionError, naming
 from .updates import Base
 
 if TYPE_CHECKING:
@@ -357,9 +360,9 @@ def apply_scales(values: npt.NDArray[Any], entry: Entry, start: int) -> None:
         if entry.row_scales:
             first = start // rows.shape[1]
             scales = np.frombuffer(entry.row_scales, np.int8)[first : first + len(rows)]
-            rows *= container.scale_factors(scales)[:, None]
+            rows *= scale_factors(scales)[:, None]
         if entry.column_scales:
-            rows *= container.scale_factors(np.frombuffer(entry.column_scales, np.int8))
+            rows *= scale_factors(np.frombuffer(entry.column_scales, np.int8))
 
 
 @dataclass

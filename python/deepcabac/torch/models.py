@@ -1,4 +1,4 @@
-"""Models and state dicts of PyTorch to .dcb files and back. Needs torch: ``pip install 'deepcabac[torch]'``."""
+"""Models and state dicts of PyTorch to .dcb files and back."""
 
 from __future__ import annotations
 
@@ -10,50 +10,19 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
-from . import compressor
-from .atomic import AtomicFile
-from .bases import BaseLike
-from .checkpoint.base import DTYPES, TensorSpec
-from .checkpoint.skeleton import assemble, dissolve
-from .compressor import Correct, Progress, Report
-from .curvature import Curvature
-from .errors import CheckpointError, OptionError, UnsupportedError
-from .files import open_file, opened_base
-from .options import Options
-from .reader import OpenFile
+from ..atomic import AtomicFile
+from ..checkpoint.base import DTYPES, Array, TensorSpec
+from ..checkpoint.skeleton import assemble, dissolve
+from ..dcb import writer
+from ..dcb.bases import BaseLike
+from ..dcb.reader import OpenFile
+from ..dcb.writer import Correct, Progress, Report
+from ..errors import CheckpointError, OptionError, UnsupportedError
+from ..files import open_file, opened_base
+from ..options import Options
 
-try:
-    import torch
-except ImportError as _cause:
-
-    class MissingTorchError(UnsupportedError, ImportError):
-        """torch is not installed."""
-
-    raise MissingTorchError("deepcabac.torch needs torch: pip install 'deepcabac[torch]'") from _cause
-
-from .calibration import calibrate
-from .correction import correction
-from .folding import fold_batch_norm
-from .posterior import fisher, variational
-from .sparsity import MagnitudePruning, VariationalDropout, sparsify
-
-__all__ = [
-    "Curvature",
-    "MagnitudePruning",
-    "VariationalDropout",
-    "calibrate",
-    "correction",
-    "fisher",
-    "fold_batch_norm",
-    "load_model",
-    "save_model",
-    "sparsify",
-    "variational",
-]
-
-Array = npt.NDArray[Any]
 Module = TypeVar("Module", bound=torch.nn.Module)
 #: What a model may be an update of.
 Base = torch.nn.Module | Mapping[str, Any] | BaseLike
@@ -89,7 +58,7 @@ def save_model(
     source = _StateDict(model)
     chosen = Options.of(options, settings)
     with opened_base(_arrays(base), chosen.threads) as opened, AtomicFile(Path(path)) as target:
-        return compressor.compress(source, target.file, chosen, progress, base=opened, correct=correct)
+        return writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
 @overload

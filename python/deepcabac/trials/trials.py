@@ -31,15 +31,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from . import compressor
-from ._parallel import thread_count
-from .atomic import reading, reason
-from .checkpoint.base import TensorSpec
-from .compressor import Correct, Report, Source
-from .coupling import Calibrated
-from .errors import CheckpointError, DeepCabacError, EvaluationError, OptionError
-from .options import Options
-from .reader import open_path
+from .._parallel import thread_count
+from ..atomic import reading, reason
+from ..checkpoint.base import TensorSpec
+from ..dcb import writer
+from ..dcb.reader import open_path
+from ..dcb.writer import Correct, Report
+from ..errors import CheckpointError, DeepCabacError, EvaluationError, OptionError
+from ..options import Options
+from ..quantize.coupling import Calibrated
+from ..source import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -295,7 +296,7 @@ class Trials:
         with path.open("w+b") as file:
             # A correction is for what quantisation does.
             correct = None if settings is EXACT else self._correct
-            return compressor.compress(self._source, file, options, correct=correct, calibrated=self._calibrated)
+            return writer.compress(self._source, file, options, correct=correct, calibrated=self._calibrated)
 
     def again(self, trial: Trial, target: BinaryIO) -> Trial:
         """Write a trial's file to ``target``, and measure what that decodes to."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import OptionError, UnsupportedError
+from ..errors import OptionError, UnsupportedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint.base import TensorSpec
+from ..checkpoint.base import TensorSpec
+from ..errors import OptionError
 from .container import Entry, digest_part
-from .errors import OptionError
 
 Array = npt.NDArray[Any]
 

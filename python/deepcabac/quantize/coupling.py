@@ -13,31 +13,20 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, quantization
-from ._parallel import Run
-from .container import scale_factors
-from .curvature import Curvature, Factors
-from .errors import OptionError
-from .options import Quantization, Target
-from .quantization import (
-    FLOAT_DTYPES,
-    Array,
-    Quantized,
-    is_pruned,
-    largest,
-    level_limit,
-    measure,
-    no_scales,
-    round_step,
-)
-
-if TYPE_CHECKING:
-    from .compressor import Source
+from .. import _core
+from .._parallel import Run
+from ..curvature import Curvature, Factors
+from ..errors import OptionError
+from ..options import Quantization, Target
+from ..source import Source
+from . import steps
+from .scales import scale_factors
+from .steps import FLOAT_DTYPES, Array, Quantized, is_pruned, largest, level_limit, measure, no_scales, round_step
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -357,12 +346,12 @@ def _quantize_apart(array: Array, plan: Plan, step: float, how: Quantization, ru
     if not plan.row_scales.size:
         tensor = measure(array, Target("step", step, forced=True), run)
         assert tensor is not None
-        return quantization.quantize(tensor, step, how, run)
+        return steps.quantize(tensor, step, how, run)
     factors = scale_factors(plan.row_scales)
     weights = array.astype(np.float32, copy=False)
     tensor = measure(weights / factors, Target("step", step, forced=True), run)
     assert tensor is not None
-    result = quantization.quantize(tensor, step, how, run)
+    result = steps.quantize(tensor, step, how, run)
     values = np.empty(array.size, np.float32)
     each = _core.chunk_levels(result.params)
     jobs = [

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..atomic import reading
+from ..checkpoint import open_checkpoint
+from ..checkpoint.base import TensorSpec
+from ..errors import OptionError
 from . import container, reader
-from .atomic import reading
-from .checkpoint import open_checkpoint
-from .checkpoint.base import TensorSpec
-from .errors import OptionError
 from .reader import OpenFile
 from .updates import Base
 

@@ -1,0 +1,1 @@
+"""From weights to levels: step sizes, targets, curvature and importance, and what is stored exactly."""

@@ -1,0 +1,79 @@
+"""Where tensors come from: arrays in memory, or anything that gives them one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint.base import DTYPES, Array, TensorSpec
+from .errors import OptionError, UnsupportedError
+
+
+class Source(Protocol):
+    """Where tensors come from: a CheckpointReader, or arrays in memory."""
+
+    kind: str
+    specs: list[TensorSpec]
+    extra: bytes
+
+    def read(self, name: str) -> Array:
+        """The tensor called ``name``."""
+
+
+class Arrays:
+    """Arrays in memory, as a source. The same array under two names is tied."""
+
+    kind = ""
+    extra = b""
+
+    def __init__(self, tensors: Mapping[str, npt.ArrayLike]) -> None:
+        if not isinstance(tensors, Mapping):
+            raise OptionError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
+        self._arrays: dict[str, Array] = {}
+        self.specs: list[TensorSpec] = []
+        seen: dict[tuple[Any, ...], str] = {}
+        for name, value in tensors.items():
+            if not isinstance(name, str):
+                raise OptionError(f"names of tensors must be strings, not {name!r}")
+            array = _plain(name, np.asarray(value))
+            key = (array.__array_interface__["data"][0], array.dtype, array.shape)
+            tied_to = seen.get(key) if array.size else None
+            if tied_to is None:
+                seen[key] = name
+                self._arrays[name] = array
+            self.specs.append(TensorSpec(name, array.dtype, array.shape, tied_to))
+
+    def read(self, name: str) -> Array:
+        return self._arrays[name]
+
+
+def _plain(name: str, array: Array) -> Array:
+    """C-contiguous and little-endian, of a supported dtype."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if array.dtype not in DTYPES:
+        raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .dcb file cannot hold")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+class Corrected:
+    """A source some of whose tensors have other values."""
+
+    def __init__(self, source: Source, changed: Mapping[str, Array]) -> None:
+        """Raise :class:`OptionError` if what changed is not a tensor of the source, of its shape."""
+        self.kind, self.specs, self.extra = source.kind, source.specs, source.extra
+        self._source = source
+        own = {spec.name: spec for spec in source.specs if spec.tied_to is None}
+        self.changed: dict[str, Array] = {}
+        for name, array in changed.items():
+            if name not in own or np.shape(array) != own[name].shape:
+                raise OptionError(f"the correction has {name!r} of shape {np.shape(array)}, which is no tensor here")
+            if not np.isfinite(array).all():
+                raise OptionError(f"the correction of {name!r} is not finite")
+            self.changed[name] = np.asarray(array).astype(own[name].dtype)
+
+    def read(self, name: str) -> Array:
+        return self.changed[name] if name in self.changed else self._source.read(name)

@@ -1,0 +1,34 @@
+"""PyTorch models: saved, loaded, measured, corrected, made sparse. Needs torch: ``pip install 'deepcabac[torch]'``."""
+
+from ..curvature import Curvature
+from ..errors import UnsupportedError
+
+try:
+    import torch as _torch  # noqa: F401 - only to see that it is there
+except ImportError as _cause:
+
+    class MissingTorchError(UnsupportedError, ImportError):
+        """torch is not installed."""
+
+    raise MissingTorchError("deepcabac.torch needs torch: pip install 'deepcabac[torch]'") from _cause
+
+from .bias_correction import correction
+from .calibration import calibrate
+from .folding import fold_batch_norm
+from .models import load_model, save_model
+from .posterior import fisher, variational
+from .sparsity import MagnitudePruning, VariationalDropout, sparsify
+
+__all__ = [
+    "Curvature",
+    "MagnitudePruning",
+    "VariationalDropout",
+    "calibrate",
+    "correction",
+    "fisher",
+    "fold_batch_norm",
+    "load_model",
+    "save_model",
+    "sparsify",
+    "variational",
+]

@@ -1,0 +1,83 @@
+"""The package's layout: no import circles, and no function that hides a module."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import deepcabac
+
+ROOT = Path(deepcabac.__file__).parent
+
+
+def modules():
+    """Paths of the package's modules by dotted name, a package under its own."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        if "_native" not in parts:
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name, path, known):
+    """Modules of the package that a module imports anywhere in it, also inside functions and for types alone."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            # "from package import module" is the module's import; "from package import name" the package's.
+            found |= {whole if (whole := f"{source}.{alias.name}") in known else source for alias in node.names}
+    return {one for one in found if one in known}
+
+
+def cycle(graph):
+    """The modules of a circle in order, or an empty list."""
+    done, path = set(), []
+
+    def visit(node):
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        path.append(node)
+        for following in sorted(graph[node]):
+            if found := visit(following):
+                return found
+        done.add(path.pop())
+        return []
+
+    for node in sorted(graph):
+        if found := visit(node):
+            return found
+    return []
+
+
+def test_no_two_modules_import_each_other():
+    known = modules()
+    graph = {name: imports(name, path, known) for name, path in known.items()}
+    assert len(graph) > 50 and graph["deepcabac.dcb.reader"] >= {"deepcabac.dcb.container", "deepcabac._core"}
+    assert cycle(graph) == []
+
+
+def test_a_circle_is_found():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+@pytest.mark.parametrize("name", sorted({name.rpartition(".")[0] for name in modules()} - {""}))
+def test_no_name_hides_a_module(name):
+    if name == "deepcabac.torch":
+        pytest.importorskip("torch")
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name not in ("torch", "_native"):
+            importlib.import_module(f"{name}.{module.name}")
+        there = getattr(package, module.name, None)
+        assert there is None or isinstance(there, ModuleType), f"{name}.{module.name} is {there!r}"
