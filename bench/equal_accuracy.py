@@ -305,10 +305,10 @@ class Row:
 
 
 def measure(
-    case: Case, trained: Trained, held: deepcabac.Curvature, grid: Sequence[float], states: int | None, level: str
+    case: Case, trained: Trained, held: deepcabac.Curvature, grid: Sequence[float], states: int | None, preset: str
 ) -> tuple[float, list[Row]]:
     """The original's metric, and ours at each quality."""
-    settings: dict[str, Any] = {"level": level} if states is None else {"level": level, "states": states}
+    settings: dict[str, Any] = {"preset": preset} if states is None else {"preset": preset, "states": states}
     if case.correct:
         settings["correct"] = deepcabac.torch.correction(trained.model, trained.batches(case.samples))
     original = trained.measure(trained.tensors)
@@ -519,7 +519,7 @@ def parse_arguments() -> argparse.Namespace:
     options.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves: FILE as .png and as .svg")
     options.add_argument("--cache", type=Path, metavar="FOLDER", help="keep calibrations here between runs")
     options.add_argument("--states", type=int, metavar="N", help="of the trellis (default: the package's)")
-    options.add_argument("--level", default="default", help="fast, default or small")
+    options.add_argument("--preset", default="default", help="fast, default or small")
     options.add_argument(
         "--sqnr", type=float, action="append", metavar="DB", help="instead of each network's grid; can be repeated"
     )
@@ -534,8 +534,8 @@ def main() -> None:
     if not chosen:
         raise SystemExit(f"no network with baselines has {arguments.only!r} in its name")
     about = _common.environment(["numpy", "torch"])
-    states = arguments.states or deepcabac.Options(level=arguments.level).states
-    about["settings"] = f"level {arguments.level}, {states} states, "
+    states = arguments.states or deepcabac.Options(preset=arguments.preset).states
+    about["settings"] = f"preset {arguments.preset}, {states} states, "
     about["settings"] += f"{torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
     about["sources"] = _sources()
     about["peer"] = "; ".join(dict.fromkeys(name for case in chosen for name in baselines[case.name].points))
@@ -552,7 +552,7 @@ def main() -> None:
             held, found = calibrate(case, trained, cache)
             with held:
                 grid = arguments.sqnr or case.grid
-                original, mine = measure(case, trained, held, grid, arguments.states, arguments.level)
+                original, mine = measure(case, trained, held, grid, arguments.states, arguments.preset)
             print_points(case, baselines[case.name], mine)
             rows += mine
             results.append(compare(case, baselines[case.name], original, mine, found))

@@ -83,11 +83,11 @@ def cases() -> Iterator[tuple[str, Arrays, Callable[[Arrays], bytes], Callable[[
         return deepcabac.decompress(data, threads=1)
 
     flat, kernel = matrices(), kernels()
-    for level in ("fast", "default", "small"):
-        yield f"{level}, trellis", *dcb(flat, step=0.5, level=level)
-    yield "small, trellis, correlated", *dcb(correlated(), step=0.5, level="small")
-    for level in ("fast", "default"):
-        yield f"{level}, scalar", *dcb(flat, step=0.5, level=level, quantizer="scalar")
+    for preset in ("fast", "default", "small"):
+        yield f"{preset}, trellis", *dcb(flat, step=0.5, preset=preset)
+    yield "small, trellis, correlated", *dcb(correlated(), step=0.5, preset="small")
+    for preset in ("fast", "default"):
+        yield f"{preset}, scalar", *dcb(flat, step=0.5, preset=preset, quantizer="scalar")
     yield "default, trellis, kernels", *dcb(kernel, step=0.5)
     yield "default, scalar, kernels", *dcb(kernel, step=0.5, quantizer="scalar")
     yield "lossless, float32", *dcb(flat, lossless=True)

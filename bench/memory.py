@@ -3,10 +3,10 @@
     python bench/memory.py FOLDER [--tensors 16] [--mebibytes 256] [--only default lossless] [--json FILE]
 
 Makes a synthetic checkpoint in a new folder inside FOLDER (16 float32 tensors of 256 MiB and some smaller ones), runs
-`deepcabac compress` and `deepcabac decompress` on it at every level and without loss, each in a process of its own, and
-compares what came back. In between it opens the file and decodes one tensor of each size alone: what is read, how long
-it takes, how much memory that adds. Deletes everything it made. Needs three times the checkpoint's size on the disk.
-Linux only.
+`deepcabac compress` and `deepcabac decompress` on it with every preset and without loss, each in a process of its own,
+and compares what came back. In between it opens the file and decodes one tensor of each size alone: what is read, how
+long it takes, how much memory that adds. Deletes everything it made. Needs three times the checkpoint's size on the
+disk. Linux only.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CAVEATS = (
 COMMAND = "from deepcabac.cli import main; main()"
 SETTINGS: dict[str, tuple[str, ...]] = {
     "default": (),
-    "fast": ("--level", "fast"),
-    "small": ("--level", "small"),
+    "fast": ("--preset", "fast"),
+    "small": ("--preset", "small"),
     "lossless": ("--lossless",),
 }
 #: A single tensor is decoded so many times, the shortest time counts; the fit of times is from so many weights on.

@@ -16,8 +16,8 @@ import deepcabac
 from deepcabac.checkpoint import open_checkpoint
 
 COLUMNS: dict[str, dict[str, Any]] = {
-    "fast": {"level": "fast"},
-    "small": {"level": "small"},
+    "fast": {"preset": "fast"},
+    "small": {"preset": "small"},
     "8 states": {"states": 8},
     "scalar": {"quantizer": "scalar"},
 }

@@ -23,12 +23,13 @@ import numpy as np
 import deepcabac
 from deepcabac import _core
 from deepcabac.dcb import reader
+from deepcabac.options import PRESETS
 
 #: Step in standard deviations: about three bits.
 STEP = 0.5
 SIZES = (10**5, 316_000, 10**6, 3_160_000, 10**7, 31_600_000, 10**8, 10**9)
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
-CHUNKS = {level: tuple(range(13, 23 if level == "small" else 21)) for level in _core.LEVELS}
+CHUNKS = {preset: tuple(range(13, 23 if preset == "small" else 21)) for preset in PRESETS}
 THREADS_BAR, ROUNDS = 1.9, 3
 #: Decoding takes little time, most of all for memory that was never used before; so it is done more often.
 DECODES = 3
@@ -38,12 +39,12 @@ CAVEATS = (
     "Weights are independent Gaussian numbers in matrices of 1,024 columns and at most 2^24 elements, but for the part "
     "chunks, which takes MiniLM's matrices at half a standard deviation of each.",
     "The step is given, half a standard deviation unless said otherwise; to search it for an SQNR takes one to three "
-    "times as long as coding once. Trellis at every level.",
+    "times as long as coding once. Trellis with every preset.",
     "From arrays to bytes in memory, and from these to arrays, which above 1e8 weights go as they come. Best of "
     "three (threads: five, in turns, in memory that was used before; chunks: two; weights, above 1e7: one), each "
     "decoded three times.",
     "The exponent is the slope of a straight line through log(seconds) against log(weights), from 1e7 weights on: "
-    "below, there are too few chunks (of up to 2^20 levels at level small) for every core and lane.",
+    "below, there are too few chunks (of up to 2^20 levels with preset small) for every core and lane.",
 )
 #: Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -69,15 +70,15 @@ def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = 
             seconds, _ = _common.timed(lambda data=data: decode(data, threads))
             decoding = min(decoding, seconds)
     weights = _common.count(model)
-    row = {"level": options["level"], "threads": threads or _common.cores(), "weights": weights}
+    row = {"preset": options["preset"], "threads": threads or _common.cores(), "weights": weights}
     return row | {"bits": 8 * len(data) / weights, "encode": encoding, "decode": decoding}
 
 
 def weights_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     """Time against the number of weights."""
     for size in SIZES:
-        for level in _core.LEVELS:
-            yield measure(_common.synthetic(size, block), 1 if size > ONCE else ROUNDS, step=STEP, level=level)
+        for preset in PRESETS:
+            yield measure(_common.synthetic(size, block), 1 if size > ONCE else ROUNDS, step=STEP, preset=preset)
 
 
 def keep_memory() -> None:
@@ -93,9 +94,9 @@ def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     keep_memory()
     cores = _common.cores()
     counts = sorted({1, cores} | {2**n for n in range(1, 8) if 2**n < cores})
-    for level in _core.LEVELS:
+    for preset in PRESETS:
         rounds = [
-            [measure(_common.synthetic(THREADED, block), 1, threads, step=STEP, level=level) for threads in counts]
+            [measure(_common.synthetic(THREADED, block), 1, threads, step=STEP, preset=preset) for threads in counts]
             for _ in range(ROUNDS + 2)
         ]
         for same in zip(*rounds, strict=True):
@@ -105,19 +106,19 @@ def threads_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
 def bits_part(block: _common.Float32) -> Iterator[dict[str, Any]]:
     """From coarse steps to fine ones."""
     for step in STEPS:
-        for level in _core.LEVELS:
-            yield {"step": step} | measure(_common.synthetic(SHADED, block), step=step, level=level)
+        for preset in PRESETS:
+            yield {"step": step} | measure(_common.synthetic(SHADED, block), step=step, preset=preset)
 
 
 def chunks_part(_: _common.Float32) -> Iterator[dict[str, Any]]:
     """MiniLM with chunks of other sizes than those the encoder chooses, and with those."""
     model = _common.load_matrices(_common.minilm_path())
     overrides = {name: {"step": STEP * float(array.std())} for name, array in model.items()}
-    for level in _core.LEVELS:
-        yield {"chunk": 0} | measure(model, 2, overrides=overrides, level=level)
-        for size in CHUNKS[level]:
+    for preset in PRESETS:
+        yield {"chunk": 0} | measure(model, 2, overrides=overrides, preset=preset)
+        for size in CHUNKS[preset]:
             with chunks_of(1 << size):
-                yield {"chunk": 1 << size} | measure(model, 2, overrides=overrides, level=level)
+                yield {"chunk": 1 << size} | measure(model, 2, overrides=overrides, preset=preset)
 
 
 @contextmanager
@@ -180,10 +181,10 @@ def print_part(part: str, rows: Rows) -> None:
 
     print(f"## {part}\n")
     _common.print_table(
-        ["level", about, "bits/weight", "encode, s", "Mw/s", "decode, s", "Mw/s"],
+        ["preset", about, "bits/weight", "encode, s", "Mw/s", "decode, s", "Mw/s"],
         [
             [
-                row["level"],
+                row["preset"],
                 value(row),
                 f"{row['bits']:.4f}",
                 *(
@@ -195,19 +196,19 @@ def print_part(part: str, rows: Rows) -> None:
             for row in rows
         ],
     )
-    for level in _core.LEVELS:
-        mine = [row for row in rows if row["level"] == level]
+    for preset in PRESETS:
+        mine = [row for row in rows if row["preset"] == preset]
         for verb in ("encode", "decode"):
             if part == "weights":
                 fitted = [row for row in mine if row["weights"] >= FITTED * 0.99]
                 if len(fitted) < 2:
                     continue
                 slope = _common.exponent([row["weights"] for row in fitted], [row[verb] for row in fitted])
-                print(f"{level}, {verb}: seconds grow as weights^{slope:.3f}")
+                print(f"{preset}, {verb}: seconds grow as weights^{slope:.3f}")
             if part == "threads":
                 gain = mine[0][verb] / mine[-1][verb]
                 bar = f"bar {THREADS_BAR:g}x: {'met' if gain >= THREADS_BAR else 'NOT met'}"
-                print(f"{level}, {verb}: {mine[-1]['threads']} threads {gain:.2f}x as fast as 1, {bar}")
+                print(f"{preset}, {verb}: {mine[-1]['threads']} threads {gain:.2f}x as fast as 1, {bar}")
     print(flush=True)
 
 
@@ -222,11 +223,11 @@ def draw(results: dict[str, Rows], path: Path) -> None:
     figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
     axes = dict(zip(PARTS, panels.flat, strict=True))
     size = axes["chunks"].twinx()
-    for number, level in enumerate(_core.LEVELS):
-        mine = {part: [row for row in rows if row["level"] == level] for part, rows in results.items()}
+    for number, preset in enumerate(PRESETS):
+        mine = {part: [row for row in rows if row["preset"] == preset] for part, rows in results.items()}
         mine["chunks"] = [row for row in mine.get("chunks", []) if row["chunk"]]
         for verb, style in (("encode", "o--"), ("decode", "o-")):
-            look = {"color": f"C{number}", "markersize": 3, "label": f"{level}, {verb}"}
+            look = {"color": f"C{number}", "markersize": 3, "label": f"{preset}, {verb}"}
 
             def speed(part: str, verb: str = verb, mine: dict[str, Rows] = mine) -> list[float]:
                 return [row["weights"] / row[verb] / 1e6 for row in mine.get(part, [])]

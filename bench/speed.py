@@ -31,7 +31,7 @@ WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_worker.py"
 DECODE_BARS = {"fast": 15.0, "default": 7.0, "small": 1.0}
 #: Of the scalar quantiser over the peer's plain one, and of the trellis over the peer's dependent quantisation.
 PLAIN_BAR, TRELLIS_BAR = 12.0, 8.0
-#: Most bytes of level fast, over those of level default.
+#: Most bytes with preset fast, over those with preset default.
 FAST_BAR = 1.02
 #: The settings that the bars are about.
 BAR_SETTING, TRELLIS_SETTING = "-20", "-24,dq"
@@ -47,7 +47,7 @@ CAVEATS = (
     "The peer has no threads; ours uses every core unless a row says otherwise. The row of 1 thread compares core with "
     "core.",
     "Encoding includes quantisation on both sides: for ours rate-distortion decisions, by a trellis of 32 states (64 "
-    "at level small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), "
+    "with preset small) or one by one (scalar); for the peer nearest rounding (plain) or a trellis of 8 states (dq), "
     "with a rate term only where lambda is given.",
     "The peer's step is given, one for all tensors, and so is ours. The row 'sqnr' shows ours with the search for each "
     "tensor's step that the command line does.",
@@ -221,7 +221,7 @@ class Ours:
 
 
 def our_rows(tensors: _common.Tensors, step: float, scalar_step: float, error: float) -> list[Ours]:
-    """Ours at the step of each quantiser: every level on all cores and on one; and with a step searched by tensor."""
+    """Ours at the step of each quantiser: every preset on all cores and on one; and with a step searched by tensor."""
     weights, cores = _common.count(tensors), _common.cores()
 
     def ours(what: str, threads: int, **options: Any) -> Ours:
@@ -230,12 +230,12 @@ def our_rows(tensors: _common.Tensors, step: float, scalar_step: float, error: f
     sqnr = round(_common.decibels(error), 2)
     return [
         *(
-            ours(level, threads, step=step, level=level)
+            ours(preset, threads, step=step, preset=preset)
             for threads in sorted({cores, 1}, reverse=True)
-            for level in ("default", "fast", "small")
+            for preset in ("default", "fast", "small")
         ),
         ours("scalar", cores, step=scalar_step, quantizer="scalar"),
-        ours("scalar, fast", cores, step=scalar_step, quantizer="scalar", level="fast"),
+        ours("scalar, fast", cores, step=scalar_step, quantizer="scalar", preset="fast"),
         ours(f"default, sqnr {sqnr:g} dB", cores, sqnr=sqnr),
     ]
 
@@ -280,11 +280,11 @@ def measure_synthetic(peer: Peer, weights: int, rounds: int) -> list[Row]:
     # Found on a quarter of a matrix, and a little finer, for levels and matrices differ by some thousandths.
     step = 0.998 * match_step({"w0": part["w0"][:4096]}, math.sqrt(12 * error) * DEVIATION, error)
     rows = [theirs]
-    for level in ("default", "fast", "small"):
-        row = Row(f"{level}, {_common.count(tensors):,} weights", _common.cores(), _common.count(tensors))
+    for preset in ("default", "fast", "small"):
+        row = Row(f"{preset}, {_common.count(tensors):,} weights", _common.cores(), _common.count(tensors))
         _common.note(f"{row.what} ...")
         row.encode_seconds, data = _common.timed(
-            lambda level=level: deepcabac.compress(tensors, step=step, level=level)  # type: ignore[misc]
+            lambda preset=preset: deepcabac.compress(tensors, step=step, preset=preset)  # type: ignore[misc]
         )
         for _ in range(rounds):
             seconds, _ = _common.timed(lambda data=data: _common.decode_all(data))  # type: ignore[misc]
@@ -315,9 +315,9 @@ def verdict(setting: Setting, theirs: Row, ours: list[Row]) -> dict[str, Any]:
     larger = fast.bytes / default.bytes
     bar = f"{100 * (FAST_BAR - 1):.0f} %"
     line("fast, bytes over default", f"{100 * (larger - 1):+.2f} %", bar, larger <= FAST_BAR)
-    for level, bar in DECODE_BARS.items():
-        ratio = rows[level].decode_ratio
-        line(f"{level}, decode", f"{ratio:.2f}x", f"{bar:g}x" if bars else "", ratio >= bar)
+    for preset, bar in DECODE_BARS.items():
+        ratio = rows[preset].decode_ratio
+        line(f"{preset}, decode", f"{ratio:.2f}x", f"{bar:g}x" if bars else "", ratio >= bar)
     plain, trellis = rows["scalar"].encode_ratio, default.encode_ratio
     line("scalar, encode", f"{plain:.2f}x", f"{PLAIN_BAR:g}x" if bars else "", plain >= PLAIN_BAR)
     line("trellis, encode", f"{trellis:.2f}x", f"{TRELLIS_BAR:g}x" if setting.dq else "", trellis >= TRELLIS_BAR)
@@ -363,10 +363,10 @@ def synthetic(arguments: argparse.Namespace) -> None:
         rows = measure_synthetic(Peer(arguments.peer_python, Path(folder)), arguments.synthetic, arguments.rounds)
     _common.print_table(HEADS, [row.cells() for row in rows])
     for row in rows[1:]:
-        level = row.what.split(",")[0]
-        met = "met" if row.decode_ratio >= DECODE_BARS[level] else "NOT met"
+        preset = row.what.split(",")[0]
+        met = "met" if row.decode_ratio >= DECODE_BARS[preset] else "NOT met"
         finer = "no larger" if row.relative_error <= rows[0].relative_error else "LARGER"
-        print(f"  {level}, decode {row.decode_ratio:.2f}x, bar {DECODE_BARS[level]:g}x: {met}; ", end="")
+        print(f"  {preset}, decode {row.decode_ratio:.2f}x, bar {DECODE_BARS[preset]:g}x: {met}; ", end="")
         print(f"{100 * (row.bits / rows[0].bits - 1):+.2f} % bits, error {finer}")
     _common.write_json(arguments.json, about, synthetic=[asdict(row) for row in rows])
 

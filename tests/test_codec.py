@@ -14,6 +14,7 @@ import deepcabac
 from deepcabac import _core
 from deepcabac.dcb import container
 from deepcabac.errors import DamagedFileError, LimitError, OptionError, UnsupportedError
+from deepcabac.options import PRESETS
 from deepcabac.wire import Cursor
 
 LOW, HIGH = -(1 << 31), (1 << 31) - 1
@@ -125,9 +126,9 @@ def coded_with(data):
 
 
 @pytest.mark.parametrize("shape", [(300, 30), (200, 1100), (90_000, 48)], ids=str)
-def test_columns_that_depend_on_each_other_are_regressed_at_level_small(shape):
+def test_columns_that_depend_on_each_other_are_regressed_with_preset_small(shape):
     levels = correlated(*shape)
-    data = [deepcabac.encode(levels, level="small", threads=threads) for threads in (1, 4)]
+    data = [deepcabac.encode(levels, preset="small", threads=threads) for threads in (1, 4)]
     assert data[0] == data[1]
     params, chunks = coded_with(data[0])
     assert _core.has_regression(params) and len(chunks) == -(-levels.size // (1 << 22))
@@ -138,8 +139,8 @@ def test_columns_that_depend_on_each_other_are_regressed_at_level_small(shape):
 
 def test_columns_that_do_not_are_not():
     levels = np.rint(np.random.default_rng(0).normal(scale=2, size=(300, 60))).astype(np.int32)
-    for level in _core.LEVELS:
-        assert not _core.has_regression(coded_with(deepcabac.encode(levels, level=level))[0])
+    for preset in PRESETS:
+        assert not _core.has_regression(coded_with(deepcabac.encode(levels, preset=preset))[0])
     assert not _core.has_regression(coded_with(deepcabac.encode(correlated(300, 30)))[0])
 
 

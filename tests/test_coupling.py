@@ -254,9 +254,9 @@ def test_regression_goes_with_a_curvature(quantizer, tmp_path):
     hidden = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 40))
     weights = (hidden + 0.5 * rng.normal(size=hidden.shape)).astype(np.float32)
     how = {"curvature": curvature_of(w=factors), "sqnr": 20, "quantizer": quantizer}
-    made = {deepcabac.compress({"w": weights}, level="small", threads=threads, **how) for threads in (1, 4)}
+    made = {deepcabac.compress({"w": weights}, preset="small", threads=threads, **how) for threads in (1, 4)}
     (data,) = made
-    said = deepcabac.save_file({"w": weights}, tmp_path / "a.dcb", level="small", **how).tensors[0]
+    said = deepcabac.save_file({"w": weights}, tmp_path / "a.dcb", preset="small", **how).tensors[0]
     assert (tmp_path / "a.dcb").read_bytes() == data
     with deepcabac.open_file(tmp_path / "a.dcb") as file:
         assert file.info("w").coder == "regression"

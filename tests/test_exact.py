@@ -145,7 +145,7 @@ def test_correlated_columns_are_regressed_at_level_small(dtype):
     hidden = rng.normal(size=(400, 3)) @ rng.normal(size=(3, 40))
     array = (hidden + 0.2 * rng.normal(size=hidden.shape)).astype(np.float32)
     array = (np.rint(100 * array) if dtype == "<i2" else array).astype(dtype)
-    small, usual = (deepcabac.compress({"w": array}, lossless=True, level=level) for level in ("small", "default"))
+    small, usual = (deepcabac.compress({"w": array}, lossless=True, preset=preset) for preset in ("small", "default"))
     assert len(small) < 0.97 * len(usual)
     with deepcabac.dcb.reader.open_bytes(small, max_bytes=None, threads=1) as file:
         assert file._index.entries[0].coder == "regression"

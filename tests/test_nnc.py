@@ -349,7 +349,7 @@ def test_the_command_line_says_what_does_not_go_together(tmp_path):
         (["--qp", "3"], "--format nnc"),
         (["--format", "nnc", "--sqnr", "30"], "--qp"),
         (["--format", "nnc", "--lossless"], "--lossless"),
-        (["--format", "nnc", "--level", "small"], "--level"),
+        (["--format", "nnc", "--preset", "small"], "--preset"),
         (["--format", "nnc", "--tensor", "w=exact"], "--tensor"),
         (["--format", "nnc", "-o", tmp_path / "x.npz"], "nnc"),
         (["--format", "nnc", "--qp", "999"], "quantisation parameter"),

@@ -225,12 +225,12 @@ def test_depthwise_kernels_get_more_decibels_unless_told_otherwise():
             deepcabac.compress(tensors, depthwise=wrong)
 
 
-@pytest.mark.parametrize("level", ["fast", "default", "small"])
-def test_every_level_keeps_the_quality_asked_for(level):
+@pytest.mark.parametrize("preset", ["fast", "default", "small"])
+def test_every_level_keeps_the_quality_asked_for(preset):
     rng = np.random.default_rng(4)
     shapes = {"w": (300, 200), "k": (64, 8, 3, 3)}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    data = deepcabac.compress(tensors, sqnr=20, level=level)
+    data = deepcabac.compress(tensors, sqnr=20, preset=preset)
     restored = deepcabac.decompress(data)
     for name, tensor in tensors.items():
         error = float(np.square(restored[name] - tensor).sum() / np.square(tensor).sum())
@@ -238,7 +238,7 @@ def test_every_level_keeps_the_quality_asked_for(level):
 
 
 def test_an_unknown_level_is_refused():
-    with pytest.raises(deepcabac.DeepCabacError, match="level must be one of fast, default, small"):
-        deepcabac.Options(level="faster")
-    with pytest.raises(deepcabac.DeepCabacError, match="level must be one of"):
-        deepcabac.encode([1, 2], level=3)
+    with pytest.raises(deepcabac.DeepCabacError, match="preset must be one of fast, default, small"):
+        deepcabac.Options(preset="faster")
+    with pytest.raises(deepcabac.DeepCabacError, match="preset must be one of"):
+        deepcabac.encode([1, 2], preset=3)

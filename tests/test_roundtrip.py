@@ -226,10 +226,10 @@ def test_matrices_of_correlated_columns_are_regressed_at_level_small(tmp_path, q
     hidden = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 1500))
     tensors["wide"] = (hidden + 0.5 * rng.normal(size=hidden.shape)).astype(F4)
     how = {"sqnr": 25, "quantizer": quantizer}
-    data = [deepcabac.compress(tensors, level="small", threads=threads, **how) for threads in (1, 3)]
+    data = [deepcabac.compress(tensors, preset="small", threads=threads, **how) for threads in (1, 3)]
     assert data[0] == data[1]
     path = tmp_path / "a.dcb"
-    deepcabac.save_file(tensors, path, level="small", **how)
+    deepcabac.save_file(tensors, path, preset="small", **how)
     assert path.read_bytes() == data[0]
     usual = deepcabac.compress(tensors, **how)
     one, three = (deepcabac.decompress(data[0], threads=threads) for threads in (1, 3))

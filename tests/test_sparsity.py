@@ -72,17 +72,17 @@ def test_pruning_with_training_keeps_accuracy_and_zeros_stay_in_the_file(tmp_pat
         assert all(not found[name][value == 0].any() for name, value in original.items() if name.endswith("weight"))
 
 
-@pytest.mark.parametrize(("level", "coder"), [("fast", "fast"), ("default", "sparse"), ("small", "sparse")])
-def test_pruned_tensors_have_a_coder_of_their_own(tmp_path, level, coder):
+@pytest.mark.parametrize(("preset", "coder"), [("fast", "fast"), ("default", "sparse"), ("small", "sparse")])
+def test_pruned_tensors_have_a_coder_of_their_own(tmp_path, preset, coder):
     random = np.random.default_rng(0)
     dense = random.standard_normal((300, 400)).astype(np.float32)
     pruned = np.where(np.abs(dense) > 2, dense, 0)
-    deepcabac.save_file({"dense": dense, "pruned": pruned}, tmp_path / "m.dcb", level=level)
+    deepcabac.save_file({"dense": dense, "pruned": pruned}, tmp_path / "m.dcb", preset=preset)
     with deepcabac.open_file(tmp_path / "m.dcb") as file:
         info = {name: file.info(name) for name in file}
         back = file["pruned"]
     assert info["pruned"].coder == coder
-    assert info["dense"].coder == ("fast" if level == "fast" else "binary")
+    assert info["dense"].coder == ("fast" if preset == "fast" else "binary")
     assert not back[pruned == 0].any()
     # Where the weights are; a sign and, at 30 dB, a magnitude of eight to sixteen steps.
     share = np.mean(pruned != 0)

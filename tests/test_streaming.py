@@ -103,7 +103,7 @@ class Counting(io.BytesIO):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"level": level} for level in ("fast", "default", "small")] + [{"lossless": True}]
+    "settings", [{"preset": preset} for preset in ("fast", "default", "small")] + [{"lossless": True}]
 )
 def test_opening_reads_the_index_and_a_tensor_reads_its_own_bytes_alone(settings):
     model = tensors() | {"large": np.random.default_rng(1).normal(size=(700, 800)).astype(np.float32)}

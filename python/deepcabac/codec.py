@@ -15,16 +15,17 @@ from . import _core
 from ._parallel import run_all
 from .dcb import container
 from .errors import DamagedFileError, LimitError, OptionError, UnsupportedError
+from .options import PRESETS
 from .wire import Cursor, varint
 
 _MAGIC = b"\xdc\x01"
 
 
-def encode(levels: npt.ArrayLike, *, level: str = "default", threads: int | None = None) -> bytes:
+def encode(levels: npt.ArrayLike, *, preset: str = "default", threads: int | None = None) -> bytes:
     """Code an integer array, e.g. the levels of a quantised tensor. :func:`decode` gives it back exactly.
 
     ``levels`` has any shape and any integer dtype (or bool), with values that fit int32. Rows (and convolution kernels,
-    for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``level`` is
+    for three or more dimensions) are taken from the shape, so pass a tensor's levels in its own shape. ``preset`` is
     speed or size, ``"fast"``, ``"default"`` or ``"small"``; ``threads`` is the number of threads, by default one a
     core; the bytes do not depend on it.
 
@@ -37,11 +38,11 @@ def encode(levels: npt.ArrayLike, *, level: str = "default", threads: int | None
         raise OptionError("levels must fit int32 (-2^31 to 2^31 - 1)")
     if array.ndim > container.MAX_DIMENSIONS:
         raise OptionError(f"levels have {array.ndim} dimensions, more than {container.MAX_DIMENSIONS}")
-    if level not in _core.LEVELS:
-        raise OptionError(f"level must be one of {', '.join(_core.LEVELS)}, not {level!r}")
+    if preset not in PRESETS:
+        raise OptionError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     flat = np.ascontiguousarray(array, np.int32).reshape(-1)
     sample = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
-    params = _core.fit_whole(array.shape, sample, flat[: _core.first(array.shape)], level=level)
+    params = _core.fit_whole(array.shape, sample, flat[: _core.first(array.shape)], level=preset)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from ._core import LEVELS
 from ._parallel import thread_count
 from .curvature import Factors
 from .errors import OptionError
@@ -21,6 +20,8 @@ SCALAR_NOISE, TRELLIS_NOISE = 1 / 12, 0.26
 STATES = (8, 16, 32, 64)
 DEFAULT_STATES = 32
 _QUANTIZERS = ("trellis", "scalar")
+#: Speed or size.
+PRESETS = ("fast", "default", "small")
 #: States of the trellis, at least, where size is all that counts.
 _SMALL_STATES = 64
 
@@ -64,7 +65,7 @@ class Options:
     """``"trellis"``: two quantisers take turns, and the sequence of levels is searched as a whole (trellis coded
     quantisation): 3 to 6 % smaller with the same noise. ``"scalar"``: one quantiser, levels chosen one by one: several
     times faster to compress. With the trellis, too, tensors get it whose sample is then smaller: pruned ones."""
-    level: Literal["fast", "default", "small"] = "default"
+    preset: Literal["fast", "default", "small"] = "default"
     """Speed or size. ``"fast"`` decompresses several times faster, and its files are 1 to 3 % larger: another entropy
     coder. ``"small"`` takes three to five times as long both ways, for files that are 1 to 7 % smaller (matrices) or
     a little (convolutions): columns are predicted from those before them, at least 64 states, longer chunks. Not to
@@ -113,8 +114,8 @@ class Options:
             raise OptionError(f"depthwise must be between 0 and 60 dB, not {self.depthwise!r}")
         if self.quantizer not in _QUANTIZERS:
             raise OptionError(f"quantizer must be one of {', '.join(_QUANTIZERS)}, not {self.quantizer!r}")
-        if self.level not in LEVELS:
-            raise OptionError(f"level must be one of {', '.join(LEVELS)}, not {self.level!r}")
+        if self.preset not in PRESETS:
+            raise OptionError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
         if isinstance(self.states, bool) or self.states not in STATES:
             raise OptionError(f"states must be one of {', '.join(map(str, STATES))}, not {self.states!r}")
         if self.curvature is not None:
@@ -151,11 +152,11 @@ class Options:
         which is (ln 2 / 6) step^2 with one quantiser (high-resolution theory, e.g. Gersho & Gray 1992).
         """
         per_noise = float(self.rate_distortion) * 2 * math.log(2)
-        scalar = Quantization(0, per_noise * SCALAR_NOISE, SCALAR_NOISE, self.level)
+        scalar = Quantization(0, per_noise * SCALAR_NOISE, SCALAR_NOISE, self.preset)
         if self.quantizer == "scalar":
             return [scalar]
-        states = max(int(self.states), _SMALL_STATES if self.level == "small" else 0)
-        trellis = Quantization(states.bit_length() - 1, per_noise * TRELLIS_NOISE, TRELLIS_NOISE, self.level)
+        states = max(int(self.states), _SMALL_STATES if self.preset == "small" else 0)
+        trellis = Quantization(states.bit_length() - 1, per_noise * TRELLIS_NOISE, TRELLIS_NOISE, self.preset)
         return [trellis, scalar]
 
     def for_tensor(self, name: str, shape: tuple[int, ...], is_difference: bool = False) -> Target:
@@ -198,8 +199,8 @@ class Quantization:
     state_bits: int  #: log2 of the states of a trellis of two quantisers; 0 for one quantiser
     rate_weight: float  #: lambda, in squared steps per bit
     noise: float  #: about the squared error a weight, in squared steps
-    level: str = "default"  #: speed or size, one of LEVELS
-    #: At level small, whether columns are regressed on those before; None: if that makes the tensor smaller
+    preset: str = "default"  #: speed or size, one of PRESETS
+    #: With preset small, whether columns are regressed on those before; None: if that makes the tensor smaller
     regression: bool | None = None
 
     @property

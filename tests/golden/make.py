@@ -141,7 +141,7 @@ def fast() -> bytes:
         "long": weights(166, 1, 1200),
         "bfloat16": weights(167, 66, 8).astype(ml_dtypes.bfloat16),
     }
-    return deepcabac.compress(tensors, sqnr=20, level="fast", overrides={"low": {"sqnr": 45}, "rows": {"sqnr": 12}})
+    return deepcabac.compress(tensors, sqnr=20, preset="fast", overrides={"low": {"sqnr": 45}, "rows": {"sqnr": 12}})
 
 
 def fast_levels(flags: int) -> Callable[[], bytes]:
@@ -196,7 +196,7 @@ def regression(states: int) -> Callable[[], bytes]:
         "exact": (correlated(273, 150, 20) // 8 / 1024).astype(np.float32),
     }
     how: dict[str, Any] = {"quantizer": "trellis", "states": states} if states else {"quantizer": "scalar"}
-    return lambda: deepcabac.compress(tensors, sqnr=20, level="small", overrides={"exact": {"exact": True}}, **how)
+    return lambda: deepcabac.compress(tensors, sqnr=20, preset="small", overrides={"exact": {"exact": True}}, **how)
 
 
 def regression_levels(flags: int, width: int, prior: int, extreme: bool = False) -> Callable[[], bytes]:
@@ -514,7 +514,7 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "sparse14.levels": sparse_levels(14),
     "regression.dcb": regression(0),
     "regression_trellis.dcb": regression(8),
-    "regression.levels": lambda: deepcabac.encode(correlated(276, 120, 25) // 100, level="small"),
+    "regression.levels": lambda: deepcabac.encode(correlated(276, 120, 25) // 100, preset="small"),
     "regression0.levels": regression_levels(0, 40, 4),
     "regression1.levels": regression_levels(1, 60, 0, extreme=True),
     "regression4.levels": regression_levels(4, 1030, 1),

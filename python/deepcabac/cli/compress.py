@@ -11,10 +11,9 @@ from typing import Any
 import click
 
 from .. import files
-from .._core import LEVELS
 from ..nnc import files as nnc_files
 from ..nnc.writing import Settings
-from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES
+from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS
 from . import nnc as nnc_options
 from . import report
 from .output import print_lines, progress_bar, say, terminal_width
@@ -110,8 +109,8 @@ from .report import printable
     help="Of the trellis: 8, 16, 32 or 64. More are smaller and slower to compress, but not to decompress.",
 )
 @click.option(
-    "--level",
-    type=click.Choice(LEVELS),
+    "--preset",
+    type=click.Choice(PRESETS),
     default="default",
     show_default=True,
     help="fast: decompresses several times faster, 1 to 3 % larger. small: 1 to 7 % smaller (matrices), slower.",

@@ -18,7 +18,7 @@ from .report import plural, printable, table
 _PREFIX = "nnc_"
 #: Parameters of ``compress`` that mean nothing to a .nnc file.
 _DCB_ONLY = (
-    *("sqnr", "bits", "size", "step", "overrides", "depthwise", "states", "level"),
+    *("sqnr", "bits", "size", "step", "overrides", "depthwise", "states", "preset"),
     *("curvature", "importance", "sigma", "S", "lambda_", "lossless"),
 )
 

@@ -113,5 +113,5 @@ def search(
 
 
 #: Settings of compress that a search leaves as they are.
-_FIXED = ("overrides", "level", "depthwise", "quantizer", "states", "curvature", "importance", "sigma", "threads")
+_FIXED = ("overrides", "preset", "depthwise", "quantizer", "states", "curvature", "importance", "sigma", "threads")
 search.params += [parameter for parameter in compress.params if parameter.name in _FIXED]

@@ -258,7 +258,7 @@ class _Pass:
     def _code(self, work: _Work, run: Run) -> Quantized | Coded | None:
         """The coded tensor, quantised or exactly; None if it is to be stored raw."""
         result = self._quantize(work, run) if work.base is None else self._quantize_difference(work, work.base, run)
-        return exact.encode(work.array, run, work.base, self._options.level) if result is None else result
+        return exact.encode(work.array, run, work.base, self._options.preset) if result is None else result
 
     def _quantize_difference(self, work: _Work, base: Array, run: Run) -> Quantized | None:
         """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and

@@ -315,7 +315,7 @@ def quantize(array: Array, plan: Plan, step: float, how: Quantization, run: Run)
     scaled = (weights / (scales * np.float32(step))).reshape(-1)
     runs = _core.sample_runs(array.shape, array.size)
     sample, first = np.concatenate([scaled[run] for run in runs]), scaled[: _core.first(array.shape)]
-    params = _core.fit_whole(array.shape, sample, first, 1.0, how.state_bits, how.level, how.regression)
+    params = _core.fit_whole(array.shape, sample, first, 1.0, how.state_bits, how.preset, how.regression)
     pruned = is_pruned(np.concatenate([weights.reshape(-1)[run] for run in runs]))
     each = _core.chunk_levels(params)
     levels = np.empty(array.size, np.int32)

@@ -101,31 +101,31 @@ class Coded:
         return sum(len(code) + 7 for code, _ in self.codes) + len(self.form.params) + entries + 6
 
 
-def encode(array: Array, run: Run, base: Array | None = None, level: str = "default") -> Coded | None:
+def encode(array: Array, run: Run, base: Array | None = None, preset: str = "default") -> Coded | None:
     """The tensor coded exactly, or None if that takes as many bytes as storing it raw.
 
     With a ``base`` of the same shape and dtype its difference to that is coded. ``run`` maps calls to results in order.
-    ``level`` is one of ``_core.LEVELS``.
+    ``preset`` is one of :data:`deepcabac.options.PRESETS`.
     """
     if array.size <= 1:
         return None
-    if level == "fast" and base is not None:
-        level = "default"
-    elif level == "default" and base is None and array.ndim == 2 and array.size >= _FAST_FROM:
+    if preset == "fast" and base is not None:
+        preset = "default"
+    elif preset == "default" and base is None and array.ndim == 2 and array.size >= _FAST_FROM:
         # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its
         # strips.
-        level = "fast"
-    best = _encode_update(array, base, run, level) if base is not None else None
+        preset = "fast"
+    best = _encode_update(array, base, run, preset) if base is not None else None
     if best is None or best.form.kind != SAME:
-        alone = _encode_alone(array, run, level) if best is None or best.coded_bytes > array.nbytes // 2 else None
+        alone = _encode_alone(array, run, preset) if best is None or best.coded_bytes > array.nbytes // 2 else None
         if alone is not None and (best is None or alone.coded_bytes < best.coded_bytes):
             best = alone
     return best if best is not None and best.coded_bytes < array.nbytes else None
 
 
-def _encode_alone(array: Array, run: Run, level: str) -> Coded:
+def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     flat = patterns(array)
-    sample = _sample(array, _FAST_SAMPLE if level == "fast" else _core.SAMPLE)
+    sample = _sample(array, _FAST_SAMPLE if preset == "fast" else _core.SAMPLE)
     if mantissa(array.dtype):
         zeros = np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size
         form = Form(FLOAT_ZEROS if zeros else FLOAT, _float_exponent(sample, array.dtype))
@@ -135,11 +135,11 @@ def _encode_alone(array: Array, run: Run, level: str) -> Coded:
         form = Form(INTEGER, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
     if sample.size > _SMALL:
-        form = _fitted(form, array, sample, level)
+        form = _fitted(form, array, sample, preset)
     else:
         # Small ones are often of many orders of magnitude, and the median says little.
         form = min(
-            (_fitted(replace(form, exponent=form.exponent + more), array, sample, level) for more in (0, 1, 2)),
+            (_fitted(replace(form, exponent=form.exponent + more), array, sample, preset) for more in (0, 1, 2)),
             key=lambda one: len(_core.encode_exact(one.params, _native(one, array.dtype), sample)[0]),
         )
     book = _codebook(array, sample, run)
@@ -152,8 +152,8 @@ def _encode_alone(array: Array, run: Run, level: str) -> Coded:
         code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
         if as_numbers + entries * share < _CODEBOOK_GAIN * len(code):
             return _encode_numbers(flat, book, run)
-    if level == "small":
-        form = _fitted(form, array, sample, level, first=flat[: _core.first(array.shape)])
+    if preset == "small":
+        form = _fitted(form, array, sample, preset, first=flat[: _core.first(array.shape)])
     return _encode_detailed(flat, form, array.dtype, run)
 
 
@@ -163,7 +163,7 @@ def _sample(array: Array, size: int) -> Array:
 
 
 def _fitted(
-    form: Form, array: Array, sample: Array, level: str, base: Array | None = None, first: Array | None = None
+    form: Form, array: Array, sample: Array, preset: str, base: Array | None = None, first: Array | None = None
 ) -> Form:
     """``form`` with coding parameters chosen on the sample's levels, and those of the ``first`` elements if given."""
 
@@ -172,8 +172,8 @@ def _fitted(
 
     levels = levels_of(sample)
     if first is None:
-        return replace(form, params=_core.fit(array.shape, levels, level=level))
-    return replace(form, params=_core.fit_whole(array.shape, levels, levels_of(first), level=level))
+        return replace(form, params=_core.fit(array.shape, levels, level=preset))
+    return replace(form, params=_core.fit_whole(array.shape, levels, levels_of(first), level=preset))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:
@@ -256,7 +256,7 @@ def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, ba
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, each)]))
 
 
-def _encode_update(array: Array, base: Array, run: Run, level: str) -> Coded:
+def _encode_update(array: Array, base: Array, run: Run, preset: str) -> Coded:
     """The difference to the base: in representable numbers or scaled by the base's exponents, whichever is smaller."""
     flat, reference = patterns(array), patterns(base)
     if np.array_equal(flat, reference):
@@ -268,7 +268,7 @@ def _encode_update(array: Array, base: Array, run: Run, level: str) -> Coded:
         middle = _typical_distance(kind, array.dtype, changed, before)
         for more in (-2, -1, 0, 1):
             exponent = max(math.floor(middle + math.log2(_STEP)) + more, 0)
-            form = _fitted(Form(kind, exponent), array, changed, level, before)
+            form = _fitted(Form(kind, exponent), array, changed, preset, before)
             piece = slice(0, form.chunk_size)
             code, _ = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
             if best is None or len(code) < best[0]:

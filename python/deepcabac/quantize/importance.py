@@ -111,7 +111,7 @@ class Weighted:
             if step is None:
                 continue
             step = min(step, largest(array.dtype))
-            params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits, how.level)
+            params = _core.fit(tensor.shape, tensor.sample, step, how.state_bits, how.preset)
             code, sums = _core.quantize(params, tensor.sample, step, how.rate_weight, importance=sample)
             tried.append((unit * sums.error + slope * 8 * len(code), how, step))
         if not tried:

@@ -160,7 +160,7 @@ def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantiz
     for _ in range(4):
         if step is None:
             return None
-        params = _core.fit(shape, sample, step, how.state_bits, how.level)
+        params = _core.fit(shape, sample, step, how.state_bits, how.preset)
         code, sums = _core.quantize(params, sample, step, how.rate_weight)
         got = sums.error / sample.size
         if got <= 0:
@@ -199,7 +199,7 @@ def quantize(
     size, dtype = tensor.flat.size, tensor.flat.dtype
     step = min(step, largest(dtype))  # else the level 1 is already infinite
     first = tensor.float32(0, min(_core.first(tensor.shape), size))
-    params = _core.fit_whole(tensor.shape, tensor.sample, first, step, how.state_bits, how.level, how.regression)
+    params = _core.fit_whole(tensor.shape, tensor.sample, first, step, how.state_bits, how.preset, how.regression)
     each = _core.chunk_levels(params)
     limit = level_limit(dtype, step)
     pruned = importance is not None or is_pruned(tensor.sample)
