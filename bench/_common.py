@@ -191,7 +191,7 @@ def cores() -> int:
 def environment(packages: Sequence[str] = ("numpy",)) -> dict[str, str]:
     """What a reader needs to judge a number: machine, load, versions, commit and command."""
     return {
-        "machine": f"{_cpu_model()}, {cores()} cores, {_memory()}, {platform.system()}",
+        "machine": f"{_cpu_model()}, {cores()} cores, {_memory()}",
         "load": f"{os.getloadavg()[0]:.2f}, the one-minute average at the start",
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, ("deepcabac", *packages))]),
         "commit": _commit(),
@@ -263,7 +263,8 @@ def save_table(
 ) -> None:
     """bench/results/NAME.csv, if ``--results`` asked for it; ``python bench/tables.py`` then brings it into documents.
 
-    Rows of an earlier run stay if their first ``keys`` cells are not among these. ``timed`` if the machine matters.
+    Rows of an earlier run stay if their first ``keys`` cells are not among these: none with 0. ``timed`` if the machine
+    matters.
     """
     if not wanted:
         return
@@ -327,10 +328,11 @@ def _git(*arguments: str) -> str:
 
 
 def _commit() -> str:
-    """The commit, and whether what is measured has been changed since."""
+    """The last commit of what is measured, and whether that has been changed since."""
+    measured = ("--", "src", "python", "Cargo.toml", "pyproject.toml")
     try:
-        changed = _git("status", "--porcelain", "--", "src", "python", "Cargo.toml", "pyproject.toml")
-        commit = _git("rev-parse", "--short=7", "HEAD")
+        changed = _git("status", "--porcelain", *measured)
+        commit = _git("log", "-1", "--format=%h", "--abbrev=7", *measured)
         return f"{commit} with uncommitted changes to src or python" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"

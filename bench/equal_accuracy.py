@@ -59,6 +59,8 @@ class Case:
     """A network and how it is calibrated, measured and compared."""
 
     name: str  #: in the baselines
+    title: str  #: for documents
+    at: str  #: what may be lost, for documents
     load: Callable[[Path, Path | None], Trained]  #: of the models' folder and the cache
     metric: str
     within: float  #: what may be lost: of the metric itself if higher is better, else relative to it
@@ -87,6 +89,8 @@ def _decibels(low: int, high: int) -> tuple[float, ...]:
 CASES = (
     Case(
         "resnet20",
+        "ResNet-20",
+        "0.3 points less",
         lambda models, cache: networks_torch.resnet(models, 20),
         "top-1 %, CIFAR-10 test",
         within=0.003,
@@ -98,6 +102,8 @@ CASES = (
     ),
     Case(
         "resnet56",
+        "ResNet-56",
+        "0.3 points less",
         lambda models, cache: networks_torch.resnet(models, 56),
         "top-1 %, CIFAR-10 test",
         within=0.003,
@@ -109,6 +115,8 @@ CASES = (
     ),
     Case(
         "lite0",
+        "EfficientNet-Lite0",
+        "1 point less, 800 images",
         lambda models, cache: networks_torch.lite0(models),
         "top-1 %, 800 ImageNet images",
         within=0.01,
@@ -120,6 +128,8 @@ CASES = (
     ),
     Case(
         "minilm",
+        "all-MiniLM-L6-v2",
+        "0.005 Spearman less",
         lambda models, cache: networks_torch.minilm(models),
         "Spearman x 100, STS-B test",
         within=0.005,
@@ -131,6 +141,8 @@ CASES = (
     ),
     Case(
         "stories260k",
+        "stories260K",
+        "2 % more perplexity",
         networks_torch.stories,
         "perplexity (lower is better)",
         within=0.02,
@@ -430,6 +442,40 @@ def print_results(cases: Sequence[Case], results: Sequence[Result]) -> None:
         print(f"Saved on average: {sum(saved) / len(saved):.1f} %, of {len(saved)} networks.\n")
 
 
+def save(
+    cases: Sequence[Case],
+    baselines: dict[str, Baseline],
+    results: Sequence[Result],
+    rows: Sequence[Row],
+    about: dict[str, str],
+    wanted: bool,
+) -> None:
+    """Both codecs at the target, and our point that lies nearest to it, for README and docs/results.md."""
+    lines, points = [], []
+    for case, result in zip(cases, results, strict=True):
+        baseline = baselines[case.name]
+        sizes = ["" if size is None else f"{size:,.0f}" for size in (result.peer, result.ours)]
+        shares = [result.saved(size) for size in (result.ours, result.ours_at_worst)]
+        lines.append([case.title, case.at, *sizes, *("" if each is None else f"{each:.1f} %" for each in shares)])
+        row = min((row for row in rows if row.network == case.name), key=lambda row: abs(row.metric - result.target))
+        points.append(
+            [
+                case.title,
+                case.metric,
+                case.shown(baseline.original),
+                f"{row.sqnr:g}",
+                f"{row.bytes:,}",
+                f"{baseline.bytes / row.bytes:.1f}x",
+                case.shown(row.metric),
+                f"{case.scale * (row.metric - baseline.original):+.{case.digits}f}",
+            ]
+        )
+    heads = ["network", "at", "NNCodec, bytes", "`.dcb`, bytes", "saved", "at worst"]
+    _common.save_table(wanted, "equal_accuracy", about, heads, lines)
+    heads = ["network", "metric", "float32", "SQNR, dB", "bytes", "ratio", "after", "change"]
+    _common.save_table(wanted, "equal_accuracy_points", about, heads, points)
+
+
 def print_costs(cases: Sequence[Case], results: Sequence[Result], rows: Sequence[Row]) -> None:
     """Calibration and quantisation."""
     table, remarks = [], []
@@ -557,6 +603,7 @@ def main() -> None:
             rows += mine
             results.append(compare(case, baselines[case.name], original, mine, found))
     print_results(chosen, results)
+    save(chosen, baselines, results, rows, about, arguments.results)
     print_costs(chosen, results, rows)
     _common.write_json(
         arguments.json, about, points=[asdict(row) for row in rows], results=[asdict(result) for result in results]

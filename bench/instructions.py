@@ -164,19 +164,10 @@ def main() -> None:
     about["counted by"] = version.stdout.strip()
     _common.print_head("Instructions a weight", CAVEATS, about)
     results = count(valgrind, arguments.only)
-    _common.print_table(
-        ["case", "weights", "bits/weight", "encode", "decode"],
-        [
-            [
-                row["case"],
-                f"{row['weights']:,}",
-                f"{row['bits']:.3f}",
-                f"{row['encode']:.1f}",
-                f"{row['decode']:.1f}",
-            ]
-            for row in results
-        ],
-    )
+    heads = ["case", "bits per weight", "encode", "decode"]
+    lines = [[row["case"], f"{row['bits']:.3f}", f"{row['encode']:,.0f}", f"{row['decode']:,.0f}"] for row in results]
+    _common.print_table(heads, lines)
+    _common.save_table(arguments.results, "instructions", about, heads, lines)
     _common.write_json(arguments.json, about, instructions=results)
 
 

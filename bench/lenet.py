@@ -363,7 +363,7 @@ def measure(kind: str, seed: int, data: Data, cache: Path) -> Iterator[Result]:
             yield result
 
 
-def print_results(results: list[Result]) -> None:
+def print_results(results: list[Result], about: dict[str, str], save: bool) -> None:
     """A row for each network, stage and method, over all seeds; then the other coders; then every single result."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
@@ -373,39 +373,36 @@ def print_results(results: list[Result]) -> None:
         values = list(values)
         return sum(values) / len(values)
 
-    heads = ["network", "method", "non-zero %", "bytes", "ratio", "worst", "dense %", "before %", "after %", "lost"]
-    print("Means over seeds; 'worst' is the lowest ratio; 'lost' against the dense network, in brackets the most.\n")
-    common.print_table(
-        [*heads],
-        (
-            [
-                f"{TITLES[kind]}, {stage}",
-                method,
-                f"{100 * mean(r.nonzero for r in rows):.2f}",
-                f"{mean(r.bytes for r in rows):,.0f}",
-                f"{mean(r.ratio for r in rows):.1f}x",
-                f"{min(r.ratio for r in rows):.1f}x",
-                f"{mean(r.dense for r in rows):.2f}",
-                f"{mean(r.before for r in rows):.2f}",
-                f"{mean(r.after for r in rows):.2f}",
-                f"{mean(r.lost for r in rows):.2f} ({max(r.lost for r in rows):.2f})",
-            ]
-            for (kind, stage, method), rows in groups.items()
-        ),
-    )
+    heads = ["network", "method", "non-zero %", "bytes", "ratio (least)", "dense %", "after %", "points lost (most)"]
+    print("Means over seeds; points are lost against the dense network.\n")
+    lines = [
+        [
+            f"{TITLES[kind]}, {stage}",
+            method,
+            f"{100 * mean(r.nonzero for r in rows):.2f}",
+            f"{mean(r.bytes for r in rows):,.0f}",
+            f"{mean(r.ratio for r in rows):.1f}x ({min(r.ratio for r in rows):.1f}x)",
+            f"{mean(r.dense for r in rows):.2f}",
+            f"{mean(r.after for r in rows):.2f}",
+            f"{mean(r.lost for r in rows):.2f} ({max(r.lost for r in rows):.2f})",
+        ]
+        for (kind, stage, method), rows in groups.items()
+    ]
+    common.print_table(heads, lines)
+    common.save_table(save, "lenet", about, heads, lines, keys=2)
     print("The same levels by other coders, bytes, means over seeds.\n")
-    common.print_table(
-        ["network", "method", "our file", *results[0].others],
-        (
-            [
-                f"{TITLES[kind]}, {stage}",
-                method,
-                f"{mean(r.bytes for r in rows):,.0f}",
-                *(f"{mean(r.others[coder] for r in rows):,.0f}" for coder in rows[0].others),
-            ]
-            for (kind, stage, method), rows in groups.items()
-        ),
-    )
+    heads = ["network", "method", ".dcb", *results[0].others]
+    lines = [
+        [
+            f"{TITLES[kind]}, {stage}",
+            method,
+            f"{mean(r.bytes for r in rows):,.0f}",
+            *(f"{mean(r.others[coder] for r in rows):,.0f}" for coder in rows[0].others),
+        ]
+        for (kind, stage, method), rows in groups.items()
+    ]
+    common.print_table(heads, lines)
+    common.save_table(save, "lenet_coders", about, heads, lines, keys=2)
     print("Every seed.\n")
     common.print_table(
         ["network", "seed", "method", "settings", "bytes", "ratio", "dense %", "after %", "lost"],
@@ -444,7 +441,7 @@ def main() -> None:
         for result in measure(kind, seed, data, arguments.cache)
     ]
     common.print_head("LeNets on MNIST", CAVEATS, about)
-    print_results(results)
+    print_results(results, about, arguments.results)
     common.write_json(arguments.json, about, results=[asdict(result) for result in results])
 
 

@@ -99,7 +99,7 @@ def measure(name: str, raw: Path, rounds: int) -> dict[str, Any]:
     for level in ("fast", "default"):
         _common.note(f"{name}: compressing, {level} ...")
         files[level] = raw.with_name(f"{raw.stem}-{level}.dcb")
-        options = deepcabac.Options(sqnr=SQNR, level=level)
+        options = deepcabac.Options(sqnr=SQNR, preset=level)
         deepcabac.compress_checkpoint(raw, files[level], options=options)
     ways: dict[str, Any] = {}
     for _ in range(rounds):
@@ -123,34 +123,25 @@ def measure(name: str, raw: Path, rounds: int) -> dict[str, Any]:
     return {"name": name, "weights": weights, "ways": ways}
 
 
-def print_results(results: list[dict[str, Any]]) -> None:
+def print_results(results: list[dict[str, Any]], about: dict[str, str], save: bool) -> None:
     """The table, and the link speeds from which on raw is sooner."""
-    _common.print_table(
+    heads = ["model", "file", "bytes", "bits", "load, s", "added memory", *(f"at {name}, s" for name in LINKS)]
+    raw = {"copy": "safetensors, copied", "assign": "safetensors, mapped"}
+    lines = [
         [
-            "model",
-            "file",
-            "bytes",
-            "bits/weight",
-            "load, s",
-            "GB/s",
-            "added memory",
-            *(f"s at {name}" for name in LINKS),
-        ],
-        [
-            [
-                result["name"],
-                f"safetensors, {way}" if way in LOADERS else f"ours, {way}",
-                f"{one['bytes']:,}",
-                f"{8 * one['bytes'] / result['weights']:.2f}",
-                f"{one['seconds']:.3f}",
-                f"{result['ways']['copy']['bytes'] / one['seconds'] / 1e9:.2f}",
-                f"{one['added']:.2f}x",
-                *(f"{one['bytes'] / link + one['seconds']:.2f}" for link in LINKS.values()),
-            ]
-            for result in results
-            for way, one in result["ways"].items()
-        ],
-    )
+            result["name"],
+            raw.get(way, way),
+            f"{one['bytes']:,}",
+            f"{8 * one['bytes'] / result['weights']:.2f}",
+            f"{one['seconds']:.3f}",
+            f"{one['added']:.2f}x",
+            *(f"{one['bytes'] / link + one['seconds']:.2f}" for link in LINKS.values()),
+        ]
+        for result in results
+        for way, one in result["ways"].items()
+    ]
+    _common.print_table(heads, lines)
+    _common.save_table(save, "loading", about, heads, lines, timed=True)
     for result in results:
         for level in ("fast", "default"):
             speed = result["ways"][level]["break_even"] * 8 / 1e9
@@ -219,7 +210,7 @@ def main() -> None:
         if arguments.model is None:
             models |= synthetic(Path(folder))
         results = [measure(name, path, arguments.rounds) for name, path in models.items()]
-    print_results(results)
+    print_results(results, about, arguments.results)
     _common.write_json(arguments.json, about, loading=results)
     if arguments.plot is not None:
         draw(results, arguments.plot)

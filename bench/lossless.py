@@ -101,6 +101,7 @@ def main() -> None:
             rows.append([name, label, f"{raw:,}", f"{size:,}", *cells, *(f"{speed:.0f}" for speed in speeds)])
             _common.note(" ".join(rows[-1]))
     heads = ["network", "type", "raw, bytes", "ours, bytes", "ours %", "ZipNN %", "zstd -19 %", "xz -9e %"]
+    _common.save_table(arguments.results, "lossless", about, heads, [row[: len(heads)] for row in rows], keys=2)
     _common.print_table([*heads, "enc MB/s", "dec MB/s", "ZipNN enc", "ZipNN dec"], rows)
     ratios = [one["bytes"][0] / one["bytes"][1] for one in results if not one["network"].startswith("Squeeze")]
     print(f"\nthan ZipNN, on average of {len(ratios)}: {100 * (float(np.mean(ratios)) - 1):+.2f} %")

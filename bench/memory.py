@@ -251,6 +251,33 @@ def print_results(results: list[dict[str, Any]]) -> None:
     print()
 
 
+def save(results: list[dict[str, Any]], about: dict[str, str], wanted: bool) -> None:
+    """Peaks of both commands, and what a single tensor takes, for docs/speed.md."""
+    peaks = [
+        [result["setting"], f"{result['bytes']:,}", *(f"{one.peak / 1e9:.3f}" for one in result["runs"])]
+        for result in results
+    ]
+    heads = ["options", "file, bytes", "compress, GB", "decompress, GB"]
+    _common.save_table(wanted, "memory", about, heads, peaks)
+    by_setting = {result["setting"]: result["looks"] for result in results}
+    if "default" in by_setting and "fast" in by_setting:
+        heads = ["weights", "tensor in the file, bytes", "read, bytes", "ms, default", "ms, fast"]
+        lines = [
+            [
+                f"{one.weights:,}",
+                f"{one.coded_bytes:,}",
+                f"{one.bytes_read:,}",
+                f"{1e3 * one.seconds:.2f}",
+                f"{1e3 * fast.seconds:.2f}",
+                f"{one.added / 4 / one.weights:.2f}",
+            ]
+            for one, fast in zip(by_setting["default"], by_setting["fast"], strict=True)
+            if one.weights
+        ]
+        heads += ["added memory, of the tensor's"]
+        _common.save_table(wanted, "memory_lazy", about, heads, lines, keys=0, timed=True)
+
+
 def main() -> None:
     """Make the checkpoint; compress, decompress and compare at every setting; print."""
     options = _common.parser(__doc__)
@@ -276,6 +303,7 @@ def main() -> None:
         results = [measure(setting, model, layout, block) for setting in arguments.only]
     print(f"checkpoint: {checkpoint_bytes:,} bytes in {len(layout)} tensors, the largest {arguments.mebibytes} MiB\n")
     print_results(results)
+    save(results, about, arguments.results)
     for result in results:
         for what in ("runs", "looks"):
             result[what] = [asdict(one) for one in result[what]]

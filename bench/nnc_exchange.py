@@ -33,7 +33,7 @@ CAVEATS = (
     "Times are CPU seconds of one thread, the best of all rounds, taken in turns; nothing is in them but the call from "
     "arrays to bytes in memory, or back. Decoding on all cores is wall time, against NNCodec's CPU time.",
     "Equal error: the sum of squared errors of all matrices; our bytes are interpolated between neighbouring points.",
-    ".dcb: one step for all matrices that gives the error of our .nnc stream with its search, level default, no data.",
+    ".dcb: one step for all matrices that gives the error of our .nnc stream with its search, preset default, no data.",
 )
 NETWORKS = {
     "resnet20": ("cifar10_resnet", "resnet20.safetensors"),
@@ -42,6 +42,8 @@ NETWORKS = {
     "minilm": ("", ""),
 }
 SETTINGS: tuple[dict[str, Any], ...] = ({"qp": -20, "use_dq": False}, {"qp": -24, "use_dq": True})
+#: What of NNCodec's is compared with what of ours.
+SPEEDS = (("decode", "decode"), ("decode", "decode_parallel"), ("encode", "encode"), ("encode", "search"))
 #: Finer and coarser than a setting, until the peer's error lies between.
 OFFSETS = (-4, -2, -1, 0, 1)
 
@@ -162,6 +164,7 @@ def measure(
         "weights": sum(tensor.size for tensor in tensors.values()),
         "peer_bytes": len(theirs),
         "our_bytes": len(ours),
+        "searched_bytes": len(searched),
         "theirs_here": agree(back, folder / "peer.npz"),
         "ours_there": agree(mine, folder / "ours.npz"),
         "errors": [error(tensors, back), error(tensors, mine)],
@@ -177,6 +180,44 @@ def measure(
             "decode_dcb": decode_dcb,
         },
     }
+
+
+#: As documents call them.
+TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "lite0": "EfficientNet-Lite0", "minilm": "MiniLM"}
+
+
+def _quantiser(row: dict[str, Any]) -> str:
+    return "dependent" if row["use_dq"] else "uniform"
+
+
+def save(rows: list[dict[str, Any]], about: dict[str, str], wanted: bool) -> None:
+    """Bytes beside NNCodec's, and .nnc beside .dcb, for docs/nnc.md."""
+    bytes_rows, dcb_rows = [], []
+    for row in rows:
+        label = [TITLES[row["network"]], str(row["qp"]), _quantiser(row)]
+        gains, seconds = row["smaller_at_equal_error"], row["seconds"]
+        smaller = [f"{gains[key]:.1f} %" for key in ("plain", "rated")]
+        bytes_rows.append([*label, f"{row['peer_bytes']:,}", f"{row['our_bytes']:,}", *smaller])
+        ratio = f"{seconds['decode_searched'] / seconds['decode_dcb']:.1f}"
+        dcb_rows.append([*label, f"{row['searched_bytes']:,}", f"{gains['dcb']:.1f} %", ratio])
+    heads = ["network", "qp", "quantiser", "NNCodec, bytes", "ours, same setting"]
+    heads += ["smaller at equal error, with search", "than NNCodec with lambda 1"]
+    _common.save_table(wanted, "nnc_bytes", about, heads, bytes_rows, keys=3)
+    heads = ["network", "qp", "quantiser of .nnc", ".nnc, bytes", ".dcb is smaller by"]
+    heads += ["decoded on one thread, times as fast"]
+    _common.save_table(wanted, "nnc_dcb", about, heads, dcb_rows, keys=3, timed=True)
+
+
+def save_speeds(rows: list[dict[str, Any]], about: dict[str, str], arguments: Any) -> None:
+    """How many times as fast as NNCodec, for docs/nnc.md."""
+    lines = []
+    for row in rows:
+        name = "one tensor" if arguments.single else TITLES[row["network"]]
+        seconds = row["seconds"]
+        pairs = [(f"peer_{way}", other) for way, other in SPEEDS]
+        lines.append([name, _quantiser(row), *(f"{seconds[peer] / seconds[ours]:.1f}" for peer, ours in pairs)])
+    heads = ["network", "quantiser", "decoding", "on two cores", "encoding", "search"]
+    _common.save_table(arguments.results, "nnc_speed", about, heads, lines, keys=2, timed=True)
 
 
 def main() -> None:
@@ -252,6 +293,9 @@ def main() -> None:
             for row in rows
         ],
     )
+    if not arguments.single:
+        save(rows, about, arguments.results)
+    save_speeds(rows, about, arguments)
     _common.write_json(arguments.json, about, rows=rows)
     if not all(row["theirs_here"] and row["ours_there"] for row in rows):
         raise SystemExit("streams were decoded to different values")

@@ -56,7 +56,8 @@ def main() -> None:
         for row in rows
     ]
     _common.print_table(heads, cells)
-    _common.save_table(arguments.results, "presets", about, heads, cells)
+    _common.save_table(arguments.results, "presets", about, heads, [row for row in cells if "pruned" not in row[0]])
+    _common.save_table(arguments.results, "presets_pruned", about, heads, [row for row in cells if "pruned" in row[0]])
     _common.write_json(arguments.json, about, presets=rows)
 
 

@@ -212,6 +212,78 @@ def print_part(part: str, rows: Rows) -> None:
     print(flush=True)
 
 
+def _speed(row: dict[str, Any], verb: str) -> str:
+    """Million weights a second, to three digits at least."""
+    return f"{row['weights'] / row[verb] / 1e6:#.3g}".rstrip(".")
+
+
+def weights_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """For docs/speed.md: the powers of ten."""
+    heads = ["preset", "weights", "bits per weight", "encode, s", "Mw/s", "decode, s", "Mw/s"]
+    lines = []
+    for row in sorted(rows, key=lambda row: row["weights"]):
+        power = round(math.log10(row["weights"]))
+        if abs(row["weights"] / 10**power - 1) < 0.01:
+            times = (text for verb in ("encode", "decode") for text in (f"{row[verb]:.3g}", _speed(row, verb)))
+            lines.append([row["preset"], f"1e{power}", f"{row['bits']:.3f}", *times])
+    return heads, lines
+
+
+def threads_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """For docs/speed.md: one thread and the most."""
+    lines = []
+    for preset in PRESETS:
+        one, *_, most = (row for row in rows if row["preset"] == preset)
+        cells = (
+            (f"{one[verb]:.3g}", f"{most[verb]:.3g}", f"{one[verb] / most[verb]:.2f}x") for verb in ("encode", "decode")
+        )
+        lines.append([preset, *(text for three in cells for text in three)])
+    threads = f"{most['threads']} threads, s"
+    return ["preset", "encode, 1 thread, s", threads, "speed-up", "decode, 1 thread, s", threads, "speed-up"], lines
+
+
+def bits_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """For docs/speed.md: a line for each step, million weights a second."""
+    heads = ["bits", *(f"{preset}, {verb}" for preset in PRESETS for verb in ("encode", "decode"))]
+    steps: dict[float, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], {})[row["preset"]] = row
+    return heads, [
+        [
+            f"{found['default']['bits']:.1f}",
+            *(_speed(found[preset], verb) for preset in PRESETS for verb in ("encode", "decode")),
+        ]
+        for found in steps.values()
+    ]
+
+
+def chunks_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """For docs/speed.md: a line for each size, in bold what the encoder chooses."""
+    heads = [
+        "levels in a chunk",
+        *(text for preset in PRESETS for text in (f"{preset}, bits", f"{preset}, decode, Mw/s")),
+    ]
+    sizes: dict[int, dict[str, dict[str, Any]]] = {}
+    chosen = {row["preset"]: row["bits"] for row in rows if not row["chunk"]}
+    for row in rows:
+        if row["chunk"]:
+            sizes.setdefault(row["chunk"], {})[row["preset"]] = row
+    lines = []
+    for size, found in sorted(sizes.items()):
+        line = [f"2^{size.bit_length() - 1}"]
+        for preset in PRESETS:
+            if preset in found:
+                mark = "**" if abs(found[preset]["bits"] - chosen[preset]) < 1e-4 else ""
+                line += [f"{mark}{found[preset]['bits']:.4f}{mark}", _speed(found[preset], "decode")]
+            else:
+                line += ["", ""]
+        lines.append(line)
+    return heads, lines
+
+
+TABLES = {"weights": weights_table, "threads": threads_table, "bits": bits_table, "chunks": chunks_table}
+
+
 def draw(results: dict[str, Rows], path: Path) -> None:
     """A panel for each part; encoding dashed, decoding solid."""
     import matplotlib
@@ -278,6 +350,9 @@ def main() -> None:
     for part in PARTS:
         if part in results:
             print_part(part, results[part])
+            if part in arguments.part:
+                heads, lines = TABLES[part](results[part])
+                _common.save_table(arguments.results, f"scaling_{part}", about, heads, lines, keys=0, timed=True)
     _common.write_json(arguments.json, about, scaling=results)
     if arguments.plot is not None:
         draw(results, arguments.plot)

@@ -78,7 +78,7 @@ def measure(case: Case, tensors: _common.Tensors) -> Row:
     for name, tensor in tensors.items():
         levels = levels_of(tensor, case.ratio)
         for preset in PRESETS:
-            code = deepcabac.encode(levels, level=preset)
+            code = deepcabac.encode(levels, preset=preset)
             if not np.array_equal(deepcabac.decode(code), levels):
                 raise SystemExit(f"{case.model}: {name} does not decode to its levels: a bug in deepcabac")
             sizes[preset] += len(code)

@@ -328,6 +328,23 @@ def verdict(setting: Setting, theirs: Row, ours: list[Row]) -> dict[str, Any]:
     return {"file_no_larger": smaller, "error_no_larger": finer, "fast_over_default": larger, "ratios": ratios}
 
 
+def save(setting: Setting, rows: list[Row], about: dict[str, str], wanted: bool) -> None:
+    """All cores beside NNCodec, for docs/results.md; the last column is one thread of ours."""
+    theirs, *ours = rows
+    alone = {row.what: f"{row.decode_ratio:.2f}x" for row in ours if row.threads == 1}
+    name = f"qp {setting.qp}, {'dependent' if setting.dq else 'plain'}"
+    name += f", lambda {setting.lambda_scale:g}" * bool(setting.lambda_scale)
+    lines = []
+    for row in (theirs, *(row for row in ours if row.threads > 1 and "sqnr" not in row.what)):
+        encode, decode = (f"{row.weights / seconds / 1e6:.1f}" for seconds in (row.encode_seconds, row.decode_seconds))
+        ratios = ["", ""] if row is theirs else [f"{row.encode_ratio:.1f}x", f"{row.decode_ratio:.1f}x"]
+        what = "NNCodec" if row is theirs else row.what
+        lines.append([name, what, f"{row.bytes:,}", encode, ratios[0], decode, ratios[1], alone.get(what, "")])
+    heads = ["NNCodec's setting", "coder", "bytes", "encode, Mw/s", "encode, to NNCodec"]
+    heads += ["decode, Mw/s", "decode, to NNCodec", "decode, one thread"]
+    _common.save_table(wanted, "speed", about, heads, lines, timed=True)
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     options = _common.parser(__doc__)
@@ -394,6 +411,7 @@ def main() -> None:
             versions = ", ".join(f"{name} {number}" for name, number in rows[0].details["versions"].items())
             print(f"peer: {versions}; {json.dumps(rows[0].details['settings'])}\n")
             _common.print_table(HEADS, [row.cells() for row in rows])
+            save(setting, rows, about, arguments.results)
             passed = verdict(setting, rows[0], rows[1:])
             results.append({"setting": str(setting), "verdict": passed, "rows": [asdict(row) for row in rows]})
     _common.write_json(arguments.json, about, speed=results)

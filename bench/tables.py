@@ -93,15 +93,22 @@ def write(path: Path, results: Table) -> None:
 
 
 def merged(old: Table, new: Table, keys: int) -> Table:
-    """The old rows, replaced by new ones where their first ``keys`` cells are the same, then all other new rows.
+    """The old rows, those replaced whose first ``keys`` cells are among the new rows'; then all other new rows.
 
     A benchmark that ran for one network keeps what is known of the others, if the columns are the same.
     """
     if old.heads != new.heads:
         return new
-    rows = {tuple(row[:keys]): (row, origin) for row, origin in zip(old.rows, old.origin, strict=True)}
-    rows |= {tuple(row[:keys]): (row, origin) for row, origin in zip(new.rows, new.origin, strict=True)}
-    return Table(new.about, new.heads, [row for row, _ in rows.values()], [origin for _, origin in rows.values()])
+    pending: dict[tuple[str, ...], list[tuple[list[str], tuple[str, ...]]]] = {}
+    for row, origin in zip(new.rows, new.origin, strict=True):
+        pending.setdefault(tuple(row[:keys]), []).append((row, origin))
+    replaced = set(pending)
+    rows = []
+    for row, origin in zip(old.rows, old.origin, strict=True):
+        key = tuple(row[:keys])
+        rows += pending.pop(key, []) if key in replaced else [(row, origin)]
+    rows += [each for group in pending.values() for each in group]
+    return Table(new.about, new.heads, [row for row, _ in rows], [origin for _, origin in rows])
 
 
 def table(name: str) -> str:
@@ -114,7 +121,7 @@ def span(where: str) -> str:
     name, head = where.split(" / ")
     numbers = [match[0] for cell in read(RESULTS / f"{name}.csv").column(head) if (match := NUMBER.search(cell))]
     low, high = (function(numbers, key=lambda text: float(text.replace(",", ""))) for function in (min, max))
-    return f"{_shown(low)} to {_shown(high)}"
+    return f"{_shown(low.lstrip('+'))} to {_shown(high.lstrip('+'))}"
 
 
 def cell(where: str) -> str:
@@ -125,7 +132,7 @@ def cell(where: str) -> str:
     found = [one for first, one in cells if first == row]
     if len(found) != 1:
         raise LookupError(f"{len(found)} rows begin with {row!r}")
-    return _shown(found[0])
+    return _shown(found[0].lstrip("+"))
 
 
 KINDS: dict[str, Callable[[str], str]] = {"table": table, "range": span, "cell": cell}

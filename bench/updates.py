@@ -153,7 +153,17 @@ def main() -> None:
     for name in NETWORKS:
         if arguments.only in (None, name):
             results[name] = measure(name, arguments)
+    if "minilm" in results:
+        rows = [
+            [row["what"], f"{row['bytes']:,}", f"{row['percent']:.2f}", _shown(row["metric"])]
+            for row in results["minilm"]
+        ]
+        _common.save_table(arguments.results, "updates", about, ["file", "bytes", "%", "Spearman"], rows)
     _common.write_json(arguments.json, about, **results)
+
+
+def _shown(metric: float | None) -> str:
+    return "" if metric is None else f"{100 * metric:.3f}"
 
 
 def measure(name: str, arguments: Any) -> list[dict[str, Any]]:
@@ -165,8 +175,7 @@ def measure(name: str, arguments: Any) -> list[dict[str, Any]]:
     def add(label: str, size: int, arrays: Arrays | None = None) -> None:
         value = None if arrays is None else trained.measure(arrays).value
         rows.append({"what": label, "bytes": size, "percent": 100 * size / raw, "metric": value})
-        shown = "" if value is None else f"{100 * value:.3f}"
-        print(f"{name:9} {label:36} {size:>11,} {100 * size / raw:7.3f} % {shown}", flush=True)
+        print(f"{name:9} {label:46} {size:>11,} {100 * size / raw:7.3f} % {_shown(value)}", flush=True)
 
     add("old checkpoint, float32", raw, old)
     add("new checkpoint, float32", raw, new)
@@ -189,7 +198,7 @@ def measure(name: str, arguments: Any) -> list[dict[str, Any]]:
             for tca in (True, False):
                 size, difference = nncodec(arguments.nncodec, steps, qp, tca)
                 arrays = {key: old[key] + difference[key] if key in difference else new[key] for key in new}
-                add(f"NNCodec DQ{' TCA' if tca else ''} qp {qp}", size, arrays)
+                add(f"NNCodec, dependent{', temporal contexts' if tca else ''}, qp {qp}", size, arrays)
     return rows
 
 

@@ -121,40 +121,29 @@ def main() -> None:
             back.unlink()
     common.print_head("VGG16's shape, synthetic sparse weights", CAVEATS, about)
     print(f"{count:,} parameters, {nonzero:,} weights not zero ({100 * share:.2f} %); floor {floor:,.0f} bytes\n")
-    heads = (
-        "SQNR, dB",
-        "bytes",
-        "ratio",
-        "bits",
-        "compress, s",
-        "Mw/s",
-        "peak, GB",
-        "decompress, s",
-        "Mw/s",
-        "peak, GB",
-    )
-    common.print_table(
-        (*heads, "zeros raised"),
+    heads = ["SQNR, dB", "bytes", "ratio", "bits", "compress, s", "Mw/s", "peak, GB"]
+    heads += ["decompress, s", "Mw/s", "peak, GB", "zeros raised"]
+    lines = [
         [
-            (
-                f"{row['sqnr']:.2f}",
-                f"{row['bytes']:,}",
-                f"{4 * count / row['bytes']:.1f}x",
-                f"{8 * row['bytes'] / count:.3f}",
-                *(
-                    text
-                    for step in ("compress", "decompress")
-                    for text in (
-                        f"{row[step]['seconds']:.1f}",
-                        f"{count / row[step]['seconds'] / 1e6:.1f}",
-                        f"{row[step]['peak'] / 1e9:.2f}",
-                    )
-                ),
-                f"{row['raised']:,}",
-            )
-            for row in results
-        ],
-    )
+            f"{row['sqnr']:.2f}",
+            f"{row['bytes']:,}",
+            f"{4 * count / row['bytes']:.1f}x",
+            f"{8 * row['bytes'] / count:.3f}",
+            *(
+                text
+                for step in ("compress", "decompress")
+                for text in (
+                    f"{row[step]['seconds']:.1f}",
+                    f"{count / row[step]['seconds'] / 1e6:.1f}",
+                    f"{row[step]['peak'] / 1e9:.2f}",
+                )
+            ),
+            f"{row['raised']:,}",
+        ]
+        for row in results
+    ]
+    common.print_table(heads, lines)
+    common.save_table(arguments.results, "vgg16_shape", about, heads, lines, keys=0, timed=True)
     common.write_json(arguments.json, about, parameters=count, nonzero=nonzero, floor=floor, results=results)
 
 

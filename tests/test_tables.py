@@ -29,7 +29,7 @@ SHOWN = """\
 
 <!-- /table -->
 """
-RANGE = "It is <!-- range: one / change -->-3.0 to +1.50<!-- /range --> %"
+RANGE = "It is <!-- range: one / change -->-3.0 to 1.50<!-- /range --> %"
 CELL = "It has <!-- cell: one / A / size, bytes -->1,234,567<!-- /cell --> bytes"
 
 
