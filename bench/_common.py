@@ -303,12 +303,12 @@ def _memory() -> str:
 
 
 #: Options that say where things are or how much is measured, not how: left out where a table names its command.
-UNNAMED = ("--models", "--json", "--only", "--cache", "--data", "--plot", "--threads")
+UNNAMED = ("--models", "--json", "--only", "--cache", "--data", "--plot", "--threads", "--repeat")
 
 
 def _arguments() -> list[str]:
     """The command line's, with FOLDER where it names a place of this machine."""
-    return [re.sub(r"(^|=)/.*(?=/)", r"\1FOLDER", argument) for argument in sys.argv[1:]]
+    return [re.sub(r"(^|=)/.*?(?=/bin/python$|/[^/]*$)", r"\1FOLDER", argument) for argument in sys.argv[1:]]
 
 
 def _named(command: str) -> str:
