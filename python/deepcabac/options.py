@@ -63,12 +63,12 @@ class Options:
     """Lambda as a multiple of the theory's (:attr:`quantizations`); 0 takes the nearest levels, whatever they cost."""
     quantizer: Literal["trellis", "scalar"] = "trellis"
     """``"trellis"``: two quantisers take turns, and the sequence of levels is searched as a whole (trellis coded
-    quantisation): 3 to 6 % smaller with the same noise. ``"scalar"``: one quantiser, levels chosen one by one: several
-    times faster to compress. With the trellis, too, tensors get it whose sample is then smaller: pruned ones."""
+    quantisation): smaller with the same noise. ``"scalar"``: one quantiser, levels chosen one by one: a few per cent
+    larger and several times faster to compress. With the trellis, too, tensors get it whose sample is then smaller: pruned ones."""
     preset: Literal["fast", "default", "small"] = "default"
-    """Speed or size. ``"fast"`` decompresses several times faster, and its files are 1 to 3 % larger: another entropy
-    coder. ``"small"`` takes three to five times as long both ways, for files that are 1 to 7 % smaller (matrices) or
-    a little (convolutions): columns are predicted from those before them, at least 64 states, longer chunks. Not to
+    """Speed or size. ``"fast"`` decompresses several times faster, and its files are a few per cent larger, those of
+    pruned networks much: another entropy coder. ``"small"`` takes several times as long both ways, for files that are
+    a few per cent smaller where layers are matrices, and hardly where they are convolutions: columns are predicted from those before them, at least 64 states, longer chunks. Not to
     be mistaken for the levels that weights become."""
     states: int = DEFAULT_STATES
     """States of the trellis, 8, 16, 32 or 64: more are smaller and slower to compress, but not to decompress."""
