@@ -64,12 +64,13 @@ class Options:
     quantizer: Literal["trellis", "scalar"] = "trellis"
     """``"trellis"``: two quantisers take turns, and the sequence of levels is searched as a whole (trellis coded
     quantisation): smaller with the same noise. ``"scalar"``: one quantiser, levels chosen one by one: a few per cent
-    larger and several times faster to compress. With the trellis, too, tensors get it whose sample is then smaller: pruned ones."""
+    larger and several times faster to compress. With the trellis, too, tensors get it whose sample is then smaller:
+    pruned ones."""
     preset: Literal["fast", "default", "small"] = "default"
     """Speed or size. ``"fast"`` decompresses several times faster, and its files are a few per cent larger, those of
     pruned networks much: another entropy coder. ``"small"`` takes several times as long both ways, for files that are
-    a few per cent smaller where layers are matrices, and hardly where they are convolutions: columns are predicted from those before them, at least 64 states, longer chunks. Not to
-    be mistaken for the levels that weights become."""
+    a few per cent smaller where layers are matrices, and hardly where they are convolutions: columns are predicted from
+    those before them, at least 64 states, longer chunks."""
     states: int = DEFAULT_STATES
     """States of the trellis, 8, 16, 32 or 64: more are smaller and slower to compress, but not to decompress."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
