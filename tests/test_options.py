@@ -17,6 +17,7 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 W = {"layer.weight": normal(60, 70), "layer.bias": normal(70), "head.weight": normal(40, 50, seed=1)}
 
 
@@ -173,8 +174,9 @@ def test_progress_runs_from_nothing_to_all(tmp_path):
         ({"w": np.zeros(2, complex)}, UnsupportedError, "complex128"),
         ({"w": ["a"]}, UnsupportedError, "'w'"),
         ({"w": [None]}, UnsupportedError, "object"),
-        ({"w": np.zeros((1,) * 33)}, UnsupportedError, "33 dimensions"),
         ({"\ud800": np.zeros(1)}, UnsupportedError, "surrogate"),
+        # numpy itself allowed 32 dimensions before version 2.
+        *([({"w": np.zeros((1,) * 33)}, UnsupportedError, "33 dimensions")] if NUMPY_2 else []),
     ],
     ids=lambda value: str(value)[:20],
 )

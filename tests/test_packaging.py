@@ -20,7 +20,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,13 +50,14 @@ def backend():
 
 def links(markdown):
     """Every address that the Markdown leads to or shows, as a page has it."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable("table")
     found = []
 
     class Parser(HTMLParser):
         def handle_starttag(self, tag, attrs):
             found.extend(value for name, value in attrs if name in ("href", "src", "srcset"))
 
-    Parser().feed(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
+    Parser().feed(parser.render(markdown))
     return found
 
 
