@@ -234,6 +234,14 @@ def test_the_check_of_a_release_finds_what_is_wrong(release):
         assert word in found
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "RELEASE.md", "SECURITY.md"])
+def test_what_contributors_read_names_files_that_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    files = re.findall(r"\]\(([^)#:]+)\)", text)
+    files += re.findall(r"`((?:attacks|bench|fuzz|packaging|python|reference|tests)/[\w./]*)`", text)
+    assert files and [file for file in files if not (ROOT / file).exists()] == []
+
+
 def test_actionlint_finds_nothing_in_the_workflows():
     actionlint = shutil.which("actionlint")
     if actionlint is None:
