@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -307,8 +308,13 @@ UNNAMED = ("--models", "--json", "--only", "--cache", "--data", "--plot", "--thr
 
 
 def _arguments() -> list[str]:
-    """The command line's, with FOLDER where it names a place of this machine."""
-    return [re.sub(r"(^|=)/.*?(?=/bin/python$|/[^/]*$)", r"\1FOLDER", argument) for argument in sys.argv[1:]]
+    """The command line's, with FOLDER, or the option in capitals, where it names a place of this machine."""
+
+    def placed(before: str, argument: str) -> str:
+        place = before[2:].split("-")[0].upper() if before.startswith("--") else "FOLDER"
+        return re.sub(r"^/.*?(?=/bin/python$|/[^/]*$)", place, argument)
+
+    return [placed(*pair) for pair in pairwise(["", *sys.argv[1:]])]
 
 
 def _named(command: str) -> str:
