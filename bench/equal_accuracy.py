@@ -32,7 +32,7 @@ from networks_torch import Trained
 import deepcabac
 import deepcabac.torch
 from deepcabac import curvature
-from deepcabac.torch import calibration, folding
+from deepcabac.torch import calibration, collector, folding, running
 
 CAVEATS = (
     "Bytes are whole files. Ours hold every tensor of the checkpoint, names and index; NNCodec's are as they were "
@@ -275,7 +275,8 @@ class Calibration:
 def calibrate(case: Case, trained: Trained, cache: Path) -> tuple[deepcabac.Curvature, Calibration]:
     """The network's curvature, from the cache if it holds one of the same weights, samples, loss and code."""
     label = hashlib.sha256(f"{case.loss} {case.samples} {case.fold}".encode())
-    sources = (Path(str(module.__file__)) for module in (calibration, curvature, folding, networks_torch))
+    code = (calibration, collector, running, curvature, folding, networks_torch)
+    sources = (Path(str(module.__file__)) for module in code)
     for path in (trained.checkpoint, *sources):
         label.update(path.read_bytes())
     file = cache / f"{case.name}-{label.hexdigest()[:12]}.curvature"

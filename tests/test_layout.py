@@ -81,3 +81,20 @@ def test_no_name_hides_a_module(name):
             importlib.import_module(f"{name}.{module.name}")
         there = getattr(package, module.name, None)
         assert there is None or isinstance(there, ModuleType), f"{name}.{module.name} is {there!r}"
+
+
+def test_no_two_modules_give_one_name_to_two_things():
+    """Classes and type aliases that other modules can see; constants and type variables are each module's own."""
+    where = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign) and not (
+                isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") == "TypeVar"
+            ):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if name[0].isupper() and not name.isupper():
+                    where.setdefault(name, []).append(module)
+    assert where["Source"] == ["deepcabac.source"]
+    assert {name: found for name, found in where.items() if len(found) > 1} == {}

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import files
+from .checkpoint.base import Array
 from .errors import OptionError
-
-Array = npt.NDArray[Any]
 
 
 class ErrorAccumulation:

@@ -16,15 +16,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .checkpoint.base import TensorSpec, compact_json, parse_json
+from .checkpoint.base import Float32, TensorSpec, compact_json, parse_json
 from .checkpoint.safetensors_file import SafetensorsReader, SafetensorsStream
 from .errors import CheckpointError, DamagedFileError, OptionError, UnsupportedError, naming
 
 __all__ = ["Curvature", "Factors"]
-
-Array = npt.NDArray[np.float32]
 
 #: What tells these files from other safetensors files.
 FORMAT = "deepcabac.curvature"
@@ -43,13 +40,13 @@ class Factors:
     Any other tensor has a ``diagonal``: D raises the loss by about ``sum(diagonal * D^2) / 2``.
     """
 
-    columns: Array | None
+    columns: Float32 | None
     """[2, groups, d, d]: from even and from odd samples, so that noise in one does not show in the other."""
-    rows: Array | None
+    rows: Float32 | None
     """[2, r, r] likewise, or [r] if only the diagonal is known."""
     total: float
     """The sum of the curvature over all elements: the mean over samples of the squared gradient's sum."""
-    diagonal: Array | None
+    diagonal: Float32 | None
     """The mean over samples of the squared gradient, of the tensor's own shape."""
 
 
@@ -237,7 +234,7 @@ class Curvature(Mapping[str, Factors]):
             if self._file is None:
                 raise OptionError(f"tensor {name!r} cannot be read: the curvature's file is closed; load it again")
             file = self._file
-            arrays: dict[str, Array] = {part: file.read(f"{owner}.{part}") for part in entry.shapes}
+            arrays: dict[str, Float32] = {part: file.read(f"{owner}.{part}") for part in entry.shapes}
         for part, array in arrays.items():
             if not np.isfinite(array).all():
                 raise DamagedFileError(f"{file.path}: {part} of tensor {name!r} is not finite; calibrate again")

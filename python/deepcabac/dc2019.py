@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _streams
+from .checkpoint.base import Float32
 from .errors import DamagedFileError, OptionError
-
-Float32 = npt.NDArray[np.float32]
 
 #: Dimensions are stored in 16 bits, their number as a power of two.
 _DIMENSIONS, _MOST = (1, 2, 4), (1 << 16) - 1

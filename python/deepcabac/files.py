@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +12,16 @@ import numpy.typing as npt
 
 from .atomic import AtomicFile
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
-from .checkpoint.base import Array, TensorSpec
+from .checkpoint.base import Array, PathLike, TensorSpec
 from .dcb import bases, reader, writer
 from .dcb.bases import BaseLike
 from .dcb.reader import OpenFile
 from .dcb.updates import Base
-from .dcb.writer import Correct, Progress, Report
+from .dcb.writer import OnProgress, Report
 from .errors import OptionError, UnsupportedError
 from .nnc import files as nnc_files
 from .options import Options
-from .source import Arrays
-
-Path_ = str | os.PathLike[str]
+from .source import Arrays, Correct
 
 
 @contextmanager
@@ -73,11 +70,11 @@ def decompress(
 
 def save_file(
     tensors: Mapping[str, npt.ArrayLike],
-    path: Path_,
+    path: PathLike,
     *,
     options: Options | None = None,
     base: BaseLike | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     correct: Correct | None = None,
     **settings: Any,
 ) -> Report:
@@ -106,7 +103,7 @@ def save_file(
 
 
 def load_file(
-    path: Path_,
+    path: PathLike,
     *,
     base: BaseLike | None = None,
     apply: bool = False,
@@ -134,7 +131,7 @@ def load_file(
 
 
 def open_file(
-    path: Path_, *, base: BaseLike | None = None, max_bytes: int | None = None, threads: int | None = None
+    path: PathLike, *, base: BaseLike | None = None, max_bytes: int | None = None, threads: int | None = None
 ) -> OpenFile:
     """Open a .dcb file for decoding single tensors: ``keys()``, ``info(name)``, ``f[name]``; a context manager.
 
@@ -146,12 +143,12 @@ def open_file(
 
 
 def compress_checkpoint(
-    model: Path_,
-    path: Path_ | None = None,
+    model: PathLike,
+    path: PathLike | None = None,
     *,
     options: Options | None = None,
     base: BaseLike | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Path, Report]:
     """Compress a checkpoint file (.safetensors, .safetensors.index.json, .npz, .pt, .pth, .onnx), tensor by tensor.
 
@@ -195,13 +192,13 @@ def default_restored(path: Path, kind: str) -> Path:
 
 
 def decompress_checkpoint(
-    path: Path_,
-    model: Path_ | None = None,
+    path: PathLike,
+    model: PathLike | None = None,
     *,
     base: BaseLike | None = None,
     max_bytes: int | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Path:
     """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from .checkpoint.base import DTYPES, Array, TensorSpec
 from .errors import OptionError, UnsupportedError
+
+#: From all tensors as they will be decoded to new values of some, which make up for what the others lost.
+Correct = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class Source(Protocol):

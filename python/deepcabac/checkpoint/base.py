@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing itself only from Python 3.11 on
 
 Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+PathLike = str | os.PathLike[str]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT8_E4M3FN = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..nnc import files
-from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP, Report, Settings
+from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP, Settings, StreamReport
 from .report import plural, printable, table
 
 _PREFIX = "nnc_"
@@ -103,7 +103,7 @@ def wanted(format_: str | None, output: Path | None, nnc: dict[str, Any]) -> boo
     return result
 
 
-def made(path: Path, report: Report, seconds: float) -> list[str]:
+def made(path: Path, report: StreamReport, seconds: float) -> list[str]:
     """What ``compress`` prints."""
     error, energy = (sum(getattr(t, what) for t in report.tensors) for what in ("squared_error", "energy"))
     quality = f"SQNR {10 * math.log10(energy / error):.1f} dB over all tensors" if error and energy else "exact"

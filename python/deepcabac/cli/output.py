@@ -7,13 +7,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from ..dcb.writer import Progress
-from ..trials.search import Progress as Searching
+from ..dcb.writer import OnProgress
+from ..trials.search import SearchProgress
 from . import report
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, quiet: bool) -> Iterator[Progress | None]:
+def progress_bar(what: str, quiet: bool) -> Iterator[OnProgress | None]:
     """A progress bar on stderr that goes away when it is done; None if nobody would see it."""
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -39,7 +39,7 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Progress | None]:
 
 
 @contextlib.contextmanager
-def search_progress(quiet: bool) -> Iterator[Callable[[Searching], None] | None]:
+def search_progress(quiet: bool) -> Iterator[Callable[[SearchProgress], None] | None]:
     """A bar on stderr with the best file so far; a line for each trial where there is no terminal."""
     if quiet or sys.stderr is None:
         yield None
@@ -54,13 +54,13 @@ def search_progress(quiet: bool) -> Iterator[Callable[[Searching], None] | None]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("searching", total=None)
 
-        def update(now: Searching) -> None:
+        def update(now: SearchProgress) -> None:
             bar.update(task, completed=now.done, total=now.total, description=f"searching{so_far(now)}")
 
         yield update
 
 
-def so_far(now: Searching) -> str:
+def so_far(now: SearchProgress) -> str:
     """The best file so far, in a few words."""
     return "; none does yet" if now.best is None else f"; best: {now.best.bytes:,} bytes, lost {now.best.drop:.4g}"
 

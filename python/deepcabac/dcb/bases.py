@@ -11,18 +11,17 @@ import numpy.typing as npt
 
 from ..atomic import reading
 from ..checkpoint import open_checkpoint
-from ..checkpoint.base import TensorSpec
+from ..checkpoint.base import PathLike, TensorSpec
 from ..errors import OptionError
 from . import container, reader
 from .reader import OpenFile
 from .updates import Base
 
-Path_ = str | os.PathLike[str]
 #: What may be given as ``base=``: a checkpoint or .dcb file, arrays by name, or a chain of files, the oldest first.
-BaseLike = Path_ | Mapping[str, npt.ArrayLike] | Sequence[Path_]
+BaseLike = PathLike | Mapping[str, npt.ArrayLike] | Sequence[PathLike]
 
 
-def open_based(path: Path_, base: BaseLike | None, *, max_bytes: int | None, threads: int | None) -> OpenFile:
+def open_based(path: PathLike, base: BaseLike | None, *, max_bytes: int | None, threads: int | None) -> OpenFile:
     """Open a .dcb file, an update on ``base`` or, if none is given, on the file beside it that it names.
 
     Raises :class:`OptionError` if a base is given that is not needed.

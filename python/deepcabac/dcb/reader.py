@@ -20,6 +20,7 @@ import numpy.typing as npt
 from .. import _core
 from .._parallel import pool
 from ..atomic import reading
+from ..checkpoint.base import Array
 from ..errors import DamagedFileError, LimitError, OptionError, naming
 from ..quantize import exact
 from ..quantize.scales import scale_factors
@@ -30,7 +31,6 @@ from .updates import Base
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Array = npt.NDArray[Any]
 
 #: Levels decoded by one call, at least: worth a call, and short enough to stop at once.
 _BATCH = 3 << 18

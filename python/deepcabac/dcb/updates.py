@@ -7,13 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..checkpoint.base import TensorSpec
+from ..checkpoint.base import Array, TensorSpec
 from ..errors import OptionError
 from .container import Entry, digest_part
-
-Array = npt.NDArray[Any]
 
 
 class Base:

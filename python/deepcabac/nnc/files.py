@@ -10,20 +10,19 @@ from typing import Any
 
 from ..atomic import AtomicFile, reading
 from ..checkpoint import create_checkpoint, kind_of_path, open_checkpoint
-from ..checkpoint.base import TensorSpec, open_binary
+from ..checkpoint.base import Array, PathLike, TensorSpec, open_binary
 from ..dcb import reader
 from ..dcb.container import MAGIC
 from ..errors import DeepCabacError, OptionError, UnsupportedError
 from . import syntax
-from .reading import Array, Memory, check_sizes, coded_qp, decode_units, load, step_size
+from .reading import Memory, check_sizes, coded_qp, decode_units, load, step_size
 from .syntax import Payload
-from .writing import Report, Settings, compress
+from .writing import Settings, StreamReport, compress
 
-Path_ = str | os.PathLike[str]
 SUFFIX = ".nnc"
 
 
-def is_stream(path: Path_) -> bool:
+def is_stream(path: PathLike) -> bool:
     """Whether a file is a stream by its first bytes, or at least by its name and not a .dcb file."""
     try:
         with open(path, "rb") as file:
@@ -34,13 +33,13 @@ def is_stream(path: Path_) -> bool:
     return named or syntax.recognises(head)
 
 
-def _bytes(path: Path_) -> bytes:
+def _bytes(path: PathLike) -> bytes:
     file, _ = open_binary(Path(path))
     with file, reading(path):
         return file.read()
 
 
-def _base(path: Path_, threads: int | None) -> bytes | dict[str, Array]:
+def _base(path: PathLike, threads: int | None) -> bytes | dict[str, Array]:
     """What an update starts from: a stream, or the tensors of another kind of file."""
     if is_stream(path):
         return _bytes(path)
@@ -53,7 +52,7 @@ def _base(path: Path_, threads: int | None) -> bytes | dict[str, Array]:
     return {name: array.reshape(array.shape or (1,)) for name, array in arrays.items()}
 
 
-def paths_of(base: Path_ | Sequence[Path_] | None) -> list[Path_]:
+def paths_of(base: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
     """One path, several or none."""
     if base is None:
         return []
@@ -61,8 +60,8 @@ def paths_of(base: Path_ | Sequence[Path_] | None) -> list[Path_]:
 
 
 def load_path(
-    path: Path_,
-    base: Path_ | Sequence[Path_] | None = None,
+    path: PathLike,
+    base: PathLike | Sequence[PathLike] | None = None,
     *,
     apply: bool = False,
     max_bytes: int | None = None,
@@ -78,9 +77,9 @@ def load_path(
 
 
 def restore(
-    path: Path_,
-    model: Path_ | None,
-    base: Path_ | Sequence[Path_] | None = None,
+    path: PathLike,
+    model: PathLike | None,
+    base: PathLike | Sequence[PathLike] | None = None,
     *,
     apply: bool = False,
     max_bytes: int | None = None,
@@ -102,8 +101,12 @@ def restore(
 
 
 def make(
-    model: Path_, path: Path_ | None, base: Path_ | Sequence[Path_] | None, settings: Settings, threads: int | None
-) -> tuple[Path, Report]:
+    model: PathLike,
+    path: PathLike | None,
+    base: PathLike | Sequence[PathLike] | None,
+    settings: Settings,
+    threads: int | None,
+) -> tuple[Path, StreamReport]:
     """Compress a checkpoint into a stream, or the difference to ``base``."""
     target = Path(model).with_suffix(SUFFIX) if path is None else Path(path)
     if kind_of_path(target) is not None:
@@ -121,7 +124,7 @@ def make(
     return target, report
 
 
-def described(path: Path_) -> dict[str, Any]:
+def described(path: PathLike) -> dict[str, Any]:
     """What ``inspect --json`` prints. Only headers are read."""
     stream = syntax.read(_bytes(path))
     check_sizes(stream, None)
@@ -160,7 +163,7 @@ def described(path: Path_) -> dict[str, Any]:
     }
 
 
-def verify(path: Path_, threads: int | None) -> tuple[int, int, int]:
+def verify(path: PathLike, threads: int | None) -> tuple[int, int, int]:
     """Decode everything: the number of tensors, their bytes coded, and decoded.
 
     Raises :class:`UnsupportedError` for a temporal update, which cannot be decoded without its predecessors.

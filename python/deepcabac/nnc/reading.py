@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _streams
 from .._parallel import run_all
+from ..checkpoint.base import Array
 from ..errors import DamagedFileError, LimitError, OptionError
 from . import syntax
 from .syntax import DataHeader, Payload, Stream
 
-Array = npt.NDArray[Any]
 Levels = npt.NDArray[np.int32]
 
 #: Elements that a stream may claim without a decision for each, as skipped rows do, unless ``max_bytes`` is given.

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from .. import _streams
 from .._core import measure
 from .._parallel import run_all
+from ..checkpoint.base import Array
 from ..errors import OptionError, UnsupportedError
 from . import syntax
 from .bits import BitWriter
-from .reading import Array, Memory, Tensor, accumulate, load_with, matrix_shape, step_size
+from .reading import Memory, Tensor, accumulate, load_with, matrix_shape, step_size
 from .syntax import Codebook, DataHeader, Parent, Payload
 
 #: Quantisation parameters of NNCodec: of weights, and of tensors of one dimension.
@@ -73,7 +74,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Coded:
+class UnitReport:
     """A tensor as it was coded."""
 
     name: str
@@ -84,10 +85,10 @@ class Coded:
 
 
 @dataclass
-class Report:
+class StreamReport:
     """What became of the tensors."""
 
-    tensors: list[Coded]
+    tensors: list[UnitReport]
     notes: list[str]
     raw_bytes: int
     file_bytes: int
@@ -116,7 +117,7 @@ def compress(
     bases: Sequence[bytes | memoryview | Mapping[str, Array]] = (),
     threads: int | None = None,
     settings: Settings,
-) -> tuple[bytes, Report]:
+) -> tuple[bytes, StreamReport]:
     """:func:`encode` with a report."""
     memory = Memory()
     model: dict[str, Array] | None = None
@@ -134,7 +135,7 @@ def compress(
     plain = {name: _plain(name, np.asarray(value), notes) for name, value in tensors.items()}
     if model is not None:
         plain = _differences(plain, model)
-    calls: list[Callable[[], tuple[bytes, Coded, str]]] = [
+    calls: list[Callable[[], tuple[bytes, UnitReport, str]]] = [
         partial(_tensor, name, number, array, settings, memory if bases else None)
         for number, (name, array) in enumerate(plain.items())
     ]
@@ -143,7 +144,7 @@ def compress(
     updates = bool(bases)
     code = syntax.write_beginning(settings.density, updates) + b"".join(unit for unit, _, _ in done)
     raw = sum(np.asarray(value).nbytes for value in tensors.values())
-    return code, Report([coded for _, coded, _ in done], notes, raw, len(code))
+    return code, StreamReport([coded for _, coded, _ in done], notes, raw, len(code))
 
 
 def _plain(name: str, array: Array, notes: list[str]) -> Array:
@@ -185,7 +186,7 @@ def _differences(tensors: Mapping[str, Array], model: Mapping[str, Array]) -> di
 
 def _tensor(
     name: str, number: int, array: Array, settings: Settings, memory: Memory | None
-) -> tuple[bytes, Coded, str]:
+) -> tuple[bytes, UnitReport, str]:
     """The unit of a tensor."""
     floats = array.dtype == np.float32
     update = memory is not None
@@ -228,7 +229,7 @@ def _tensor(
         step = 1.0
     energy = _energy(array.reshape(-1)) if floats else 0.0
     if update and not job.levels.any():
-        return b"", Coded(name, array.size, 0, energy, energy), note
+        return b"", UnitReport(name, array.size, 0, energy, energy), note
     if floats:
         error = _energy(array.reshape(-1), job.levels.reshape(-1), step)
     ways = [(header, job)]
@@ -237,7 +238,7 @@ def _tensor(
     if settings.codebook and array.size and floats:
         ways += _codebooks(header, job)
     unit = min((_unit(*way, update) for way in ways), key=len)
-    return unit, Coded(name, array.size, len(unit), error, energy), note
+    return unit, UnitReport(name, array.size, len(unit), error, energy), note
 
 
 #: Elements whose squares are summed at once: what passes through stays in the cache.
@@ -309,4 +310,4 @@ def _best_order(values: npt.NDArray[np.int32]) -> int:
     return min(range(16), key=bits)
 
 
-__all__ = ["Coded", "Report", "Settings", "Tensor", "compress", "encode"]
+__all__ = ["Settings", "StreamReport", "Tensor", "UnitReport", "compress", "encode"]

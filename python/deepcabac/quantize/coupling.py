@@ -20,15 +20,15 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import Run
+from ..checkpoint.base import Array, Float32
 from ..curvature import Curvature, Factors
 from ..errors import OptionError
 from ..options import Quantization, Target
 from ..source import Source
 from . import steps
 from .scales import scale_factors
-from .steps import FLOAT_DTYPES, Array, Quantized, is_pruned, largest, level_limit, measure, no_scales, round_step
+from .steps import FLOAT_DTYPES, Quantized, is_pruned, largest, level_limit, measure, no_scales, round_step
 
-Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Scales = npt.NDArray[np.int8]
 

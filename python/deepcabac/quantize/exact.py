@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import Run
-
-Array = npt.NDArray[Any]
+from ..checkpoint.base import Array
 
 FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES, CODEBOOK, SAME, QUANTIZED = range(8)
 #: Kinds that code levels and details.

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import Run
+from ..checkpoint.base import Array
 from ..errors import OptionError
 from ..options import Options, Quantization, Target
 from ..source import Source
-from .steps import FLOAT_DTYPES, Array, Quantized, largest, measure, quantize, round_step
+from .steps import FLOAT_DTYPES, Quantized, largest, measure, quantize, round_step
 
 #: Standard deviations that a weight may be moved by, in DC-v1.
 _SIGMAS = 3.0

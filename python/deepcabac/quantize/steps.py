@@ -14,11 +14,8 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import Run
-from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, Array, Float32
 from ..options import Quantization, Target
-
-Array = npt.NDArray[Any]
-Float32 = npt.NDArray[np.float32]
 
 FLOAT_DTYPES = (np.dtype("<f8"), np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)
 #: A 1-D tensor below this many elements is stored exactly: biases and norms are sensitive, and next to nothing in size.

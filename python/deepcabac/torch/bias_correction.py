@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..checkpoint.base import Array
 from ..errors import CalibrationError, OptionError
-from .calibration import _as_it_was, _forward, _moved
-
-Array = npt.NDArray[Any]
-Corrected = Callable[[Mapping[str, Array]], dict[str, Array]]
+from ..source import Correct
+from . import running
 
 _MODES = ("match", "means", "estimate")
 #: A deviation is changed by a quarter at most: channels that are almost silent have no deviation worth the name.
@@ -38,7 +36,7 @@ def correction(
     *,
     batch_norm: Literal["match", "means", "estimate"] = "match",
     forward: Callable[[nn.Module, Any], Any] | None = None,
-) -> Corrected:
+) -> Correct:
     """For ``correct=`` of :func:`deepcabac.torch.save_model` and :func:`deepcabac.save_file`: biases and batch norms
     are corrected after all other tensors have been quantised, so that they make up for what that did.
 
@@ -64,16 +62,16 @@ def correction(
 
     def correct(decoded: Mapping[str, Array]) -> dict[str, Array]:
         quantised = _with_values(model, decoded)
-        with torch.no_grad(), _as_it_was(model), _as_it_was(quantised), contextlib.ExitStack() as hooks:
+        with torch.no_grad(), running.as_it_was(model), running.as_it_was(quantised), contextlib.ExitStack() as hooks:
             layers = list(_layers(model, quantised, batch_norm))
             for layer in layers:
                 layer.watch(hooks)
             device = next(model.parameters()).device
             for batch in batches:
-                moved = _moved(batch, device)
+                moved = running.moved(batch, device)
                 with torch.no_grad():
                     for either in (model, quantised):
-                        (forward or _forward)(either, moved)
+                        (forward or running.forward)(either, moved)
             if not any(layer.found.count for layer in layers):
                 raise CalibrationError("there is nothing to correct: batches gave no samples, or no layer has a bias")
             changed: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..errors import OptionError
-from .calibration import _as_it_was, _forward, _moved, _output
+from . import running
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -37,17 +37,17 @@ def fold_batch_norm(
     Raises :class:`OptionError` if there is nothing to fold, or if the copy computes something else: the output of a
     layer before a batch norm is used elsewhere too.
     """
-    run = forward or _forward
+    run = forward or running.forward
     folded = copy.deepcopy(model)
-    moved = _moved(batch, next(model.parameters()).device)
-    with _as_it_was(model), _as_it_was(folded), torch.no_grad():
+    moved = running.moved(batch, next(model.parameters()).device)
+    with running.as_it_was(model), running.as_it_was(folded), torch.no_grad():
         pairs = _pairs(folded, lambda: run(folded, moved))
         if not pairs:
             raise OptionError("the model has no batch norm that follows a convolution or linear layer: nothing to fold")
-        wanted = _output(run(model, moved))
+        wanted = running.output_of(run(model, moved))
         for layer, norm in pairs:
             _fold(layer, norm)
-        found = _output(run(folded, moved))
+        found = running.output_of(run(folded, moved))
         if not (found - wanted).abs().max() <= _TOLERANCE * wanted.abs().max():
             raise OptionError(
                 "the folded model computes something else: a layer's output is used beside its batch norm; compress "

@@ -18,14 +18,15 @@ from ..checkpoint.skeleton import assemble, dissolve
 from ..dcb import writer
 from ..dcb.bases import BaseLike
 from ..dcb.reader import OpenFile
-from ..dcb.writer import Correct, Progress, Report
+from ..dcb.writer import OnProgress, Report
 from ..errors import CheckpointError, OptionError, UnsupportedError
 from ..files import open_file, opened_base
 from ..options import Options
+from ..source import Correct
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 #: What a model may be an update of.
-Base = torch.nn.Module | Mapping[str, Any] | BaseLike
+ModelBase = torch.nn.Module | Mapping[str, Any] | BaseLike
 
 #: numpy (with ml_dtypes) and torch call every type by the same name.
 _DTYPE_OF_NAME: dict[str, np.dtype[Any]] = {f"torch.{dtype.name}": dtype for dtype in DTYPES}
@@ -36,9 +37,9 @@ def save_model(
     path: str | os.PathLike[str],
     *,
     options: Options | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     correct: Correct | None = None,
-    base: Base | None = None,
+    base: ModelBase | None = None,
     **settings: Any,
 ) -> Report:
     """Compress a model, or a state dict, into a .dcb file, which appears whole or not at all.
@@ -66,7 +67,7 @@ def load_model(
     path: str | os.PathLike[str],
     model: None = None,
     *,
-    base: Base | None = None,
+    base: ModelBase | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -77,7 +78,7 @@ def load_model(
     path: str | os.PathLike[str],
     model: Module,
     *,
-    base: Base | None = None,
+    base: ModelBase | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -87,7 +88,7 @@ def load_model(
     path: str | os.PathLike[str],
     model: torch.nn.Module | None = None,
     *,
-    base: Base | None = None,
+    base: ModelBase | None = None,
     strict: bool = True,
     max_bytes: int | None = None,
     threads: int | None = None,
@@ -125,7 +126,7 @@ def load_model(
         return model
 
 
-def _arrays(base: Base | None) -> BaseLike | None:
+def _arrays(base: ModelBase | None) -> BaseLike | None:
     """A base as :mod:`deepcabac.bases` knows it: of models and state dicts, arrays on the tensors' memory by name."""
     tensors = isinstance(base, torch.nn.Module) or (
         isinstance(base, Mapping) and not all(isinstance(one, np.ndarray) for one in base.values())

@@ -13,27 +13,26 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.base import Float32
 from ..errors import CalibrationError, OptionError
-from .calibration import _LOSSES, Loss, _as_it_was, _backward, _blame, _count, _forward, _moved, _Settings
-from .sparsity import _divergence, _log_alpha
+from . import running
+from .sparsity import divergence, log_alpha
 
-Arrays = dict[str, npt.NDArray[np.float32]]
 Forward = Callable[[nn.Module, Any], Any]
 
 
 def fisher(
     model: nn.Module,
     batches: Iterable[Any],
-    loss: Loss = "likelihood",
+    loss: running.Loss = "likelihood",
     *,
     forward: Forward | None = None,
     draws: int = 1,
     seed: int = 0,
-) -> Arrays:
+) -> dict[str, Float32]:
     """The diagonal of the Fisher matrix: for each weight the mean over samples of its squared gradient.
 
     ``batches``, ``forward``, ``draws`` and ``seed`` are as for :func:`calibrate`, and so is ``loss``: "likelihood" (the
@@ -50,26 +49,27 @@ def fisher(
     """
     if loss is None:
         loss = "likelihood"
-    if loss not in _LOSSES and not callable(loss):
-        raise OptionError(f"loss must be one of {', '.join(_LOSSES)} or a function, not {loss!r}")
+    if loss not in running.LOSSES and not callable(loss):
+        raise OptionError(f"loss must be one of {', '.join(running.LOSSES)} or a function, not {loss!r}")
     if type(draws) is not int or draws < 1:
         raise OptionError(f"draws must be a whole number of at least 1, not {draws!r}")
-    settings = _Settings(_signed(loss) if callable(loss) else loss, forward or _forward, draws, seed, None)
+    measured = _signed(loss) if callable(loss) else loss
+    sampling = running.Sampling(measured, forward or running.forward, draws, seed, None)
     parameters = _parameters(model)
     sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     samples = 0
-    with _as_it_was(model):
+    with running.as_it_was(model):
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         device = next(iter(parameters.values())).device
         for number, batch in enumerate(batches):
-            batch = _moved(batch, device)
-            torch.manual_seed(settings.derived(1, number))
-            outputs = settings.forward(model, batch)
-            samples += _count(batch) or _count(outputs) or 1
+            batch = running.moved(batch, device)
+            torch.manual_seed(sampling.derived(1, number))
+            outputs = sampling.forward(model, batch)
+            samples += running.samples_in(batch) or running.samples_in(outputs) or 1
             for draw in range(draws):
-                if not _backward(outputs, batch, settings, number, draw):
-                    _blame(model, batch, settings, f"the output in batch {number}")
+                if not running.backward(outputs, batch, sampling, number, draw):
+                    running.blame(model, batch, sampling, f"the output in batch {number}")
                 for name, parameter in parameters.items():
                     if parameter.grad is not None:
                         sums[name] += parameter.grad.float().square()
@@ -93,7 +93,7 @@ def variational(
     learning_rate: float = 0.1,
     forward: Forward | None = None,
     seed: int = 0,
-) -> Arrays:
+) -> dict[str, Float32]:
     """Standard deviations of the weights' posterior, trained with the means fixed at what the weights are.
 
     The posterior is a Gaussian for each weight, q(w) = N(mean, sigma^2). Maximised over sigma is the variational bound
@@ -125,15 +125,15 @@ def variational(
         raise OptionError(f"passes must be a whole number of at least 1, not {passes!r}")
     if not (isinstance(learning_rate, (int, float)) and 0 < learning_rate <= 1):
         raise OptionError(f"learning_rate must be above 0 and at most 1, not {learning_rate!r}")
-    counts = [_count(batch) for batch in batches]
+    counts = [running.samples_in(batch) for batch in batches]
 
     def summed(outputs: Any, batch: Any) -> Tensor:
-        return loss(outputs, batch) * _count(batch)
+        return loss(outputs, batch) * running.samples_in(batch)
 
     # Squares of whole batches' gradients: near a minimum the mean gradient hardly counts, and this is a start only.
     start = fisher(model, batches, summed, forward=forward, seed=seed)
     total = sum(counts) if samples is None else samples
-    run = forward or _forward
+    run = forward or running.forward
     parameters = {name: parameter for name, parameter in _parameters(model).items() if name in start}
     largest = {n: max(float(p.detach().float().square().mean().sqrt()), 1e-12) for n, p in parameters.items()}
     logs = {}
@@ -144,24 +144,24 @@ def variational(
         logs[name] = sigma.log().requires_grad_(True)
     optimizer = torch.optim.Adam(logs.values(), lr=learning_rate)
     steps, step = passes * len(counts), 0
-    with _as_it_was(model), torch.random.fork_rng([]):
+    with running.as_it_was(model), torch.random.fork_rng([]):
         torch.manual_seed(seed)
         device = next(iter(parameters.values())).device
         for _ in range(passes):
             for batch in batches:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-                batch = _moved(batch, device)
+                batch = running.moved(batch, device)
                 noisy = {
                     name: parameter.detach() + log.exp().to(parameter.dtype) * torch.randn_like(parameter)
                     for (name, parameter), log in zip(parameters.items(), logs.values(), strict=True)
                 }
                 outputs = run(_Replaced(model, noisy), batch)
-                divergence = sum(
-                    _divergence(_log_alpha(parameter.detach().float(), 2 * log))
+                penalty = sum(
+                    divergence(log_alpha(parameter.detach().float(), 2 * log))
                     for log, parameter in zip(logs.values(), parameters.values(), strict=True)
                 )
-                cost = loss(outputs, batch) + divergence / total
+                cost = loss(outputs, batch) + penalty / total
                 if not bool(torch.isfinite(cost.detach())):
                     raise CalibrationError(f"the loss is not finite in step {step}; give a smaller learning_rate")
                 optimizer.zero_grad()
@@ -213,7 +213,7 @@ def _signed(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
     return value
 
 
-def _reached(found: Arrays) -> Arrays:
+def _reached(found: dict[str, Float32]) -> dict[str, Float32]:
     unreached = [name for name, values in found.items() if not values.any()]
     if len(unreached) == len(found):
         raise CalibrationError("no parameter had a gradient: the loss does not depend on any")

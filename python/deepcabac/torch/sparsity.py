@@ -180,7 +180,7 @@ class VariationalDropout:
     def penalty(self) -> Tensor:
         """What to add to the loss, a scalar."""
         weight = min(1.0, (self._done + 1) / self._warm_up) if self._warm_up else 1.0
-        return torch.stack([_divergence(_log_alpha(w, v)) for _, w, v in self._layers]).sum() * (weight / self._samples)
+        return torch.stack([divergence(log_alpha(w, v)) for _, w, v in self._layers]).sum() * (weight / self._samples)
 
     def step(self) -> None:
         """To be called behind every step of the optimizer."""
@@ -192,7 +192,7 @@ class VariationalDropout:
     @property
     def sparsity(self) -> float:
         """The present share of weights that are of no use."""
-        useless = sum(int((_log_alpha(w, v) >= _LOG_ALPHA).sum()) for _, w, v in self._layers)
+        useless = sum(int((log_alpha(w, v) >= _LOG_ALPHA).sum()) for _, w, v in self._layers)
         return useless / sum(w.numel() for _, w, _ in self._layers)
 
     def standard_deviations(self, model: nn.Module) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class VariationalDropout:
         with torch.no_grad():
             for layer, weight, log_variance in self._layers:
                 if isinstance(vars(layer).get("forward"), _Noisy):
-                    weight.mul_(_log_alpha(weight, log_variance) < _LOG_ALPHA)
+                    weight.mul_(log_alpha(weight, log_variance) < _LOG_ALPHA)
                     del layer.forward
 
     def __enter__(self) -> Self:
@@ -226,7 +226,7 @@ class _Noisy:
     def __call__(self, x: Tensor) -> Tensor:
         layer: Any = self._layer
         if not layer.training:
-            useful = _log_alpha(self._weight, self._log_variance) < _LOG_ALPHA
+            useful = log_alpha(self._weight, self._log_variance) < _LOG_ALPHA
             return self._apply(x, self._weight * useful, layer.bias)
         mean = self._apply(x, self._weight, layer.bias)
         variance = self._apply(x * x, self._log_variance.exp(), None)
@@ -240,11 +240,12 @@ class _Noisy:
         return outputs
 
 
-def _log_alpha(weight: Tensor, log_variance: Tensor) -> Tensor:
+def log_alpha(weight: Tensor, log_variance: Tensor) -> Tensor:
+    """``log(sigma^2 / w^2)`` of each weight, between -10 and 10."""
     return (log_variance - (weight * weight + 1e-16).log()).clamp(-10, 10)
 
 
-def _divergence(log_alpha: Tensor) -> Tensor:
+def divergence(log_alpha: Tensor) -> Tensor:
     """KL(q || log-uniform prior), summed, but for a constant (equation 14 of Molchanov et al. 2017)."""
     return -(0.63576 * torch.sigmoid(1.87320 + 1.48695 * log_alpha) - 0.5 * functional.softplus(-log_alpha)).sum()
 

@@ -23,12 +23,11 @@ import numpy.typing as npt
 from .. import files
 from ..atomic import AtomicFile
 from ..checkpoint import open_checkpoint
-from ..dcb.writer import Correct
 from ..errors import OptionError
 from ..options import MAX_SQNR, TARGETS, Options
 from ..quantize.steps import FLOAT_DTYPES
-from ..source import Arrays, Source
-from .trials import Evaluate, Reference, Settings, Trial, Trials
+from ..source import Arrays, Correct, Source
+from .trials import Choice, Evaluate, Reference, Trial, Trials
 
 #: Evaluations that a search may spend.
 EVALUATIONS = 40
@@ -55,11 +54,11 @@ _UNSEEN = 0.05
 
 METHODS = ("curvature", "importance", "dc-v1", "dc-v2", "sqnr", "sensitivity")
 
-Watch = Callable[["Progress"], None]
+OnTrial = Callable[["SearchProgress"], None]
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """How far a search is."""
 
     trial: Trial  #: the latest
@@ -96,7 +95,7 @@ def search(
     trials: str | os.PathLike[str] | None = None,
     correct: Correct | None = None,
     options: Options | None = None,
-    progress: Watch | None = None,
+    progress: OnTrial | None = None,
     **settings: Any,
 ) -> SearchResult:
     """Find the smallest .dcb file of ``model`` whose metric is at most ``max_drop`` worse than the original's.
@@ -144,7 +143,7 @@ def search(
         def watch(trial: Trial) -> None:
             seen.append(trial)
             if progress is not None:
-                progress(Progress(trial, _smallest(seen), len(seen), total))
+                progress(SearchProgress(trial, _smallest(seen), len(seen), total))
 
         runner = stack.enter_context(
             Trials(
@@ -221,7 +220,7 @@ class _Curve:
     """A way to choose steps, by a quality in dB, and what is known of it."""
 
     name: str
-    settings: Callable[[float], Settings]
+    settings: Callable[[float], Choice]
     low: float = 1.0
     high: float = MAX_SQNR / 2
     start: float = _FIRST
@@ -306,14 +305,14 @@ def _curves_of(method: str, source: Source) -> list[_Curve]:
         return [_Curve(method, lambda quality: {"sqnr": _short(quality)})]
     if method == "dc-v1":
 
-        def authors(coarseness: int) -> Callable[[float], Settings]:
+        def authors(coarseness: int) -> Callable[[float], Choice]:
             return lambda quality: {"S": coarseness, "lambda_": _short(10 ** (-quality / 10))}
 
         return [_Curve(f"dc-v1, S={one}", authors(one), low=-30, high=80) for one in _S]
     if method == "dc-v2":
         spread = _spread(source)
 
-        def uniform(weight: float) -> Callable[[float], Settings]:
+        def uniform(weight: float) -> Callable[[float], Choice]:
             return lambda quality: {
                 "step": _short(math.sqrt(12) * spread * 10 ** (-quality / 20)),
                 "rate_distortion": weight,
@@ -402,7 +401,7 @@ class _Race:
                 break
             self._try([(refined, quality)])
 
-    def _parts(self, settings: Settings, count: int) -> list[list[str]]:
+    def _parts(self, settings: Choice, count: int) -> list[list[str]]:
         """Names of quantised tensors in ``count`` parts of about as many bytes, neighbours together."""
         sizes = self._runner.sizes(settings)
         total = sum(sizes.values())
@@ -419,7 +418,7 @@ class _Race:
         return parts
 
 
-def _with_offsets(settings: Settings, offsets: Mapping[str, float]) -> Settings:
+def _with_offsets(settings: Choice, offsets: Mapping[str, float]) -> Choice:
     """``settings`` with tensors that get more or less than the common quality, in dB."""
     return {**settings, "overrides": {_literal(name): {"offset": offset} for name, offset in offsets.items()}}
 

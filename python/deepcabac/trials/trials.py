@@ -29,29 +29,27 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from .._parallel import thread_count
 from ..atomic import reading, reason
-from ..checkpoint.base import TensorSpec
+from ..checkpoint.base import Array, TensorSpec
 from ..dcb import writer
 from ..dcb.reader import open_path
-from ..dcb.writer import Correct, Report
+from ..dcb.writer import Report
 from ..errors import CheckpointError, DeepCabacError, EvaluationError, OptionError
 from ..options import Options
 from ..quantize.coupling import Calibrated
-from ..source import Source
+from ..source import Correct, Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Array = npt.NDArray[Any]
 Evaluate = Callable[[dict[str, Array]], float]
-#: Fields of :class:`Options`, by name.
-Settings = Mapping[str, Any]
+#: Fields of :class:`Options` that a trial chooses, by name.
+Choice = Mapping[str, Any]
 
 #: The original, bit for bit.
-EXACT: Settings = {"overrides": {"*": {"exact": True}}}
+EXACT: Choice = {"overrides": {"*": {"exact": True}}}
 _FIELDS = ("search", "trial", "method", "settings", "bytes", "ratio", "metric", "drop", "within", "seconds")
 
 
@@ -61,7 +59,7 @@ class Trial:
 
     number: int  #: from 1
     method: str
-    settings: Settings  #: fields of :class:`Options`
+    settings: Choice  #: fields of :class:`Options`
     bytes: int  #: of the file
     metric: float
     drop: float  #: from the original's metric; above 0 is worse
@@ -245,7 +243,7 @@ class Trials:
         # Rounding must not decide: metrics often are float32.
         return replace(trial, drop=drop, within=drop <= self._max_drop + 1e-6 * abs(self.original))
 
-    def run(self, asked: Sequence[tuple[str, Settings]]) -> list[Trial]:
+    def run(self, asked: Sequence[tuple[str, Choice]]) -> list[Trial]:
         """Try settings, each with the name of its method. Finished ones are kept if another one fails."""
         numbers = range(len(self.done) + 1, len(self.done) + 1 + len(asked))
         if self._jobs == 1:
@@ -262,7 +260,7 @@ class Trials:
         self.done += found
         return found
 
-    def _one(self, number: int, method: str, settings: Settings) -> Trial:
+    def _one(self, number: int, method: str, settings: Choice) -> Trial:
         text = json.dumps(settings, sort_keys=True)
         start = time.perf_counter()
         if text in self._kept:
@@ -289,7 +287,7 @@ class Trials:
     def _where(self) -> str:
         return f"{len(self._kept)} finished trials are kept in {self.path}"
 
-    def write(self, settings: Settings, path: Path) -> Report:
+    def write(self, settings: Choice, path: Path) -> Report:
         """Compress with these settings."""
         overrides = {**self._options.overrides, **settings.get("overrides", {})}
         options = replace(self._options, **{**settings, "overrides": overrides})
@@ -307,7 +305,7 @@ class Trials:
             shutil.copyfileobj(file, target)
         return self.judged(replace(trial, bytes=size, metric=metric))
 
-    def sizes(self, settings: Settings) -> dict[str, int]:
+    def sizes(self, settings: Choice) -> dict[str, int]:
         """Bytes of each tensor that is quantised, in the order of the file."""
         path = Path(self._folder.name) / "sizes.dcb"
         report = self.write(settings, path)

@@ -1,0 +1,182 @@
+"""How a tensor is stored: quantised to its target, exactly, or raw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .. import _core
+from .._parallel import Run
+from ..checkpoint.base import Array, TensorSpec
+from ..options import Options, Quantization, Target
+from . import coupling, exact, steps
+from .coupling import Calibrated
+from .exact import Coded
+from .importance import TINY, Weighted
+from .steps import Measured, Quantized
+
+#: Largest error of an update of a vector of positive values, relative to the least of them.
+_POSITIVE_ERROR = 0.1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a tensor is stored."""
+
+    result: Quantized | Coded | None  #: None: raw
+    target: Target  #: what it was to reach
+    note: str = ""  #: why it did not
+
+
+class TensorQuantizer:
+    """Decides how tensors are stored, one at a time and independently of each other. Safe to use from several threads.
+
+    ``calibrated`` and ``weighted`` are what the options' curvature and importance say of the whole model.
+    """
+
+    def __init__(
+        self, options: Options, calibrated: Calibrated | None = None, weighted: Weighted | None = None
+    ) -> None:
+        self._options, self._calibrated, self._weighted = options, calibrated, weighted
+
+    def decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
+        """How ``array`` is stored, or with a ``base`` of its shape and dtype its difference to that.
+
+        ``run`` maps calls, one for each chunk, to their results in order.
+        """
+        target = self._options.for_tensor(spec.name, spec.shape, base is not None)
+        if base is None:
+            decision = self._quantize(spec, array, target, run)
+        else:
+            decision = Decision(self._quantize_difference(array, base, target, run), target)
+        if decision.result is not None and decision.result.coded_bytes >= spec.nbytes:
+            decision = Decision(None, decision.target)
+        if decision.result is None:
+            decision = replace(decision, result=exact.encode(array, run, base, self._options.preset))
+        return decision
+
+    def _quantize_difference(self, array: Array, base: Array, target: Target, run: Run) -> Quantized | None:
+        """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
+        differences of types narrower than float32, whose own rounding is as coarse, and none at all.
+        """
+        if target.kind == "exact" or array.dtype not in (np.float32, np.float64) or array.ndim == 0:
+            return None
+        with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
+            difference = (array - base).astype(np.float32)
+            tensor = steps.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target, run)
+        chosen = None
+        if tensor is not None and tensor.energy > 0:
+            chosen = steps.choose(tensor, target, self._options.quantizations)
+        if tensor is None or chosen is None:
+            return None
+        how, step = chosen
+        result = steps.quantize(tensor, step, how, run)
+        if target.kind == "sqnr":
+            result = self._closest(tensor, target.value, how, step, result, run)
+        # Variances and the like: one that comes out near zero, or below, blows its channel up.
+        if array.ndim == 1 and (array > 0).all():
+            while np.abs(_decoded(result, array.size) - difference).max(initial=0) > _POSITIVE_ERROR * array.min():
+                if step < steps.SMALLEST_STEP or result.coded_bytes >= array.nbytes:
+                    return None
+                step /= 2
+                result = steps.quantize(tensor, step, how, run)
+        return result if result.coded_bytes < array.nbytes else None
+
+    def _quantize(self, spec: TensorSpec, array: Array, target: Target, run: Run) -> Decision:
+        """The tensor quantised, or no result if it is to be stored exactly."""
+        # An SQNR that was asked for by name is that of the tensor alone, in which all weights count the same.
+        own = target.kind == "exact" or (target.forced and target.kind == "sqnr")
+        if self._weighted and spec.name in self._weighted and not own:
+            target = target.by_measure()
+            return Decision(self._weighted.quantize(spec.name, array, target, run), target)
+        plan = None
+        if self._calibrated and target.kind == "sqnr" and not target.forced:
+            plan = self._calibrated.plan(spec.name, array)
+        if plan is not None:
+            target = replace(target.by_measure(), forced=True)
+        tensor = steps.measure(array, target, run)
+        if tensor is None:
+            return Decision(None, target)
+        if plan is not None and self._calibrated is not None:
+            return self._quantize_by(plan, self._calibrated.slope(target.value), array, target, tensor, run)
+        return self._quantize_to(target, spec, tensor, run)
+
+    def _quantize_to(self, target: Target, spec: TensorSpec, tensor: Measured, run: Run) -> Decision:
+        """The tensor quantised to an SQNR or a step of its own."""
+        chosen = steps.choose(tensor, target, self._options.quantizations)
+        if chosen is None:
+            return Decision(None, target, f"stored exactly: {_asked(target)} is beyond float32 arithmetic")
+        how, step = chosen
+        result = steps.quantize(tensor, step, how, run)
+        note = ""
+        if target.kind == "sqnr" and tensor.energy > 0:
+            result = self._closest(tensor, target.value, how, step, result, run)
+            if result.sqnr < 0.99 * target.value:
+                return Decision(None, target, f"stored exactly: {spec.dtype} cannot reach {_asked(target)}")
+            if result.sqnr > 1.01 * target.value and result.error > 0:
+                note = f"{result.sqnr:.2f} dB instead of {target.value:g}: too few elements to come closer"
+        return Decision(result, target, note)
+
+    def _quantize_by(
+        self, plan: coupling.Plan, slope: float, array: Array, target: Target, tensor: Measured, run: Run
+    ) -> Decision:
+        """The tensor quantised such that a bit buys ``slope`` of loss."""
+        hows = self._options.quantizations
+        # So few levels that the path through a trellis has no freedom yet.
+        how = hows[-1] if tensor.flat.size < TINY else hows[0]
+        step = plan.step(slope, how) if tensor.energy > 0 else 1.0
+        if step is None:
+            note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"
+            return Decision(None, target, note)
+        result = coupling.quantize(array, plan, step, how, run) if tensor.energy > 0 else None
+        if result is None or not math.isfinite(result.error):
+            result = steps.quantize(tensor, step, how, run)
+        return Decision(result, target)
+
+    def _closest(
+        self,
+        tensor: Measured,
+        wanted: float,
+        how: Quantization,
+        step: float,
+        first: Quantized,
+        run: Run,
+    ) -> Quantized:
+        """``first``, quantised with ``step``, or the result of another step whose SQNR is closer to the one wanted.
+
+        The noise follows the square of the step, so the first corrections are large steps; in a small tensor single
+        decisions matter and it jumps about that line, so the rest halves the bracket.
+        """
+        best = result = first
+        how = replace(how, regression=_core.has_regression(first.params))
+        enough = None  # the last result that was at least as good as wanted
+        finer = coarser = 0.0  # largest step known to be good enough, smallest known not to be
+        for attempt in range(steps.ATTEMPTS):
+            off = result.sqnr - wanted
+            if abs(off) < abs(best.sqnr - wanted):
+                best = result
+            if abs(off) < min(steps.TOLERANCE_DB, steps.TOLERANCE * wanted) or result.error == 0:
+                break
+            if off > 0:
+                finer, enough = step, result
+            else:
+                coarser = step
+            halve = finer and coarser and attempt > 1
+            step = math.sqrt(finer * coarser) if halve else step * 10 ** (off / 20)
+            result = steps.quantize(tensor, step, how, run)
+        return enough if enough and best.sqnr < 0.99 * wanted else best
+
+
+def _decoded(result: Quantized, size: int) -> Array:
+    """What a reader makes of it."""
+    each = _core.chunk_levels(result.params)
+    out = np.empty(size, np.float32)
+    pieces = [out[start : start + each] for start in range(0, size, each)]
+    _core.decode([_core.Job(result.params, *one, result.step) for one in zip(result.codes, pieces, strict=True)])
+    return out
+
+
+def _asked(target: Target) -> str:
+    return f"{target.value:g} dB" if target.kind == "sqnr" else f"a step of {target.value:g}"
