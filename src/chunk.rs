@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 
-use crate::coder::Encoder;
-use crate::context::{ContextSet, Portable};
-use crate::fast;
-use crate::feedback::{Coupling, Feedback};
-use crate::greedy::{Coupled, Greedy, Quantizer, Weighted};
-use crate::levels::{self, Learner};
-use crate::params::{Coder, MAX_WIDTH, Params};
-use crate::rows::{self, Rows, Site, for_kind};
-#[cfg(target_arch = "x86_64")]
-use crate::simd;
-use crate::sparse;
-use crate::trellis::{Contest, Search, Weights};
+use crate::coding::arithmetic::Encoder;
+use crate::coding::binarisation::{self, Learner};
+use crate::coding::fast;
+use crate::coding::sparse;
+use crate::model::context::{ContextSet, Portable};
+use crate::model::params::{Coder, MAX_WIDTH, Params};
+use crate::model::rows::{self, Rows, Site, for_kind};
+use crate::quantize::feedback::{Coupling, Feedback};
+use crate::quantize::greedy::{Coupled, Greedy, Quantizer, Weighted};
+use crate::quantize::source::Source;
+use crate::quantize::survivors::AddCompareSelect;
+use crate::quantize::targets::Weights;
+use crate::quantize::trellis::Search;
 
 /// Sums over the weights and levels of a chunk, each in the order of the weights, each term times the weight's importance.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -39,33 +40,7 @@ pub fn has_code(params: &Params, levels: &[i32]) -> bool {
     }
 }
 
-/// Appends the code of `levels` to `out`.
-pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
-    #[cfg(target_arch = "x86_64")]
-    if simd::available() {
-        return simd::encode(params, levels, out);
-    }
-    encode_on::<Portable>(params, levels, out);
-}
-
-/// Quantises `weights` and appends their code to `out`. Levels are also written to `chosen` if it is given. With a `coupling`,
-/// weights are in steps (the quantiser's step is one), the chunk has whole rows, and levels make up for each other's errors.
-pub fn quantize(
-    params: &Params,
-    weights: &[f32],
-    quantizer: Quantizer<'_>,
-    coupling: Option<Coupling>,
-    chosen: Option<&mut [i32]>,
-    out: &mut Vec<u8>,
-) -> Sums {
-    #[cfg(target_arch = "x86_64")]
-    if simd::available() {
-        return simd::quantize(params, weights, quantizer, coupling, chosen, out);
-    }
-    quantize_portable(params, weights, quantizer, coupling, chosen, out)
-}
-
-/// [`quantize`] in plain Rust. Not inlined: the search takes long to compile, and tests want it several times.
+/// [`quantize_on`] in plain Rust. Not inlined: the search takes long to compile, and tests want it several times.
 #[inline(never)]
 pub(crate) fn quantize_portable(
     params: &Params,
@@ -79,7 +54,7 @@ pub(crate) fn quantize_portable(
 }
 
 #[inline(always)]
-pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+pub(crate) fn encode_on<M: AddCompareSelect>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     match params.coder {
         Coder::Binary => code::<M, _, _>(params, levels.len(), &mut Given(levels), Encoder::new()).finish(out),
         Coder::Fast => fast::encode(params, levels, out),
@@ -88,7 +63,7 @@ pub(crate) fn encode_on<M: Contest>(params: &Params, levels: &[i32], out: &mut V
 }
 
 #[inline(always)]
-pub(crate) fn quantize_on<M: Contest>(
+pub(crate) fn quantize_on<M: AddCompareSelect>(
     params: &Params,
     weights: &[f32],
     quantizer: Quantizer<'_>,
@@ -124,24 +99,6 @@ pub(crate) fn quantize_on<M: Contest>(
     }
 }
 
-/// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
-/// compiled without the machine's features.
-pub(crate) trait Source {
-    /// Levels come in blocks of so many, or fewer at the end of a row.
-    const BLOCK: usize;
-
-    /// Called before a block in these columns that starts with the chunk's `index`-th level.
-    #[inline(always)]
-    fn begin<M: Contest, const KIND: u8>(&mut self, _rows: &Rows, _index: usize, _columns: Range<usize>) {}
-
-    /// The chunk's `index`-th level, in this column, at a site with these contexts.
-    fn level<const KIND: u8>(&mut self, set: &mut ContextSet, site: Site, index: usize, column: usize) -> i32;
-
-    /// Called behind a block of these levels that started with the `index`-th.
-    #[inline(always)]
-    fn end(&mut self, _index: usize, _levels: &[i32]) {}
-}
-
 /// Most levels of a block with regression: predictions inside a block are about right only.
 const REGRESSED_BLOCK: usize = 512;
 
@@ -166,7 +123,7 @@ impl<S: Source> Source for Quantized<'_, S> {
     const BLOCK: usize = S::BLOCK;
 
     #[inline(always)]
-    fn begin<M: Contest, const KIND: u8>(&mut self, rows: &Rows, index: usize, columns: Range<usize>) {
+    fn begin<M: AddCompareSelect, const KIND: u8>(&mut self, rows: &Rows, index: usize, columns: Range<usize>) {
         self.source.begin::<M, KIND>(rows, index, columns);
     }
 
@@ -193,7 +150,7 @@ struct Outcome<'a> {
 impl Outcome<'_> {
     /// Codes the levels that the source chooses.
     #[inline(always)]
-    fn of<M: Contest>(self, source: impl Source, params: &Params, out: &mut Vec<u8>) -> Sums {
+    fn of<M: AddCompareSelect>(self, source: impl Source, params: &Params, out: &mut Vec<u8>) -> Sums {
         let count = self.weights.len();
         let mut quantized = Quantized { source, outcome: self };
         if params.coder == Coder::Binary {
@@ -203,7 +160,7 @@ impl Outcome<'_> {
         // Levels are chosen as if the binary coder coded them, whose bits are nearly the same.
         code::<M, _, _>(params, count, &mut quantized, Learner);
         if let Some(levels) = quantized.outcome.chosen {
-            encode(params, levels, out);
+            encode_on::<M>(params, levels, out);
         }
         quantized.outcome.sums
     }
@@ -239,12 +196,17 @@ impl Sums {
 }
 
 #[inline(always)]
-fn code<M: Contest, S: Source, C: levels::Coder>(params: &Params, count: usize, source: &mut S, coder: C) -> C {
+fn code<M: AddCompareSelect, S: Source, C: binarisation::Coder>(
+    params: &Params,
+    count: usize,
+    source: &mut S,
+    coder: C,
+) -> C {
     for_kind!(params, code_kind::<KIND, M, S, C>(params, count, source, coder))
 }
 
 #[inline(always)]
-fn code_kind<const KIND: u8, M: Contest, S: Source, C: levels::Coder>(
+fn code_kind<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::Coder>(
     params: &Params,
     count: usize,
     source: &mut S,
@@ -267,7 +229,7 @@ fn code_kind<const KIND: u8, M: Contest, S: Source, C: levels::Coder>(
                 let set = rows.contexts(site);
                 let level = source.level::<KIND>(set, site, start + column, column);
                 let residual = site.residual::<KIND>(level);
-                levels::code::<_, M, KIND>(&mut coder, set, site.low, site.leaning, residual);
+                binarisation::code::<_, M, KIND>(&mut coder, set, site.low, site.leaning, residual);
                 rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
             }
             source.end(start + first, &rows.row(width)[columns]);

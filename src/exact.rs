@@ -7,9 +7,6 @@
 //! Everything here is on *patterns*, the bits of a value as an unsigned integer. The unit of a floating-point format is its
 //! smallest subnormal number, so every finite magnitude is an integer `V << E`, `V` having one bit more than the mantissa.
 
-#[cfg(target_arch = "x86_64")]
-use crate::simd;
-
 /// Magnitude of a level that says: the details hold the whole pattern.
 const ESCAPE: u32 = 1 << 24;
 /// Half steps in a magnitude are fewer, unless it is escaped.
@@ -294,7 +291,7 @@ fn magnitude<P: Pattern>(value: u64) -> (bool, u64) {
 }
 
 /// Levels and details of `patterns`, in rows of `width`. Appends the details to `out`.
-pub fn split<P: Pattern>(
+pub(crate) fn split_differences<P: Pattern>(
     form: Form,
     origin: Origin<P>,
     width: usize,
@@ -302,13 +299,6 @@ pub fn split<P: Pattern>(
     levels: &mut [i32],
     out: &mut Vec<u8>,
 ) {
-    if let Origin::Float { zeros } = origin {
-        #[cfg(target_arch = "x86_64")]
-        if simd::available() {
-            return simd::split_floats(form, zeros, width, patterns, levels, out);
-        }
-        return split_floats_on(form, zeros, width, patterns, levels, out);
-    }
     let mut bits = Bits::behind(out, size_of_val(patterns));
     for (number, (row, levels)) in patterns.chunks(width).zip(levels.chunks_mut(width)).enumerate() {
         let start = number * width;
@@ -702,6 +692,7 @@ fn join_floats<P: Pattern>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::dispatch::split;
     use crate::testing::Random;
 
     fn floats<P: Pattern>(mantissa: u32, seed: u64) {

@@ -2,16 +2,16 @@
 //!
 //! Nothing here is normative: a decoder reads the result from the file.
 
-use crate::chunk;
-use crate::context::{COST_BITS, log2};
-use crate::dependent::States;
-use crate::fast;
-use crate::params::{
+use crate::coding::fast;
+use crate::coding::sparse;
+use crate::cpu::dispatch;
+use crate::model::context::{COST_BITS, log2};
+use crate::model::dependent::States;
+use crate::model::params::{
     Coder, KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_PRIOR, MAX_REGRESSED_CHUNK,
     MAX_REGRESSED_WIDTH, MAX_WIDTH, Params, RowPrediction,
 };
-use crate::scale::{self, Resolution};
-use crate::sparse;
+use crate::model::scale::{self, Resolution};
 
 /// Row width for tensors without a natural one.
 const DEFAULT_WIDTH: usize = 1 << 10;
@@ -178,7 +178,7 @@ fn sparse_if_smaller(
     let sparse = Params { coder, resolution: Resolution::Coarse, row: None, kernel, ..params.clone() };
     let size = |params: &Params| {
         let mut code = Vec::new();
-        chunk::encode(&Params { states: None, ..params.clone() }, &sample, &mut code);
+        dispatch::encode(&Params { states: None, ..params.clone() }, &sample, &mut code);
         code.len() as f64
     };
     if size(&sparse) < effort.least_ratio() * size(&params) { sparse } else { params }
@@ -207,7 +207,7 @@ fn may_regress(params: &Params) -> bool {
 pub fn regression_pays(params: &Params, levels: &[i32]) -> bool {
     let size = |params: &Params| {
         let mut code = Vec::new();
-        levels.chunks(params.chunk_levels()).for_each(|levels| chunk::encode(params, levels, &mut code));
+        levels.chunks(params.chunk_levels()).for_each(|levels| dispatch::encode(params, levels, &mut code));
         code.len()
     };
     let plain = Params { states: None, ..params.clone() };

@@ -1,39 +1,27 @@
 //! The native core of deepcabac: levels and bytes. It knows no files, names or data types.
 //!
-//! Reading order: [`params`] (what a tensor's header says), [`rows`] (what is known about the next level) on [`scale`],
-//! [`levels`] (the binarisation) on [`context`] and [`coder`], then the loops: [`chunk`] encodes what [`greedy`] or the trellis
-//! chooses, [`lanes`] decodes.
-//! [`fit`] chooses parameters; [`exact`] makes levels and details of values that must come back bit for bit, [`codebook`]
-//! codes those of few distinct values; [`bytes`] codes what is not levels; [`ffi`] is what Python calls.
+//! Reading order:
+//!
+//! 1. [`model`]: what is known about the next level. `params` (what a tensor's header says), `scale`, `context`, `rows`.
+//! 2. [`coding`]: from levels to bits. `arithmetic` (the range coder), `binarisation` (levels as decisions, written once for
+//!    encoding, decoding and counting), then the loops: `lanes` decodes; `fast` and `sparse` are the other coders.
+//! 3. [`quantize`]: from weights to levels. `greedy` (one by one), `trellis` (all together), `feedback` (with a curvature).
+//! 4. [`chunk`] joins the three: a chunk of levels or weights in, bytes out. [`fit`] chooses parameters, [`exact`] makes levels
+//!    and refinement bits of values that must come back bit for bit, [`measure`] sums up errors.
+//! 5. [`cpu`]: the same loops compiled for a processor's vectors, and the one place that picks between them.
+//! 6. [`nnc`]: streams of the standard. [`ffi`]: what Python calls.
+//!
+//! No module imports one that imports it; `tests/test_layout.py` checks that.
 
-pub mod bytes;
 pub mod chunk;
-pub mod codebook;
-pub mod coder;
-pub mod context;
-pub mod dc2019;
-pub mod dependent;
+pub mod coding;
+pub mod cpu;
 pub mod exact;
-pub mod fast;
-pub mod feedback;
 pub mod ffi;
 pub mod fit;
-pub mod greedy;
-pub mod lanes;
-pub mod levels;
-pub mod mcoder;
 pub mod measure;
-pub mod mlevels;
+pub mod model;
 pub mod nnc;
-pub mod nnc_quantize;
-mod nnc_settings;
-pub mod params;
-pub mod regression;
-pub mod rows;
-pub mod scale;
-#[cfg(target_arch = "x86_64")]
-mod simd;
-pub mod sparse;
+pub mod quantize;
 #[cfg(test)]
 mod testing;
-mod trellis;

@@ -1,9 +1,12 @@
 //! The C boundary of values that must come back bit for bit.
 
 use super::{DC_DAMAGED, DC_OK, deliver, guarded, input, output};
+use crate::chunk;
+use crate::coding::arithmetic;
+use crate::coding::codebook;
+use crate::cpu::dispatch;
 use crate::exact::{self, Form, Origin, Pattern};
-use crate::params::Params;
-use crate::{chunk, codebook, coder};
+use crate::model::params::Params;
 
 /// How exact values become levels and details.
 #[repr(C)]
@@ -96,7 +99,7 @@ pub unsafe extern "C" fn dc_split(
         for_item!(given.item, P => {
             // SAFETY: as above.
             let (values, (form, origin)) = unsafe { (input(values.cast::<P>(), count)?, described::<P>(given, count)?) };
-            exact::split(form, origin, given.width, values, levels, &mut details);
+            dispatch::split(form, origin, given.width, values, levels, &mut details);
             deliver(&details, out, length)
         })
     })
@@ -128,12 +131,12 @@ pub unsafe extern "C" fn dc_encode_exact(
             // SAFETY: as above.
             let (values, (form, origin)) = unsafe { (input(values.cast::<P>(), count)?, described::<P>(given, count)?) };
             let (mut levels, mut details) = (vec![0; count], Vec::new());
-            exact::split(form, origin, given.width, values, &mut levels, &mut details);
+            dispatch::split(form, origin, given.width, values, &mut levels, &mut details);
             if !chunk::has_code(&params, &levels) {
                 return None;
             }
             let mut coded = Vec::new();
-            chunk::encode(&params, &levels, &mut coded);
+            dispatch::encode(&params, &levels, &mut coded);
             coded.extend_from_slice(&details);
             lengths[1] = details.len();
             deliver(&coded, out, lengths)
@@ -222,7 +225,7 @@ pub unsafe extern "C" fn dc_decode_numbers(
         if !codebook_is_valid(entries, usual, width) {
             return None;
         }
-        let possible = count <= coder::most_decisions(coded.len());
+        let possible = count <= arithmetic::most_decisions(coded.len());
         let good = possible && codebook::decode(coded, entries, usual, width, numbers);
         Some(if good { DC_OK } else { DC_DAMAGED })
     })

@@ -2,14 +2,17 @@
 
 use super::{DC_DAMAGED, DC_OK, deliver, guarded, input, output};
 use crate::chunk::{self, Sums};
-use crate::dependent::States;
-use crate::feedback::Coupling;
+use crate::coding::arithmetic;
+use crate::coding::bytes;
+use crate::coding::lanes::Job;
+use crate::coding::output::Output;
+use crate::cpu::dispatch;
 use crate::fit::{self, Layout, Level};
-use crate::greedy::Quantizer;
-use crate::lanes::{self, Job, Output};
 use crate::measure::{self, Measure};
-use crate::params::Params;
-use crate::{bytes, coder};
+use crate::model::dependent::States;
+use crate::model::params::Params;
+use crate::quantize::feedback::Coupling;
+use crate::quantize::greedy::Quantizer;
 
 /// A chunk to decode.
 #[repr(C)]
@@ -156,7 +159,7 @@ pub unsafe extern "C" fn dc_encode(
         let (out, length) = unsafe { (output(out, capacity)?, output(length, 1)?) };
         let params = Params::read(params).filter(|params| chunk::has_code(params, levels))?;
         let mut coded = Vec::new();
-        chunk::encode(&params, levels, &mut coded);
+        dispatch::encode(&params, levels, &mut coded);
         deliver(&coded, out, length)
     })
 }
@@ -208,7 +211,7 @@ pub unsafe extern "C" fn dc_quantize(
         let mut coded = Vec::new();
         let quantizer = Quantizer { importance, reach, keeps_zeros, ..Quantizer::new(step, lambda, limit) };
         let Sums { energy, error, correlation, levels: squares } =
-            chunk::quantize(&Params::read(params)?, weights, quantizer, None, levels, &mut coded);
+            dispatch::quantize(&Params::read(params)?, weights, quantizer, None, levels, &mut coded);
         sums.copy_from_slice(&[energy, error, correlation, squares]);
         deliver(&coded, out, length)
     })
@@ -271,7 +274,7 @@ pub unsafe extern "C" fn dc_quantize_coupled(
         let quantizer = Quantizer { keeps_zeros, ..Quantizer::new(1.0, lambda, limit) };
         let coupling = Coupling { width, columns, group_rows, rows, first_row, errors };
         let Sums { energy, error, correlation, levels: squares } =
-            chunk::quantize(&params, weights, quantizer, Some(coupling), Some(levels), &mut coded);
+            dispatch::quantize(&params, weights, quantizer, Some(coupling), Some(levels), &mut coded);
         sums.copy_from_slice(&[energy, error, correlation, squares]);
         deliver(&coded, out, length)
     })
@@ -303,7 +306,7 @@ pub unsafe extern "C" fn dc_decode(jobs: *mut DcJob, count: usize) -> i32 {
             }
             jobs.push(Job { params, bytes, output, good: false });
         }
-        lanes::decode(&mut jobs);
+        dispatch::decode(&mut jobs);
         for (given, job) in given.iter_mut().zip(&jobs) {
             given.status = if job.good { DC_OK } else { DC_DAMAGED };
         }
@@ -314,7 +317,7 @@ pub unsafe extern "C" fn dc_decode(jobs: *mut DcJob, count: usize) -> i32 {
 /// Most levels that a chunk of so many bytes can hold.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_most_levels(bytes_length: usize) -> usize {
-    coder::most_decisions(bytes_length)
+    arithmetic::most_decisions(bytes_length)
 }
 
 /// Encodes bytes.

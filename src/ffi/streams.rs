@@ -1,8 +1,11 @@
 //! The C boundary of streams of ISO/IEC 15938-17 and of the software of 2019.
 
 use super::{DC_DAMAGED, DC_OK, deliver, guarded, input, output};
-use crate::nnc::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
-use crate::{dc2019, mcoder, nnc_quantize};
+use crate::cpu::dispatch;
+use crate::nnc::cabac;
+use crate::nnc::dc2019;
+use crate::nnc::quantize;
+use crate::nnc::unit::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
 
 /// A tensor of a unit of ISO/IEC 15938-17 (`src/nnc.rs`).
 #[repr(C)]
@@ -51,7 +54,7 @@ pub struct DcNncTensor {
 /// Every pointer is valid for the length that the other fields give it.
 unsafe fn nnc_tensor<'a>(given: &DcNncTensor) -> Option<Tensor<'a>> {
     let count = given.rows.checked_mul(given.width)?;
-    let valid = (1..=nnc::MOST_UNARY).contains(&given.unary)
+    let valid = (1..=unit::MOST_UNARY).contains(&given.unary)
         && given.qp_bits <= 32
         && (given.codebook_size == 0 || given.codebook_zero < given.codebook_size);
     // SAFETY: valid by this function's contract.
@@ -96,7 +99,7 @@ pub unsafe extern "C" fn dc_nnc_encode(
             // SAFETY: as above.
             let levels = unsafe { input(given.levels.cast_const(), tensor.count())? };
             let tools = Tools { settings: given.chosen, rows: given.skip_rows };
-            encoder.encode(&tensor, given.qp, levels, tools).then_some(())?;
+            dispatch::nnc_encode(&mut encoder, &tensor, given.qp, levels, tools).then_some(())?;
         }
         deliver(&encoder.finish(), out, length)
     })
@@ -125,7 +128,7 @@ pub unsafe extern "C" fn dc_nnc_decode(
                 unsafe { (output(given.levels, tensor.count())?, output(given.entries, given.entries_count)?) };
             let mut found = vec![0; tensor.entries()];
             let (entries, known) = if known.is_empty() { (&mut found[..], false) } else { (known, given.chosen) };
-            match decoder.decode(&tensor, levels, entries, known) {
+            match dispatch::nnc_decode(&mut decoder, &tensor, levels, entries, known) {
                 Some(qp) => given.qp = qp,
                 None => return Some(DC_DAMAGED),
             }
@@ -137,7 +140,7 @@ pub unsafe extern "C" fn dc_nnc_decode(
 /// Most decisions with contexts that a stream of ISO/IEC 15938-17 or of the software of 2019 can hold in so many bytes.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_most_bins(bytes_length: usize) -> usize {
-    mcoder::most_bins(bytes_length)
+    cabac::most_bins(bytes_length)
 }
 
 /// Quantises the weights of a tensor, as many as it has levels. `step` is finite and positive, `lambda` finite, not negative
@@ -159,8 +162,8 @@ pub unsafe extern "C" fn dc_nnc_quantize(
         // SAFETY: as above.
         let (tensor, levels) = unsafe { (nnc_tensor(given)?, output(given.levels, count)?) };
         let valid = step.is_normal() && step > 0.0 && lambda.is_finite() && lambda >= 0.0 && count == tensor.count();
-        let quantizer = nnc_quantize::Quantizer { step, lambda, settings: given.chosen };
-        let done = valid.then(|| nnc_quantize::quantize(&tensor, weights, quantizer, levels))?;
+        let quantizer = quantize::Quantizer { step, lambda, settings: given.chosen };
+        let done = valid.then(|| dispatch::nnc_quantize(&tensor, weights, quantizer, levels))?;
         Some(if done { DC_OK } else { DC_DAMAGED })
     })
 }

@@ -1,0 +1,182 @@
+//! The one door to the processor's paths: each function here runs the AVX2 build of a loop where the processor has it, else
+//! the plain one. Both give the same bits.
+
+#![allow(unsafe_code)]
+
+use crate::chunk::{self, Sums};
+use crate::coding::lanes::{self, Job};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::cpu::vector::available;
+use crate::exact::{self, Form, Origin, Pattern};
+use crate::model::context::Portable;
+use crate::model::params::Params;
+use crate::nnc::quantize as nnc_quantize;
+use crate::nnc::unit::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
+use crate::quantize::feedback::Coupling;
+use crate::quantize::greedy::Quantizer;
+
+/// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
+pub fn decode(jobs: &mut [Job]) {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::decode(jobs);
+    }
+    lanes::decode_on::<Portable>(jobs);
+}
+
+/// Appends the code of `levels` to `out`.
+pub fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::encode(params, levels, out);
+    }
+    chunk::encode_on::<Portable>(params, levels, out);
+}
+
+/// Quantises `weights` and appends their code to `out`. Levels are also written to `chosen` if it is given. With a `coupling`,
+/// weights are in steps (the quantiser's step is one), the chunk has whole rows, and levels make up for each other's errors.
+pub fn quantize(
+    params: &Params,
+    weights: &[f32],
+    quantizer: Quantizer<'_>,
+    coupling: Option<Coupling>,
+    chosen: Option<&mut [i32]>,
+    out: &mut Vec<u8>,
+) -> Sums {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::quantize(params, weights, quantizer, coupling, chosen, out);
+    }
+    chunk::quantize_portable(params, weights, quantizer, coupling, chosen, out)
+}
+
+/// Levels and refinement bits of `patterns`, in rows of `width`. Appends the refinement bits to `out`.
+pub fn split<P: Pattern>(
+    form: Form,
+    origin: Origin<P>,
+    width: usize,
+    patterns: &[P],
+    levels: &mut [i32],
+    out: &mut Vec<u8>,
+) {
+    let Origin::Float { zeros } = origin else {
+        return exact::split_differences(form, origin, width, patterns, levels, out);
+    };
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::split_floats(form, zeros, width, patterns, levels, out);
+    }
+    exact::split_floats_on(form, zeros, width, patterns, levels, out);
+}
+
+/// Decodes the next tensor of a unit of the standard: see [`unit::decode_on`].
+pub fn nnc_decode(
+    decoder: &mut UnitDecoder,
+    tensor: &Tensor,
+    levels: &mut [i32],
+    entries: &mut [u64],
+    known: bool,
+) -> Option<i32> {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::nnc_decode(decoder, tensor, levels, entries, known);
+    }
+    unit::decode_on(decoder, tensor, levels, entries, known)
+}
+
+/// Encodes the next tensor of a unit of the standard: see [`unit::encode_on`].
+pub fn nnc_encode(encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, levels: &[i32], tools: Tools) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::nnc_encode(encoder, tensor, qp, levels, tools);
+    }
+    unit::encode_on(encoder, tensor, qp, levels, tools)
+}
+
+/// Quantises weights as levels of the standard: see [`nnc_quantize::quantize_on`].
+pub fn nnc_quantize(tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::Quantizer, levels: &mut [i32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::nnc_quantize(tensor, weights, quantizer, levels);
+    }
+    nnc_quantize::quantize_on(tensor, weights, quantizer, levels)
+}
+
+/// The loops compiled with the features of [`available`].
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2 {
+    use super::*;
+
+    macro_rules! with_features {
+        (
+            $(#[$doc:meta])* $name:ident $(<$of:ident: $bound:path>)?, $inner:ident, $call:path,
+            ($($argument:ident: $type:ty),*) $(-> $result:ty)?
+        ) => {
+            $(#[$doc])*
+            pub(crate) fn $name$(<$of: $bound>)?($($argument: $type),*) $(-> $result)? {
+                #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
+                fn $inner$(<$of: $bound>)?($($argument: $type),*) $(-> $result)? {
+                    $call($($argument),*)
+                }
+                assert!(available(), "called on a processor without AVX2");
+                // SAFETY: the features were just checked.
+                unsafe { $inner($($argument),*) }
+            }
+        };
+    }
+
+    with_features!(
+        /// [`lanes::decode_on`] on this machine.
+        decode, decode_avx2, lanes::decode_on::<Avx2>, (jobs: &mut [Job])
+    );
+    with_features!(
+        /// [`chunk::encode_on`] on this machine.
+        encode, encode_avx2, chunk::encode_on::<Avx2>, (params: &Params, levels: &[i32], out: &mut Vec<u8>)
+    );
+    with_features!(
+        /// [`chunk::quantize_on`] on this machine.
+        quantize, quantize_avx2, chunk::quantize_on::<Avx2>,
+        (
+            params: &Params, weights: &[f32], quantizer: Quantizer, coupling: Option<Coupling>, chosen: Option<&mut [i32]>,
+            out: &mut Vec<u8>
+        ) -> Sums
+    );
+    with_features!(
+        /// [`exact::split_floats_on`] on this machine.
+        split_floats<P: exact::Pattern>, split_floats_avx2, exact::split_floats_on,
+        (
+            form: exact::Form, zeros: bool, width: usize, patterns: &[P], levels: &mut [i32], out: &mut Vec<u8>
+        )
+    );
+    with_features!(
+        /// [`unit::decode_on`] on this machine.
+        nnc_decode, nnc_decode_avx2, unit::decode_on,
+        (decoder: &mut UnitDecoder, tensor: &Tensor, levels: &mut [i32], entries: &mut [u64], known: bool) -> Option<i32>
+    );
+    with_features!(
+        /// [`unit::encode_on`] on this machine.
+        nnc_encode, nnc_encode_avx2, unit::encode_on,
+        (encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, levels: &[i32], tools: Tools) -> bool
+    );
+    with_features!(
+        /// [`nnc_quantize::quantize_on`] on this machine.
+        nnc_quantize, nnc_quantize_avx2, nnc_quantize::quantize_on,
+        (tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::Quantizer, levels: &mut [i32]) -> bool
+    );
+
+    with_features!(
+        /// [`crate::coding::fast::Decoder::decode`] on this machine.
+        #[cfg(test)]
+        decode_fast, decode_fast_avx2, crate::coding::fast::Decoder::decode::<Avx2>,
+        (decoder: &mut crate::coding::fast::Decoder, params: &Params, bytes: &[u8], output: &mut crate::coding::output::Output) -> bool
+    );
+
+    /// [`lanes::Lanes::decode`] on this machine.
+    #[cfg(test)]
+    pub(crate) fn decode_lanes<const KIND: u8>(lanes: &mut [lanes::Lane], count: usize) {
+        assert!(available(), "called on a processor without AVX2");
+        <Avx2 as lanes::Lanes>::decode::<KIND>(lanes, count);
+    }
+}

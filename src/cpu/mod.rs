@@ -1,0 +1,9 @@
+//! What is compiled for a processor's instructions. [`dispatch`] is the one door: it picks the processor's path.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+pub mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod quads;
+#[cfg(target_arch = "x86_64")]
+mod vector;
