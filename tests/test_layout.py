@@ -1,8 +1,9 @@
-"""The package's layout: no import circles, and no function that hides a module."""
+"""The layout of the package and the core: no import circles, and no function that hides a module."""
 
 import ast
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -98,3 +99,35 @@ def test_no_two_modules_give_one_name_to_two_things():
                     where.setdefault(name, []).append(module)
     assert where["Source"] == ["deepcabac.source"]
     assert {name: found for name, found in where.items() if len(found) > 1} == {}
+CORE = Path(__file__).parents[1] / "src"
+
+
+def core_modules():
+    """Paths of the core's modules by the name that ``use crate::`` has for them."""
+    names = {path: list(path.relative_to(CORE).with_suffix("").parts) for path in sorted(CORE.rglob("*.rs"))}
+    return {"::".join(parts[:-1] if parts[-1] == "mod" else parts): path for path, parts in names.items()}
+
+
+def core_uses(name, text, known):
+    """Modules that a module of the core names, its tests and comments aside."""
+    text = re.sub(r"(?m)//.*", "", text.split("#[cfg(test)]\nmod tests")[0])
+    text = re.sub(r"\bsuper::", f"crate::{name.rpartition('::')[0]}::", text)
+    found = set()
+    for path in re.findall(r"\bcrate::([a-z0-9_:]+)", text):
+        parts = path.strip(":").split("::")
+        found |= {"::".join(parts[:count]) for count in range(1, len(parts) + 1)} & known
+    # Of nested names the innermost is meant; a module inside another may use what the outer one defines.
+    return {one for one in found if one != name and not any(other.startswith(f"{one}::") for other in known)}
+
+
+def test_no_two_modules_of_the_core_use_each_other():
+    paths = core_modules()
+    graph = {name: core_uses(name, path.read_text(encoding="utf-8"), set(paths)) for name, path in paths.items()}
+    assert graph["cpu::dispatch"] >= {"chunk", "coding::lanes", "cpu::avx2"} and "model::scale" in graph["model::rows"]
+    assert cycle(graph) == []
+    assert [name for name in graph if "cpu::avx2" in graph[name]] == ["cpu::dispatch"], "one door"
+
+
+def test_a_use_is_found():
+    text = "use super::c::X; // crate::d\n#[cfg(test)]\nmod tests { use crate::e; }"
+    assert core_uses("a::b", text, {"a::c", "d", "e"}) == {"a::c"}
