@@ -99,6 +99,8 @@ def test_no_two_modules_give_one_name_to_two_things():
                     where.setdefault(name, []).append(module)
     assert where["Source"] == ["deepcabac.source"]
     assert {name: found for name, found in where.items() if len(found) > 1} == {}
+
+
 CORE = Path(__file__).parents[1] / "src"
 
 
@@ -112,12 +114,10 @@ def core_uses(name, text, known):
     """Modules that a module of the core names, its tests and comments aside."""
     text = re.sub(r"(?m)//.*", "", text.split("#[cfg(test)]\nmod tests")[0])
     text = re.sub(r"\bsuper::", f"crate::{name.rpartition('::')[0]}::", text)
-    found = set()
-    for path in re.findall(r"\bcrate::([a-z0-9_:]+)", text):
-        parts = path.strip(":").split("::")
-        found |= {"::".join(parts[:count]) for count in range(1, len(parts) + 1)} & known
-    # Of nested names the innermost is meant; a module inside another may use what the outer one defines.
-    return {one for one in found if one != name and not any(other.startswith(f"{one}::") for other in known)}
+    paths = [path.strip(":").split("::") for path in re.findall(r"\bcrate::([a-z0-9_:]+)", text)]
+    # Of a path such as a::b::function the longest part that is a module.
+    prefixes = [["::".join(path[:count]) for count in range(len(path), 0, -1)] for path in paths]
+    return {next((one for one in names if one in known), name) for names in prefixes} - {name}
 
 
 def test_no_two_modules_of_the_core_use_each_other():
