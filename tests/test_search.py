@@ -90,6 +90,13 @@ def test_the_result_keeps_the_metric_and_is_what_it_says(tmp_path):
     assert [int(row["trial"]) for row in rows(tmp_path)] == [trial.number for trial in result.trials]
 
 
+@pytest.mark.parametrize("evaluations", range(4, 9))
+def test_few_evaluations_are_enough_for_a_result(tmp_path, evaluations):
+    result = find(tmp_path, evaluations=evaluations, max_drop=0.8)
+    assert 1 - result.best.metric <= 0.8
+    assert len(result.trials) < evaluations
+
+
 def test_it_finds_the_best_quality(tmp_path):
     result = find(tmp_path, methods=["sqnr"])
     assert result.best.bytes < 1.01 * smallest_sqnr(0.5)

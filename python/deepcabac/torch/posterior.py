@@ -96,7 +96,8 @@ def variational(
 ) -> dict[str, Float32]:
     """Standard deviations of the weights' posterior, trained with the means fixed at what the weights are.
 
-    The posterior is a Gaussian for each weight, q(w) = N(mean, sigma^2). Maximised over sigma is the variational bound
+    The posterior is a Gaussian for each weight, q(w) = N(mean, sigma^2). Maximised over sigma is the variational
+    bound ::
 
         -samples * E_q[loss(w)] - KL(q || prior),  with the log-uniform prior p(|w|) ~ 1 / |w|,
 

@@ -372,9 +372,10 @@ class _Race:
     def _refine(self, curve: _Curve, max_drop: float) -> None:
         """Give parts of the network bits by how much each matters."""
         base, enough = curve.bracket()[1], _smallest([trial for _, trial in curve.tried])
-        if base is None or enough is None:
+        count = min(_PARTS, self._left // 2)
+        if base is None or enough is None or count < 2:
             return
-        parts = self._parts(curve.settings(base), min(_PARTS, self._left // 2))
+        parts = self._parts(curve.settings(base), count)
         if len(parts) < 2:
             return
         probes = [_with_offsets(curve.settings(base), dict.fromkeys(part, -_WORSE)) for part in parts]

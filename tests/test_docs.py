@@ -1,0 +1,71 @@
+"""The documents: the guide's code runs, links and file names lead somewhere, and no public name is left out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+
+import pytest
+from test_readme import ROOT, check_install, checkout, run
+
+__all__ = ["checkout"]  # a fixture
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "bench/*.md", "examples/*.md", "fuzz/*.md", "tests/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index"))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the commands are for a POSIX shell")
+@pytest.mark.parametrize("name", [name for name in PAGES if BLOCK.search((ROOT / name).read_text(encoding="utf-8"))])
+def test_what_a_page_of_the_guide_shows_runs_from_top_to_bottom(name, checkout):
+    blocks = BLOCK.findall((ROOT / name).read_text(encoding="utf-8"))
+    if any("torch" in text for language, text in blocks if language == "python"):
+        pytest.importorskip("torch")
+    script = [text if language == "sh" else f"python - <<'END'\n{text}END\n" for language, text in blocks]
+    _, calls = run("".join(script), checkout)
+    for call in calls:
+        check_install(call)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    code = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+    text = code.sub("", (ROOT / name).read_text(encoding="utf-8"))
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
+
+
+def documented() -> list[str]:
+    """What the reference has an entry for, by its full name."""
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md")]
+    return [name for text in pages for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)$", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("module", ["deepcabac", "deepcabac.torch", "deepcabac.nnc", "deepcabac.dc2019"])
+def test_every_public_name_is_in_the_reference(module):
+    if module == "deepcabac.torch":
+        pytest.importorskip("torch")
+    there = importlib.import_module(module)
+    names = getattr(there, "__all__", None)
+    if names is None:
+        names = [name for name, found in vars(there).items() if getattr(found, "__module__", "") == module]
+    public = {name for name in names if not name.startswith("_") and not inspect.ismodule(getattr(there, name))}
+    entries = {name.rpartition(".")[2] for name in documented() if name.rpartition(".")[0] in (module, "deepcabac")}
+    assert public and sorted(public - entries) == []
+
+
+def test_the_files_named_are_where_pages_are_made_from():
+    configuration = (ROOT / "docs" / "conf.py").read_text(encoding="utf-8")
+    pages = dict(re.findall(r'^    "([\w/]+)": "([\w/]+\.md)",$', configuration, re.MULTILINE))
+    assert len(pages) > 4
+    for page, source in pages.items():
+        stub = Path(ROOT / "docs" / f"{page}.md")
+        assert stub.exists() and (ROOT / source).exists()
+        assert os.path.relpath(ROOT / source, stub.parent) in stub.read_text(encoding="utf-8")
