@@ -30,7 +30,7 @@ MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
 RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
 RAW_CHUNK = 1 << 20
-#: Bits of the mantissa, by data type (8.2).
+#: Bits of the mantissa, by data type (10.2).
 MANTISSA = {1: 52, 2: 23, 3: 10, 4: 7, 5: 3, 6: 2}
 
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -52,7 +52,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 FLOATS, BOOL = range(1, 7), 15
 
-#: 2^0, 2^(1/4), 2^(2/4) and 2^(3/4) as float32, by their bits (3.3).
+#: 2^0, 2^(1/4), 2^(2/4) and 2^(3/4) as float32, by their bits (6.2).
 ROOTS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], dtype=np.uint32).view(np.float32)
 
 
@@ -61,7 +61,7 @@ class Damaged(Exception):
 
 
 class TooLarge(Exception):
-    """The tensors take more memory than the caller allows (3.5)."""
+    """The tensors take more memory than the caller allows (4.11)."""
 
 
 def check(condition: bool, what: str) -> None:
@@ -71,7 +71,7 @@ def check(condition: bool, what: str) -> None:
 
 
 class Fields:
-    """Reads fields one after the other, from the index (3.1), a parameter record (4.2) or coded levels (6)."""
+    """Reads fields one after the other, from the index (4), coding parameters (4.8) or levels on their own (12)."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.position = data, 0
@@ -126,24 +126,24 @@ class Fields:
         check(self.position == len(self.data), "fields end late")
 
 
-# --- 4 Coded levels ---------------------------------------------------------------------------------------------------
+# --- 3, 5 Coded levels ------------------------------------------------------------------------------------------------
 
 
 TAPS = {3: (0b110, 0b011), 4: (0b1100, 0b0010), 5: (0b10100, 0b01101), 6: (0b101011, 0b010010)}
 
 
 class Params:
-    """Coding parameters of a tensor (4.2)."""
+    """Coding parameters of a tensor (4.8)."""
 
     def __init__(self, record: bytes) -> None:
         fields = Fields(record)
         flags, self.mean_log = fields.byte(), fields.byte()
         self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
         check(flags <= 127 and not (flags & 32 and flags & 17) and self.mean_log <= 191, "flags or mean")
-        self.regressed = flags & 64 != 0
-        check(not (self.regressed and flags & 50), "regression with kernels or another coder")
-        check(1 <= self.width <= (8192 if self.regressed else 65536) and self.chunk_rows >= 1, "width or rows")
-        check(self.width * self.chunk_rows <= 1 << (22 if self.regressed else 20), "levels in a chunk")
+        self.regression = flags & 64 != 0
+        check(not (self.regression and flags & 50), "regression with kernels or another coder")
+        check(1 <= self.width <= (8192 if self.regression else 65536) and self.chunk_rows >= 1, "width or rows")
+        check(self.width * self.chunk_rows <= 1 << (22 if self.regression else 20), "levels in a chunk")
         self.flags = flags
         self.coarse = flags & 4 != 0
         self.fast, self.sparse = flags & 16 != 0, flags & 32 != 0
@@ -160,7 +160,7 @@ class Params:
         elif self.sparse:
             self.kernel_width = self.kernel_size = self.width
         self.density_log = fields.byte() if self.sparse else 160
-        self.prior = fields.byte() if self.regressed else 0
+        self.prior = fields.byte() if self.regression else 0
         self.dependent = flags & 8 != 0
         self.taps = (0, 0)
         if self.dependent:
@@ -177,13 +177,13 @@ class Params:
 
 
 class Decoder:
-    """The two bit sequences of a chunk (4.3)."""
+    """The two bit sequences of a chunk (3.1)."""
 
     def __init__(self, chunk: bytes) -> None:
         self.chunk = chunk
         self.range = 2**64 - 1
         self.code = int.from_bytes((chunk + bytes(8))[:8], "big")
-        self.shifted = 0  # bytes taken in behind the first eight
+        self.shifted = 0  # bytes taken in after the first eight
         self.raw_bits = 0  # raw bits read
 
     def decision(self, p: int) -> int:
@@ -197,7 +197,7 @@ class Decoder:
         return 0
 
     def end_step(self) -> None:
-        """Bring the range back to 2^56 and more. Ends early where the length cannot fit any more (4.8)."""
+        """Bring the range back to 2^56 and more. Ends early where the length can no longer fit (3.3)."""
         while self.range < 2**56:
             index = 8 + self.shifted
             byte = self.chunk[index] if index < len(self.chunk) else 0
@@ -217,7 +217,7 @@ class Decoder:
         return value
 
     def finish(self) -> None:
-        """Check that the chunk ends exactly here (4.8)."""
+        """Check that the chunk ends exactly here (3.3)."""
         arithmetic_bytes = self.shifted + (1 if self.range >= 2**57 else 2)
         raw_bytes = (self.raw_bits + 7) // 8
         check(arithmetic_bytes + raw_bytes == len(self.chunk), "length of the chunk")
@@ -225,37 +225,37 @@ class Decoder:
 
 
 def log(x: int) -> int:
-    """Eight times the binary logarithm, roughly (4.4)."""
+    """Eight times the binary logarithm, roughly (5.3)."""
     x = x | 1
     exponent = x.bit_length() - 1
     return 8 * exponent + ((8 * x >> exponent) - 8)
 
 
 def from_log(log: int) -> int:
-    """The least number of a logarithm, or nearly so (4.4)."""
+    """The least number of a logarithm, or nearly so (5.3)."""
     exponent, mantissa = log // 8, 8 + log % 8
     return mantissa << exponent - 3 if exponent >= 3 else mantissa >> 3 - exponent
 
 
 def scale_class(params: Params, row_average: int, column_average: int) -> int:
-    """The class, 0 to 79, of the magnitude to expect (4.4)."""
+    """The class, 0 to 79, of the magnitude to expect (5.3)."""
     c = (7 * log(row_average) + 7 * log(column_average) - 6 * params.mean_log - 256) >> 4
     c = min(max(c, 0), 79)
     return c & ~1 if params.coarse else c
 
 
 def low_bits(c: int) -> int:
-    """Low bits of a magnitude in class ``c`` (4.4)."""
+    """Low bits of a magnitude in class ``c`` (5.3)."""
     return max((32 + 2 * c) // 8 - 13, 0)
 
 
 def clamped(level: int) -> int:
-    """A level as it enters means and predictions (4.5)."""
+    """A level as it enters means and predictions (5.4)."""
     return min(max(level, -32768), 32767)
 
 
 def adapted(context: int, one: int) -> int:
-    """A context behind a decision (4.6)."""
+    """A context after a decision (3.2)."""
     probability, count = context >> 10, context & 1023
     stage = count >> 7
     target = 2**22 - 2**11 if one else 2**11
@@ -265,7 +265,7 @@ def adapted(context: int, one: int) -> int:
 
 
 def initial_sets() -> list[list[int]]:
-    """The contexts at the start of a chunk: 320 sets of 32 (4.6)."""
+    """The contexts at the start of a chunk: 320 sets of 32 (5.5)."""
     wide, narrow = [], []
     for c in range(80):
         m = from_log(32 + 2 * c) >> low_bits(c)
@@ -294,30 +294,30 @@ def sign(value: int) -> int:
 
 
 def level_of(index: int, odd: int) -> int:
-    """The level of an index in the first quantiser (``odd`` = 0) or the second (4.5)."""
+    """The level of a quantisation index in the first quantiser (``odd`` = 0) or the second (5.2)."""
     return signed32(2 * index - sign(index) * odd)
 
 
 def index_of(level: int, odd: int) -> int:
-    """The index of a level in the quantiser that has it (4.5)."""
+    """The quantisation index of a level in the quantiser that has it (5.2)."""
     return (level + sign(level) * odd) // 2
 
 
 def next_state(params: Params, state: int, index: int) -> int:
-    """The state behind an index (4.5)."""
-    behind_odd_quantizer, behind_odd_index = params.taps
-    return state >> 1 ^ behind_odd_quantizer * (state & 1) ^ behind_odd_index * (index & 1)
+    """The state after an index (5.2)."""
+    odd_state, odd_index = params.taps
+    return state >> 1 ^ odd_state * (state & 1) ^ odd_index * (index & 1)
 
 
 def predicted_index(value: int, odd: int) -> int:
-    """The index of the level nearest to a prediction in units of 2^-8 (4.5)."""
+    """The index of the level nearest to a prediction in units of 2^-8 (5.6)."""
     if odd and abs(value) < 128:
         return 0
     return sign(value) * (abs(value) + 256 + 256 * odd >> 9)
 
 
 class Model:
-    """What is expected of the levels of a chunk (4.5)."""
+    """What is expected of the levels of a chunk (5.6)."""
 
     def __init__(self, params: Params) -> None:
         self.params = params
@@ -349,7 +349,7 @@ class Model:
         self.row_average += (fixed - self.row_average) >> shift
 
     def end_row(self) -> None:
-        """Move the columns, behind a complete row."""
+        """Move the columns, after a complete row."""
         r = self.row_number
         shift = 3 if r < 4 else 4 if r < 12 else 5 if r < 40 else 6
         for i in range(self.params.width):
@@ -388,64 +388,64 @@ class Model:
         return 2 * c + leaning + 160 * narrow, low_bits(c), predicted, leaning, down
 
 
-# --- 4.14 Regression --------------------------------------------------------------------------------------------------
+# --- 9 Regression -----------------------------------------------------------------------------------------------------
 
 LIMIT = 2**23
-Single = np.float32
+f32 = np.float32
 
 
-def reach(width: int) -> int:
+def block_width(width: int) -> int:
     """Columns of a block."""
     blocks = -(-width // (2**19 // width))
     return -(-width // blocks)
 
 
 class Block:
-    """What is known about the columns of a block: what each of them says about those behind it."""
+    """What is known about the columns of a block: what each of them says about those after it."""
 
-    def __init__(self, width: int, known: np.float32) -> None:
-        self.factors = [np.zeros(width, Single) for _ in range(width)]
-        self.energies = [known] * width
-        self.row = np.zeros(width, Single)
-        self.predictions = np.zeros(width, Single)
+    def __init__(self, width: int, prior_energy: np.float32) -> None:
+        self.factors = [np.zeros(width, f32) for _ in range(width)]
+        self.energies = [prior_energy] * width
+        self.row = np.zeros(width, f32)
+        self.predictions = np.zeros(width, f32)
 
     def prediction(self, column: int) -> int:
         """What is predicted in a column, in units of 2^-8."""
         value = float(self.predictions[column])
         return 0 if math.isnan(value) else int(min(max(value, -LIMIT), LIMIT))
 
-    def commit(self, column: int, off: int) -> None:
-        """Take in what the level in this column is off by from all predictions."""
-        rounded, behind = Single(off), slice(column + 1, None)
-        self.row[column] = rounded + Single(self.prediction(column))
-        self.predictions[behind] = self.predictions[behind] + self.factors[column][behind] * rounded
+    def commit(self, column: int, error: int) -> None:
+        """Take in the prediction error of the level in this column."""
+        rounded, later = f32(error), slice(column + 1, None)
+        self.row[column] = rounded + f32(self.prediction(column))
+        self.predictions[later] = self.predictions[later] + self.factors[column][later] * rounded
 
     def end_row(self) -> None:
         """Learn from the row, and forget it."""
-        weight = Single(1)
+        weight = f32(1)
         for column, factors in enumerate(self.factors):
-            off, before, behind = self.row[column], self.energies[column], slice(column + 1, None)
-            weighted = weight * off
-            energy = before + weighted * off
+            error, before, later = self.row[column], self.energies[column], slice(column + 1, None)
+            weighted = weight * error
+            energy = before + weighted * error
             rate = weighted / energy
             weight = weight * before / energy
             self.energies[column] = energy
-            self.row[behind] = self.row[behind] - off * factors[behind]
-            factors[behind] = factors[behind] + rate * self.row[behind]
+            self.row[later] = self.row[later] - error * factors[later]
+            factors[later] = factors[later] + rate * self.row[later]
         self.predictions[:] = 0
 
 
-class RegressedModel(Model):
+class RegressionModel(Model):
     """A model that predicts from the columns before, too."""
 
     def __init__(self, params: Params) -> None:
         super().__init__(params)
-        typical = Single(2 * self.mean if params.dependent else self.mean) / Single(16)
-        energy = typical * typical + Single(256) * typical
-        known = energy * Single(1 << params.prior)
-        self.reach = reach(params.width)
+        typical = f32(2 * self.mean if params.dependent else self.mean) / f32(16)
+        energy = typical * typical + f32(256) * typical
+        prior_energy = energy * f32(1 << params.prior)
+        self.reach = block_width(params.width)
         starts = range(0, params.width, self.reach)
-        self.blocks = [Block(min(self.reach, params.width - start), known) for start in starts]
+        self.blocks = [Block(min(self.reach, params.width - start), prior_energy) for start in starts]
         self.sets += [list(words) for words in self.sets[160::2]]  # steep
 
     def prediction(self) -> int:
@@ -473,7 +473,7 @@ class RegressedModel(Model):
             self.blocks[block].commit(column, (clamped(level) << 8) - self.predicted)
 
     def end_row(self) -> None:
-        """Move the columns, and learn, behind a complete row."""
+        """Move the columns, and learn, after a complete row."""
         super().end_row()
         with np.errstate(all="ignore"):
             for block in self.blocks:
@@ -482,10 +482,10 @@ class RegressedModel(Model):
 
 def model_of(params: Params) -> Model:
     """The model of a chunk of decisions, with regression or without."""
-    return RegressedModel(params) if params.regressed else Model(params)
+    return RegressionModel(params) if params.regression else Model(params)
 
 
-# --- 4.7 From decisions to levels -------------------------------------------------------------------------------------
+# --- 5.7 From decisions to levels -------------------------------------------------------------------------------------
 
 
 def decide(decoder: Decoder, contexts: list[int], k: int) -> int:
@@ -496,7 +496,7 @@ def decide(decoder: Decoder, contexts: list[int], k: int) -> int:
 
 
 def decode_magnitude(decoder: Decoder, contexts: list[int], low: int) -> tuple[int, int]:
-    """The upper part of a magnitude, and the magnitude (4.7, 1 to 3)."""
+    """The upper part of a magnitude, and the magnitude (5.7, 1 to 3)."""
     upper = 0
     while upper < 16 and decide(decoder, contexts, upper):
         upper += 1
@@ -517,7 +517,7 @@ def decode_magnitude(decoder: Decoder, contexts: list[int], low: int) -> tuple[i
 
 
 def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bool) -> tuple[int, int]:
-    """A residual, before its sign is turned, and its magnitude (4.7)."""
+    """A residual, before its sign is turned, and its magnitude (5.7)."""
     upper, magnitude = decode_magnitude(decoder, contexts, low)
     negative = 0
     if magnitude != 0 and leaning:
@@ -529,7 +529,7 @@ def decode_residual(decoder: Decoder, contexts: list[int], low: int, leaning: bo
 
 
 def decode_level(decoder: Decoder, model: Model) -> int:
-    """The next level of a chunk (4.7)."""
+    """The next level of a chunk (5.7)."""
     number, low, predicted, leaning, down = model.site()
     residual, magnitude = decode_residual(decoder, model.sets[number], low, leaning)
     index = signed32(predicted + (-residual if down else residual))
@@ -539,7 +539,7 @@ def decode_level(decoder: Decoder, model: Model) -> int:
 
 
 def decode_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
-    """The ``count`` levels of a chunk (4.8), also one with regression (4.14)."""
+    """The ``count`` levels of a chunk (5.8), also one with regression (9)."""
     check(1 <= count <= params.chunk_levels and count <= 11400 * (len(chunk) + 8), "levels of the chunk")
     decoder, model = Decoder(chunk), model_of(params)
     levels: list[int] = []
@@ -551,9 +551,9 @@ def decode_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
     return levels
 
 
-# --- 4.12 The fast coder ----------------------------------------------------------------------------------------------
+# --- 7 The fast coder -------------------------------------------------------------------------------------------------
 
-ESCAPE, BLOCK, VISIT = 15, 512, 256
+ESCAPE, STRIDE, VISIT = 15, 512, 256
 Site = tuple[int, int, int, bool, bool]
 
 
@@ -635,7 +635,7 @@ class FastDecoder:
         self.sets = SymbolSets()
 
     def word(self) -> int:
-        """The next word; zero behind the last."""
+        """The next word; zero after the last."""
         self.next += 1
         return self.words[self.next - 1] if self.next <= len(self.words) else 0
 
@@ -691,7 +691,7 @@ class FastDecoder:
 
 
 def end_rows(models: list[Model], r: int) -> None:
-    """Move the columns that 16 strips share, behind a row of each."""
+    """Move the columns that 16 strips share, after a row of each."""
     p, shift = models[0].params, 1 if r == 0 else 3 if r < 8 else 5
     averages, means = models[0].column_averages, models[0].column_means
     for i in range(p.width):
@@ -726,8 +726,8 @@ def code_strips(
             model.commit(level, index, abs(signed32(level - model.expected)))
             levels[strip].append(level)
         end = column == params.width - 1
-        if end or k == count - 1 or column % BLOCK == BLOCK - 1:
-            coder.sets.passed(strips * (column % BLOCK + 1))
+        if end or k == count - 1 or column % STRIDE == STRIDE - 1:
+            coder.sets.passed(strips * (column % STRIDE + 1))
         if end and strips == 1:
             models[0].end_row()
         elif end:
@@ -747,7 +747,7 @@ def decode_fast_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
     return [level for strip in strips for level in strip]
 
 
-# --- 4.13 The sparse coder --------------------------------------------------------------------------------------------
+# --- 8 The sparse coder -----------------------------------------------------------------------------------------------
 
 
 class SparseModel:
@@ -804,7 +804,7 @@ class SparseModel:
             self.end_row()
 
     def end_row(self) -> None:
-        """Move the columns, behind a complete row."""
+        """Move the columns, after a complete row."""
         r = self.row_number
         shift = 3 if r < 4 else 4 if r < 12 else 5 if r < 40 else 6
         for i, occupied in enumerate(self.occupied):
@@ -832,7 +832,7 @@ def decode_sparse_chunk(params: Params, count: int, chunk: bytes) -> list[int]:
     return levels
 
 
-# --- 5 Coded bytes ----------------------------------------------------------------------------------------------------
+# --- 4.2 The stored index ---------------------------------------------------------------------------------------------
 
 ORDERS = (0, 1, 2, 3, 4, 6)  # bytes of context
 
@@ -841,7 +841,7 @@ LOGISTIC += [3902, 3976, 4022, 4051, 4069, 4079, 4086, 4090, 4092, 4094, 4095]
 
 
 def squash(x: int) -> int:
-    """Log-odds in 1/256 to a probability in 2^-12 (5)."""
+    """Log-odds in 1/256 to a probability in 2^-12 (4.2)."""
     x = max(-2047, min(2047, x)) + 2048
     index, rest = x >> 7, x & 127
     return LOGISTIC[index] * (128 - rest) + LOGISTIC[index + 1] * rest + 64 >> 7
@@ -861,11 +861,11 @@ class Coder(Protocol):
         """The next decision."""
 
     def end_step(self) -> None:
-        """Behind every decision."""
+        """After every decision."""
 
 
 def code_bytes(coder: Coder, count: int) -> bytes:
-    """The next ``count`` bytes (5)."""
+    """The next ``count`` bytes (4.2)."""
     table = [[0x80000000] * 2**16 for _ in ORDERS]
     mixing = [[22000] * 6 for _ in range(256)]
     history = 0
@@ -892,7 +892,7 @@ def code_bytes(coder: Coder, count: int) -> bytes:
 
 
 def decode_bytes(coded: bytes, count: int) -> bytes:
-    """The ``count`` bytes that ``coded`` stands for (5)."""
+    """The ``count`` bytes that ``coded`` stands for (4.2)."""
     check(count <= 11400 * (len(coded) + 8) // 8, "more bytes than can be coded so")
     decoder = Decoder(coded)
     plain = code_bytes(decoder, count)
@@ -900,7 +900,7 @@ def decode_bytes(coded: bytes, count: int) -> bytes:
     return plain
 
 
-# --- 2, 3 The file and its index, 6 levels by themselves --------------------------------------------------------------
+# --- 4 The index ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -910,28 +910,28 @@ class Chunk:
     length: int
     count: int
     checksum: int
-    details: int = 0  # bytes at its end that are details (8.1)
+    refinement: int = 0  # bytes at its end that are refinement bits (10.1)
 
 
 @dataclass
 class Tensor:
-    """A tensor as the index describes it (3.3)."""
+    """A tensor as the index describes it (4.4)."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     method: int
-    step: np.float32 = field(default_factory=lambda: np.float32(1))
+    step_size: np.float32 = field(default_factory=lambda: np.float32(1))
     params: Params | None = None
     chunks: list[Chunk] = field(default_factory=list)
     source: int = -1  # of a tied tensor: the number of the tensor that it is the same as
     row_scales: bytes = b""  # of method 3: a signed byte for each slice of dimension 0, or nothing
     column_scales: bytes = b""  # likewise for each place in such a slice
-    form: int = -1  # of methods 4 and 5 (8.1), and what it needs:
+    form: int = -1  # of methods 4 and 5 (10.1), and what it needs:
     k: int = 0
     centre: int = 0
     entries: list[int] = field(default_factory=list)
-    usual: int = 0
+    most_frequent: int = 0
     width: int = 0
 
     @property
@@ -951,7 +951,7 @@ class Tensor:
 
 
 def parse_shape(fields: Fields) -> tuple[int, ...]:
-    """Number of dimensions, and dimensions (3.3)."""
+    """Number of dimensions, and dimensions (4.4)."""
     count = fields.byte()
     check(count <= 32, "number of dimensions")
     shape = tuple(fields.varint() for _ in range(count))
@@ -960,7 +960,7 @@ def parse_shape(fields: Fields) -> tuple[int, ...]:
 
 
 def parse_levels(fields: Fields, size: int) -> tuple[Params, list[Chunk]]:
-    """Parameters and chunks of a tensor of levels (3.3, method 1)."""
+    """Parameters and chunks of a tensor of levels (4.7)."""
     params = Params(fields.blob())
     chunks = []
     for start in range(0, size, params.chunk_levels):
@@ -971,7 +971,7 @@ def parse_levels(fields: Fields, size: int) -> tuple[Params, list[Chunk]]:
 
 
 def parse_scales(fields: Fields, tensor: Tensor) -> None:
-    """Scales of rows and columns (3.3, method 3)."""
+    """Scales of rows and columns (4.10)."""
     check(len(tensor.shape) > 0 and tensor.size > 0, "scales of a scalar or of nothing")
     tensor.row_scales, tensor.column_scales = fields.blob(), fields.blob()
     check(len(tensor.row_scales) in (0, tensor.shape[0]), "number of row scales")
@@ -979,7 +979,7 @@ def parse_scales(fields: Fields, tensor: Tensor) -> None:
 
 
 def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
-    """A tensor's entry in the index (3.3)."""
+    """A tensor's entry in the index (4.4)."""
     name, code = fields.text(), fields.byte()
     check(code in DTYPES, "data type")
     tensor = Tensor(name, DTYPES[code], parse_shape(fields), fields.byte())
@@ -990,8 +990,8 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
             tensor.chunks.append(Chunk(length, length, fields.u32()))
     elif tensor.method in (LEVELS, SCALED):
         check(code in FLOATS, "levels of a type that is not floating-point")
-        tensor.step = np.float32(struct.unpack("<f", fields.take(4))[0])
-        check(bool(np.isfinite(tensor.step) and tensor.step > 0), "step")
+        tensor.step_size = np.float32(struct.unpack("<f", fields.take(4))[0])
+        check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
         if tensor.method == SCALED:
             parse_scales(fields, tensor)
         tensor.params, tensor.chunks = parse_levels(fields, tensor.size)
@@ -1011,7 +1011,7 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
 
 
 def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
-    """Form and chunks of an exact tensor or an update (8.1)."""
+    """Form and chunks of an exact tensor or an update (10.1, 11.1)."""
     tensor.form = form = fields.byte()
     check(form in ((0, 1, 2, 5) if tensor.method == EXACT else (3, 4, 6, 7)), "form")
     check(form not in (0, 1, 4, 7) or code in FLOATS, "form of floating-point values")
@@ -1024,8 +1024,8 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
         tensor.centre = fields.varint() | fields.varint() << 32
         check(tensor.centre < 1 << tensor.bits, "centre")
     if form == 5:
-        count, tensor.usual, tensor.width, rows = (fields.varint() for _ in range(4))
-        check(1 <= count <= 4096 and tensor.usual < count, "codebook")
+        count, tensor.most_frequent, tensor.width, rows = (fields.varint() for _ in range(4))
+        check(1 <= count <= 4096 and tensor.most_frequent < count, "codebook")
         check(1 <= tensor.width <= 65536 and rows >= 1 and tensor.width * rows <= 1 << 20, "rows of a codebook")
         planes = [fields.take(count) for _ in range(tensor.dtype.itemsize)]
         entry = 0
@@ -1036,32 +1036,32 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
             tensor.entries.append(entry)
         each = tensor.width * rows
     if form == 7:
-        tensor.step = np.float32(struct.unpack("<f", fields.take(4))[0])
-        check(bool(np.isfinite(tensor.step) and tensor.step > 0), "step")
+        tensor.step_size = np.float32(struct.unpack("<f", fields.take(4))[0])
+        check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
     if form < 5 or form == 7:
         tensor.params = Params(fields.blob())
         each = tensor.params.chunk_levels
     for start in range(0, tensor.size if each else 0, each or 1):
-        coded, details = fields.varint(), fields.varint()
+        coded, refinement = fields.varint(), fields.varint()
         held = min(each, tensor.size - start)
-        if coded == 0 and details == 0 and tensor.method == UPDATE:
+        if coded == 0 and refinement == 0 and tensor.method == UPDATE:
             tensor.chunks.append(Chunk(0, held, 0))
             continue
-        check(coded > 0 and (details == 0 or form < 5), "lengths of a chunk")
+        check(coded > 0 and (refinement == 0 or form < 5), "lengths of a chunk")
         check(held <= 11400 * (coded + 8), "a chunk cannot hold its values")
-        tensor.chunks.append(Chunk(coded + details, held, fields.u32(), details))
+        tensor.chunks.append(Chunk(coded + refinement, held, fields.u32(), refinement))
 
 
 @dataclass
 class Base:
-    """What an update says about its base (8.5)."""
+    """What an update says about its base (11.3)."""
 
     digest: bytes = b""
     name: str = ""
 
 
 def digest(tensors: list[Tensor], base: dict[str, Array]) -> bytes:
-    """SHA-256 of the tensors of ``base`` that are changed (8.5)."""
+    """SHA-256 of the tensors of ``base`` that are changed (11.3)."""
     total = hashlib.sha256()
     for tensor in tensors:
         array = base.get(tensor.name)
@@ -1075,7 +1075,7 @@ def digest(tensors: list[Tensor], base: dict[str, Array]) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """A number as 3.1 writes it."""
+    """A number as 2.3 has it."""
     out = []
     while value >= 128:
         out.append(value & 127 | 128)
@@ -1084,7 +1084,7 @@ def varint(value: int) -> bytes:
 
 
 def read_index(data: bytes) -> tuple[str, bytes, list[Tensor], Base]:
-    """Kind, extra, tensors and base of a file (2, 3.1, 3.2, 8.5), with all the checks of 3.5."""
+    """Kind, extra, tensors and base of a file (4.1 to 4.4, 11.3), with all the checks of 4.11."""
     check(len(data) >= 32, "no header")
     magic, version, checksum, offset, length = struct.unpack("<8sIIQQ", data[:32])
     check(magic == MAGIC and version == 1, "magic or version")
@@ -1123,7 +1123,7 @@ def chunk_decoder(params: Params) -> Callable[[Params, int, bytes], list[int]]:
 
 
 def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], payload: Fields) -> Array:
-    """The levels of a tensor (3.3, 4)."""
+    """The levels of a tensor (6.3)."""
     levels: list[int] = []
     for chunk, coded in checked_chunks(chunks, payload):
         levels += chunk_decoder(params)(params, chunk.count, coded)
@@ -1131,14 +1131,14 @@ def decode_levels(params: Params, chunks: list[Chunk], shape: tuple[int, ...], p
 
 
 def factor(scale: int) -> np.float32:
-    """The factor of a scale, a byte as it is stored (3.3, method 3)."""
+    """The factor of a scale, a byte as it is stored (6.2)."""
     signed = scale - 256 if scale >= 128 else scale
     return np.float32(ROOTS[signed & 3] * np.float32(2.0 ** (signed >> 2)))
 
 
 def values(tensor: Tensor, levels: Array) -> Array:
-    """Levels as float32, times the step and the factors of row and column, each product rounded (3.3)."""
-    rows = np.asarray(levels.astype(np.float32) * tensor.step).reshape(-1, math.prod(tensor.shape[1:]) or 1)
+    """Levels as float32, times the step size and the factors of row and column, each product rounded (6.2)."""
+    rows = np.asarray(levels.astype(np.float32) * tensor.step_size).reshape(-1, math.prod(tensor.shape[1:]) or 1)
     for k, scale in enumerate(tensor.row_scales):
         rows[k] = rows[k] * factor(scale)
     for k, scale in enumerate(tensor.column_scales):
@@ -1147,7 +1147,7 @@ def values(tensor: Tensor, levels: Array) -> Array:
 
 
 class Bits:
-    """Details (8.3): bits from the lowest of the first byte on; zeros behind the end."""
+    """Refinement bits (10.2), from the lowest of the first byte on; zeros after the end."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.number, self.position = data, int.from_bytes(data, "little"), 0
@@ -1160,24 +1160,24 @@ class Bits:
 
     def end(self) -> None:
         """Everything was read but what fills the last byte, which is zero."""
-        check((self.position + 7) // 8 == len(self.data), "length of the details")
-        check(self.number >> self.position == 0, "unused bits of the details")
+        check((self.position + 7) // 8 == len(self.data), "length of the refinement bits")
+        check(self.number >> self.position == 0, "unused refinement bits")
 
 
 def unpack(magnitude: int, mantissa: int) -> tuple[int, int]:
-    """V and E of a magnitude (8.2)."""
+    """V and E of a magnitude (10.2)."""
     exponent = max((magnitude >> mantissa) - 1, 0)
     return magnitude - (exponent << mantissa), exponent
 
 
 def in_order(tensor: Tensor, pattern: int) -> int:
-    """A pattern in order, and back (8.2)."""
+    """A pattern in order, and back (11.2)."""
     highest = 1 << tensor.bits - 1
     return pattern ^ highest - 1 if tensor.mantissa and pattern & highest else pattern
 
 
 def float_value(tensor: Tensor, bits: Bits, p: int, level: int) -> int:
-    """The pattern of a level in forms 0 and 1 (8.3)."""
+    """The pattern of a level in forms 0 and 1 (10.3)."""
     has_bit = 1 if tensor.k > 0 else 0
     m, whole = tensor.mantissa - p, tensor.bits - 1 - p
     half = max(tensor.k - 1, 0) - p
@@ -1208,7 +1208,7 @@ def float_value(tensor: Tensor, bits: Bits, p: int, level: int) -> int:
 
 
 def below(bits: Bits, whole: int, m: int, half: int) -> int:
-    """A magnitude below half a step (8.3)."""
+    """A magnitude below half a step (10.3)."""
     places = max(half, 0)
     most = min(places, 16)
     zeros = 0
@@ -1222,7 +1222,7 @@ def below(bits: Bits, whole: int, m: int, half: int) -> int:
 
 
 def difference(tensor: Tensor, bits: Bits, exponent: int, level: int) -> int:
-    """What a level of forms 2 to 4 adds (8.3)."""
+    """What a level of forms 2 to 4 adds (10.4)."""
     places = max(tensor.k - 1, 0) - exponent
     rest = min(max(places, 0), 64)
     n, negative = abs(level), level < 0
@@ -1238,7 +1238,7 @@ def difference(tensor: Tensor, bits: Bits, exponent: int, level: int) -> int:
 
 
 def join(tensor: Tensor, levels: list[int], bits: Bits, base: list[int]) -> list[int]:
-    """The patterns of a chunk in forms 0 to 4 (8.3). ``base``: the base's, or nothing."""
+    """The patterns of a chunk in forms 0 to 4 (10.3, 10.4, 11.2). ``base``: the base's, or nothing."""
     assert tensor.params is not None
     patterns: list[int] = []
     width = tensor.params.width
@@ -1264,23 +1264,23 @@ def join(tensor: Tensor, levels: list[int], bits: Bits, base: list[int]) -> list
     return patterns
 
 
-def decode_numbers(tensor: Tensor, count: int, chunk: bytes) -> list[int]:
-    """Numbers of a codebook's entries (8.4)."""
+def decode_indices(tensor: Tensor, count: int, chunk: bytes) -> list[int]:
+    """Codebook indices (10.5)."""
     decoder = Decoder(chunk)
     tree = (len(tensor.entries) - 1).bit_length()
     flags, nodes = [0x80000100] * 128, [0x80000100] * (1 << tree)
     columns = [32768] * tensor.width
     row = left = 0
 
-    def decide(contexts: list[int], index: int) -> int:
-        one = decoder.decision(contexts[index])
+    def decide(contexts: list[int], place: int) -> int:
+        one = decoder.decision(contexts[place])
         decoder.end_step()
-        contexts[index] = adapted(contexts[index], one)
+        contexts[place] = adapted(contexts[place], one)
         return one
 
-    numbers: list[int] = []
-    for index in range(count):
-        column = index % tensor.width
+    indices: list[int] = []
+    for place in range(count):
+        column = place % tensor.width
         if column == 0:
             row, left = 32768, 0
         density = columns[column]
@@ -1289,20 +1289,20 @@ def decode_numbers(tensor: Tensor, count: int, chunk: bytes) -> list[int]:
         row += (target - row) >> 4
         columns[column] += (target - density) >> 4
         left = other
-        number = tensor.usual
+        index = tensor.most_frequent
         if other:
             node = 1
             for _ in range(tree):
                 node = node << 1 | decide(nodes, node)
-            number = node - (1 << tree)
-        check(number < len(tensor.entries), "number of an entry")
-        numbers.append(number)
+            index = node - (1 << tree)
+        check(index < len(tensor.entries), "codebook index")
+        indices.append(index)
     decoder.finish()
-    return numbers
+    return indices
 
 
 def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
-    """The elements of a tensor of method 4 or 5 (8)."""
+    """The elements of a tensor of method 4 or 5 (10, 11)."""
     if tensor.form == 6:
         assert base is not None
         return base.copy()
@@ -1317,16 +1317,16 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
             continue
         data = payload.take(chunk.length)
         check(zlib.crc32(data) == chunk.checksum, "checksum of a chunk")
-        coded, details = data[: chunk.length - chunk.details], data[chunk.length - chunk.details :]
+        coded, refinement = data[: chunk.length - chunk.refinement], data[chunk.length - chunk.refinement :]
         if tensor.form == 5:
-            patterns += [tensor.entries[number] for number in decode_numbers(tensor, chunk.count, coded)]
+            patterns += [tensor.entries[index] for index in decode_indices(tensor, chunk.count, coded)]
             continue
         assert tensor.params is not None
         levels = chunk_decoder(tensor.params)(tensor.params, chunk.count, coded)
         if tensor.form == 7:
             patterns += added(tensor, levels, old)
             continue
-        bits = Bits(details)
+        bits = Bits(refinement)
         patterns += join(tensor, levels, bits, old)
         bits.end()
     if tensor.dtype == DTYPES[BOOL]:
@@ -1335,18 +1335,18 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
 
 
 def added(tensor: Tensor, levels: list[int], old: list[int]) -> list[int]:
-    """Patterns of the base's values plus levels times the step (8.3, form 7)."""
+    """Patterns of the base's values plus levels times the step size (11.2, form 7)."""
     pattern = np.dtype(f"<u{tensor.dtype.itemsize}")
     wide = np.float64 if tensor.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
         base = np.array(old, dtype=pattern).view(tensor.dtype).astype(wide)
-        total = base + (np.array(levels, np.int32).astype(np.float32) * tensor.step).astype(wide)
+        total = base + (np.array(levels, np.int32).astype(np.float32) * tensor.step_size).astype(wide)
         found: list[int] = total.astype(tensor.dtype).view(pattern).tolist()
         return found
 
 
 def decode_tensor(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
-    """The elements of a tensor that is not tied (3.3)."""
+    """The elements of a tensor that is not tied (6.3)."""
     if tensor.method in (EXACT, UPDATE):
         return decode_exact(tensor, payload, base)
     if tensor.params is not None:
@@ -1384,7 +1384,7 @@ def read_file(
 
 
 def read_levels(data: bytes, max_bytes: int | None = None) -> npt.NDArray[np.int32]:
-    """The array that coded levels by themselves stand for (6).
+    """The array that levels on their own stand for (12).
 
     Raises :class:`Damaged`, or :class:`TooLarge` if the array takes more than ``max_bytes``.
     """
@@ -1428,7 +1428,7 @@ def main(arguments: list[str]) -> int:
         print(f"update of {base.name!r}, digest {base.digest.hex()}")
     for t in tensors:
         scales = f"{len(t.row_scales)} row and {len(t.column_scales)} column scales"
-        tied, levels = f"tied to {t.source}", f"levels, step {t.step}"
+        tied, levels = f"tied to {t.source}", f"levels, step size {t.step_size}"
         how = ("raw", levels, tied, f"{levels}, {scales}", f"exact, form {t.form}", f"update, form {t.form}")[t.method]
         print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {how}, {sum(c.length for c in t.chunks)} bytes")
     return 0

@@ -1,4 +1,4 @@
-"""A reference encoder, as far as FORMAT.md says how to write: chunks of levels (4.10), coded bytes (5), and files of
+"""A reference encoder, as far as FORMAT.md says how to write: chunks of levels (A), the index (4.2), and files of
 given fields. It chooses nothing; how to quantise and which parameters to take is no part of the format. With it, tests
 make files that no real writer makes.
 
@@ -35,7 +35,7 @@ from decode import (
 
 
 class Encoder:
-    """The two bit sequences of a chunk (4.10)."""
+    """The two bit sequences of a chunk (A.1)."""
 
     def __init__(self) -> None:
         self.low, self.range, self.shifted = 0, 2**64 - 1, 0
@@ -76,7 +76,7 @@ def decide(encoder: Encoder, contexts: list[int], k: int, one: int) -> None:
 
 
 def encode_magnitude(encoder: Encoder, contexts: list[int], low: int, magnitude: int) -> int:
-    """Code a magnitude (4.7, 1 to 3). Returns its upper part."""
+    """Code a magnitude (5.7, 1 to 3). Returns its upper part."""
     upper = magnitude >> low
     for k in range(min(upper + 1, 16)):
         decide(encoder, contexts, k, int(upper > k))
@@ -98,7 +98,7 @@ def encode_magnitude(encoder: Encoder, contexts: list[int], low: int, magnitude:
 
 
 def encode_residual(encoder: Encoder, contexts: list[int], low: int, leaning: bool, residual: int) -> None:
-    """Code a residual whose sign has been turned (4.7)."""
+    """Code a residual whose sign has been turned (5.7)."""
     magnitude = abs(residual)
     upper = encode_magnitude(encoder, contexts, low, magnitude)
     if magnitude and leaning:
@@ -109,7 +109,7 @@ def encode_residual(encoder: Encoder, contexts: list[int], low: int, leaning: bo
 
 
 def encode_chunk(params: Params, levels: Sequence[int]) -> bytes:
-    """Code the levels of a chunk (4.10)."""
+    """Code the levels of a chunk (A.1)."""
     encoder, model = Encoder(), model_of(params)
     for level in levels:
         number, low, predicted, leaning, down = model.site()
@@ -123,7 +123,7 @@ def encode_chunk(params: Params, levels: Sequence[int]) -> bytes:
 
 
 def encode_sparse_chunk(params: Params, levels: Sequence[int]) -> bytes:
-    """Code the levels of a chunk with the sparse coder (4.13)."""
+    """Code the levels of a chunk with the sparse coder (8)."""
     encoder, model = Encoder(), SparseModel(params)
     for level in levels:
         index = index_of(level, model.state & 1) if params.dependent else level
@@ -138,7 +138,7 @@ def encode_sparse_chunk(params: Params, levels: Sequence[int]) -> bytes:
 
 
 class FastEncoder:
-    """Puts known residuals into symbols, states and words (4.12)."""
+    """Puts known residuals into symbols, states and words (A.2)."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -178,7 +178,7 @@ class FastEncoder:
                 pieces += [((x ^ 1 << n) >> 16, n - 16)] if n > 16 else []
                 pieces += [(negative, 1)] if zigzag else []
                 rest += [(16 + lane, 0, 4096, *piece) for piece in pieces]
-        rest.sort(key=lambda put: put[0])  # stable: escapes behind low bits, lane by lane
+        rest.sort(key=lambda put: put[0])  # stable: escapes after low bits, lane by lane
         self.puts += [(put[0] % 16, *put[1:]) for put in rest]
         return residuals
 
@@ -196,7 +196,7 @@ class FastEncoder:
 
 
 def encode_fast_chunk(params: Params, levels: Sequence[int]) -> bytes:
-    """Code the levels of a chunk with the fast coder (4.12)."""
+    """Code the levels of a chunk with the fast coder (7)."""
     each = strip_levels(params, len(levels))
     encoder = FastEncoder(16 if each else 1)
     for strips, first, count in [(16, 0, each), (1, 16 * each, len(levels) - 16 * each)]:
@@ -207,7 +207,7 @@ def encode_fast_chunk(params: Params, levels: Sequence[int]) -> bytes:
 
 
 def levels_of(params: Params, indices: Sequence[int]) -> list[int]:
-    """The levels that a tensor's indices stand for where two quantisers take turns (4.5)."""
+    """The levels of a tensor's quantisation indices with dependent quantisation (5.2)."""
     levels, starts = [], set(range(0, len(indices), params.chunk_levels))
     for start in list(starts) if params.fast else []:
         each = strip_levels(params, min(params.chunk_levels, len(indices) - start))
@@ -221,7 +221,7 @@ def levels_of(params: Params, indices: Sequence[int]) -> list[int]:
 
 
 def encode_chunks(params: Params, levels: Sequence[int]) -> list[bytes]:
-    """Cut the levels of a tensor into chunks and code them (4.2)."""
+    """Cut the levels of a tensor into chunks and code them (5.1)."""
     c = params.chunk_levels
     code = encode_sparse_chunk if params.sparse else encode_fast_chunk if params.fast else encode_chunk
     return [code(params, levels[start : start + c]) for start in range(0, len(levels), c)]
@@ -241,50 +241,50 @@ class KnownBits:
         return one
 
     def end_step(self) -> None:
-        """Behind every decision."""
+        """After every decision."""
         self.encoder.end_step()
 
 
 def encode_bytes(plain: bytes) -> bytes:
-    """Code bytes (5)."""
+    """Code bytes (4.2)."""
     coder = KnownBits(plain)
     code_bytes(coder, len(plain))
     return coder.encoder.finish()
 
 
 def varint(value: int) -> bytes:
-    """A number of seven bits a byte (3.1)."""
+    """A number of seven bits per byte (2.3)."""
     if value < 128:
         return bytes([value])
     return bytes([value & 127 | 128]) + varint(value >> 7)
 
 
 def blob(data: bytes) -> bytes:
-    """A varint and that many bytes (3.1)."""
+    """A varint and that many bytes (2.3)."""
     return varint(len(data)) + data
 
 
 def write_file(plain_index: bytes, payload: bytes) -> bytes:
-    """A file with this index and payload, right or wrong, under right checksums (2, 3.1)."""
+    """A file with this index and payload, right or wrong, under right checksums (4.1, 4.2)."""
     index = varint(len(plain_index)) + encode_bytes(plain_index)
     header = struct.pack("<8sIIQQ", MAGIC, 1, zlib.crc32(index), 32 + len(payload), len(index))
     return header + payload + index
 
 
 def levels_entry(record: bytes, chunks: Sequence[bytes]) -> bytes:
-    """Parameters and chunks in an index (3.3, method 1), right or wrong."""
+    """Parameters and chunks in an index (4.7), right or wrong."""
     return blob(record) + b"".join(varint(len(c)) + zlib.crc32(c).to_bytes(4, "little") for c in chunks)
 
 
 def scaled_entry(
     step: float, rows: Sequence[int], columns: Sequence[int], record: bytes, chunks: Sequence[bytes]
 ) -> bytes:
-    """What follows the method of a tensor of levels with scales (3.3, method 3), right or wrong."""
+    """What follows the method of a tensor of levels with scales (4.10), right or wrong."""
     scales = [blob(bytes(scale % 256 for scale in scales)) for scales in (rows, columns)]
     return struct.pack("<f", step) + b"".join(scales) + levels_entry(record, chunks)
 
 
 def write_levels(shape: Sequence[int], record: bytes, chunks: Sequence[bytes]) -> bytes:
-    """Levels by themselves (6)."""
+    """Levels on their own (12)."""
     head = LEVELS_MAGIC + bytes([len(shape)]) + b"".join(map(varint, shape)) + levels_entry(record, chunks)
     return head + zlib.crc32(head).to_bytes(4, "little") + b"".join(chunks)

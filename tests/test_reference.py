@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import math
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -242,13 +240,13 @@ def test_rows_that_spoil_a_regression_by_rounding(flags: int) -> None:
 
 
 def test_blocks_are_few_alike_and_of_bounded_factors() -> None:
-    assert [decode.reach(width) for width in (1, 16, 724, 725, 1024, 1030, 8191, 8192)] == [
+    assert [decode.block_width(width) for width in (1, 16, 724, 725, 1024, 1030, 8191, 8192)] == [
         1, 16, 724, 363, 512, 344, 64, 64
     ]  # fmt: skip
     for width in range(1, 8193):
-        reach = decode.reach(width)
-        blocks = -(-width // reach)
-        assert width * reach <= 2**19
+        each = decode.block_width(width)
+        blocks = -(-width // each)
+        assert width * each <= 2**19
         assert blocks == 1 or width * -(-width // (blocks - 1)) > 2**19
 
 
@@ -605,84 +603,7 @@ def test_results_that_are_not_finite(dtype: int) -> None:
         assert agree(encode.write_file(index, chunk)) == "decoded"
 
 
-# --- The text itself, the command line ---
-
-
-def test_examples_of_the_text() -> None:
-    text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
-    text = text[text.index("### 4.11") : text.index("### 4.12")]
-    examples = re.findall(r"parameters  ([0-9a-f ]+)\nlevels(.*?)chunk((?:\s+[0-9a-f ]+\n)+)", text, re.DOTALL)
-    assert len(examples) == 5
-    for parameters, numbers, coded in examples:
-        record, levels, chunk = bytes.fromhex(parameters), [int(x) for x in numbers.split()], bytes.fromhex(coded)
-        assert decode.decode_chunk(decode.Params(record), 15, chunk) == levels
-        assert encode.encode_chunk(decode.Params(record), levels) == chunk
-        both_levels(encode.write_levels([3, 5], record, [chunk]), np.array(levels).reshape(3, 5))
-    record, chunk = (bytes.fromhex(x) for x in examples[0][::2])
-    for damaged in chunk[:-1], chunk + b"\0", chunk.replace(b"\x13", b"\x93"):
-        assert agree(encode.write_levels([15], record, [damaged]), levels=True) == "refused"
-
-
-def test_example_of_regression() -> None:
-    """The levels, the chunk, and the numbers behind each row."""
-    text = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
-    text = text[text.index("### 4.14") : text.index("## 5 ")]
-    ((parameters, numbers, coded),) = re.findall(
-        r"parameters  ([0-9a-f ]+)\nlevels(.*?)chunk((?:\s+[0-9a-f ]+\n)+)", text, re.DOTALL
-    )
-    record, levels, chunk = bytes.fromhex(parameters), [int(x) for x in numbers.split()], bytes.fromhex(coded)
-    both_levels(encode.write_levels([11], record, [chunk]), np.array(levels))
-    assert encode.encode_chunk(decode.Params(record), levels) == chunk
-    predicted = re.findall(r"^ +\d +\d \| +\d+ +\d+ +(-?\d+) ", text, re.MULTILINE)
-    learned = iter(re.findall(r"^ +\d \| ((?:\w{8}[ |]*){6})$", text, re.MULTILINE))
-    model = decode.RegressedModel(decode.Params(record))
-    for level, value in zip(levels, predicted, strict=True):
-        model.site()
-        assert model.predicted == int(value)
-        model.commit(level, level, 0)
-        if len(model.levels) == 3:
-            model.end_row()
-            (block,) = model.blocks
-            state = [block.factors[0][1], block.factors[0][2], block.factors[1][2], *block.energies]
-            bits = np.array(state, np.float32).view(np.uint32)
-            assert [f"{word:08x}" for word in bits] == re.findall(r"\w{8}", next(learned))
-    assert next(learned, None) is None
-
-
-def test_blocks_of_the_text() -> None:
-    """The blocks of sections 4.2 to 4.8, put together in their order, are a complete decoder, as the text says; with
-    that of 4.14 they are one of regression.
-    """
-    whole = (ROOT / "FORMAT.md").read_text(encoding="utf-8")
-    text = whole[whole.index("### 4.2") : whole.index("### 4.9")]
-    names: dict[str, Any] = {"math": math, "numpy": np}
-    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), "FORMAT.md", "exec"), names)
-    levels = [1, -5, 300, 2**31 - 1, -(2**31), 0, 0, 1, 7]
-    record = bytes([7, 100, 4, 2, 20, 30, 2, 4, 30, 30, 226, 0, 0])
-    chunks = encode.encode_chunks(decode.Params(record), levels)
-    assert names["decode_chunk"](names["Params"](record), 8, chunks[0]) == levels[:8]
-    record = bytes([15, 100, 4, 2, 20, 30, 2, 4, 30, 30, 226, 0, 0, 4])
-    levels = encode.levels_of(decode.Params(record), [1, -5, 300, 2**30, -(2**30), 0, 0, 1])
-    (chunk,) = encode.encode_chunks(decode.Params(record), levels)
-    assert names["decode_chunk"](names["Params"](record), 8, chunk) == levels
-    sets = names["initial_sets"]()
-    assert [f"{sets[160 + 2 * c][0]:08x}" for c in (0, 24, 79)] == re.findall(r"`(\w{8})` in class", text)
-    words = {c: sets[2 * c] for c in (0, 39, 79)}
-    assert words[0][0] == 0x01007100
-    assert words[39][15] == words[79][15] == 0x3E479900
-    behind = whole[whole.index("### 4.14") : whole.index("## 5 ")]
-    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", behind, re.DOTALL)), "FORMAT.md", "exec"), names)
-    names["Model"] = names["RegressedModel"]
-    for path in sorted(GOLDEN.glob("regression?*.levels")):
-        fields = decode.Fields(path.read_bytes())
-        fields.take(2)
-        (count,) = decode.parse_shape(fields)
-        record = decode.Fields(fields.data[fields.position :]).blob()
-        params, chunks = decode.parse_levels(fields, count)
-        fields.u32()
-        coded = fields.take(chunks[0].length)
-        again = names["decode_chunk"](names["Params"](record), chunks[0].count, coded)
-        assert again == decode.decode_chunk(params, chunks[0].count, coded)
+# --- The command line ---
 
 
 def test_command_line(tmp_path: Path) -> None:
