@@ -147,7 +147,7 @@ def chunks_of(levels: int) -> Iterator[None]:
 
 
 def _number(params: bytes, at: int) -> tuple[int, int]:
-    """A number of coding parameters (FORMAT.md, 4.2) and where it ends."""
+    """A number of coding parameters (FORMAT.md, 4.8) and where it ends."""
     value = shift = 0
     while True:
         value |= (params[at] & 127) << shift

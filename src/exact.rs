@@ -2,7 +2,7 @@
 //!
 //! A level is a value rounded to a multiple of a step, 2^k, and coded as any level is, with its contexts and predictions.
 //! The details are raw bits that say which of the values that round to this level it is. They are close to equiprobable:
-//! inside a step a distribution of weights is almost flat, so a model would find nothing in them. FORMAT.md, section 8.
+//! inside a step a distribution of weights is almost flat, so a model would find nothing in them. FORMAT.md, sections 10 and 11.
 //!
 //! Everything here is on *patterns*, the bits of a value as an unsigned integer. The unit of a floating-point format is its
 //! smallest subnormal number, so every finite magnitude is an integer `V << E`, `V` having one bit more than the mantissa.

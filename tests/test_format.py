@@ -55,10 +55,8 @@ def text() -> dict[str, Any]:
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     """Same names, data types, shapes and bits."""
-    return list(one) == list(two) and all(
-        (one[name].dtype, one[name].shape, one[name].tobytes()) == (two[name].dtype, two[name].shape, two[name].tobytes())
-        for name in one
-    )
+    bits = [{name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()} for arrays in (one, two)]
+    return list(one) == list(two) and bits[0] == bits[1]
 
 
 def base_of(path: Path) -> dict[str, np.ndarray] | None:
@@ -323,9 +321,9 @@ def test_examples_of_chunks_have_the_numbers_that_are_shown(text: dict[str, Any]
                 continue
             place_and, before, after, end = next(shown).split("|")
             assert [int(x) for x in place_and.split()] == [row, column]
-            words = before.split()
-            dependent = [str(state), str(site.index)] if params.flags & 8 else []
-            assert words == [*map(str, averages), str(value), *dependent, str(site.set), str(site.low), f"{context:08x}"]
+            dependent = [state, site.index] if params.flags & 8 else []
+            numbers = [*averages, value, *dependent, site.set, site.low]
+            assert before.split() == [*map(str, numbers), f"{context:08x}"]
             assert int(after.split()[-1]) == level
             assert end.split() == [f"{decoder.range:016x}", str(decoder.shifted), str(decoder.raw_bits)]
         text["end_chunk"](decoder)

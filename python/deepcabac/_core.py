@@ -161,7 +161,7 @@ def fit_whole(
 
 
 def has_regression(params: bytes) -> bool:
-    """Whether levels are coded with regression (FORMAT.md, 4.2); not if there are no parameters."""
+    """Whether levels are coded with regression (FORMAT.md, 4.8); not if there are no parameters."""
     return bool(params and params[0] & 64)
 
 
@@ -372,7 +372,7 @@ class Exact:
 
 
 def row_width(params: bytes) -> int:
-    """Levels in a row (FORMAT.md, 4.2)."""
+    """Levels in a row (FORMAT.md, 4.8)."""
     width = shift = 0
     for byte in params[2:5]:
         width |= (byte & 127) << shift

@@ -1,4 +1,4 @@
-"""The entropy coder alone: integer arrays to bytes and back, exact. See FORMAT.md, section 6."""
+"""The entropy coder alone: integer arrays to bytes and back, exact. See FORMAT.md, section 12."""
 
 from __future__ import annotations
 

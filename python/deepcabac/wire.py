@@ -1,4 +1,4 @@
-"""Numbers and strings as bytes: the vocabulary of the index. See FORMAT.md, section 3."""
+"""Numbers and strings as bytes: the vocabulary of the index. See FORMAT.md, 2.3."""
 
 from __future__ import annotations
 

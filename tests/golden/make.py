@@ -315,7 +315,7 @@ def record(
     sparse: bytes = b"",
     regression: bytes = b"",
 ) -> bytes:
-    """A parameter record (FORMAT.md, 4.2); bytes of flags that are not set are left out."""
+    """A parameter record (FORMAT.md, 4.8); bytes of flags that are not set are left out."""
     flags = 32 * bool(sparse) + 16 * fast + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
     head = bytes([flags + 64 * bool(regression), mean_log]) + b"".join(map(encode.varint, (width, rows)))
     return head + row + kernel + sparse + regression + states

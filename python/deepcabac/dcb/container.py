@@ -1,4 +1,4 @@
-"""The .dcb file: a header, payload chunks, and behind them an index of tensors. See FORMAT.md, sections 2 and 3.
+"""The .dcb file: a header, payload chunks, and behind them an index of tensors. See FORMAT.md, section 4.
 
 This module turns an :class:`Index` into bytes and back, and checks it whole: whoever holds an Index that was parsed may
 trust its names, shapes and chunk positions. All limits on hostile input are here.
@@ -32,7 +32,7 @@ RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
 CODED = (LEVELS, SCALED)
 #: Forms of floating-point values.
 _FLOAT_FORMS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED)
-#: A flag of coding parameters (FORMAT.md, 4.2): their last byte is log2 of a trellis's states.
+#: A flag of coding parameters (FORMAT.md, 4.8): their last byte is log2 of a trellis's states.
 _TWO_QUANTIZERS = 8
 #: Others: its chunks are coded by the fast coder, or by the sparse one.
 _FAST, _SPARSE = 16, 32
@@ -263,7 +263,7 @@ def check_max_bytes(max_bytes: int | None) -> None:
 
 
 def digest_part(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """What stands before a tensor's bytes in the digest of a base (FORMAT.md, 8.5)."""
+    """What stands before a tensor's bytes in the digest of a base (FORMAT.md, 11.3)."""
     return blob(name.encode()) + bytes([_DTYPE_CODES[dtype], len(shape)]) + b"".join(varint(size) for size in shape)
 
 

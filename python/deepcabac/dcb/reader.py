@@ -160,7 +160,7 @@ class OpenFile:
 
     @property
     def base_digest(self) -> str:
-        """SHA-256 of what it is an update of (FORMAT.md, 8.5), in hexadecimal; empty if it is none."""
+        """SHA-256 of what it is an update of (FORMAT.md, 11.3), in hexadecimal; empty if it is none."""
         return self._index.base_digest.hex()
 
     def __getitem__(self, name: str) -> Array:

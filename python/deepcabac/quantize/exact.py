@@ -1,4 +1,4 @@
-"""Values that must come back bit for bit: how they are coded, and the decisions of the encoder. FORMAT.md, section 8.
+"""Values that must come back bit for bit: how they are coded, and the decisions of the encoder. FORMAT.md, 10 and 11.
 
 A value is a level, its rounding to a multiple of a step 2^k, and details: raw bits that say which value of those that
 round to this level. Levels are coded as those of quantised tensors, so contexts and predictions are the same.

@@ -1,4 +1,4 @@
-"""Scales of rows and columns: quarter powers of two, the same on every machine. FORMAT.md, 3.3."""
+"""Scales of rows and columns: quarter powers of two, the same on every machine. FORMAT.md, 6.2."""
 
 from __future__ import annotations
 

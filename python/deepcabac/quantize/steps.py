@@ -46,7 +46,7 @@ class Quantized:
     codes: list[bytes]  #: the chunks
     energy: float  #: sum of w^2
     error: float  #: sum of (w - w')^2, w' as a reader will see it
-    #: Of steps, by slice of dimension 0 (FORMAT.md, 3.3).
+    #: Of steps, by slice of dimension 0 (FORMAT.md, 6.2).
     row_scales: npt.NDArray[np.int8] = field(default_factory=no_scales)
     #: Of steps, by place in such a slice.
     column_scales: npt.NDArray[np.int8] = field(default_factory=no_scales)
