@@ -1,19 +1,19 @@
-//! Exact values as levels and details.
+//! Exact values as levels and refinement bits.
 //!
 //! A level is a value rounded to a multiple of a step, 2^k, and coded as any level is, with its contexts and predictions.
-//! The details are raw bits that say which of the values that round to this level it is. They are close to equiprobable:
+//! The refinement bits are raw and say which of the values that round to this level it is. They are close to equiprobable:
 //! inside a step a distribution of weights is almost flat, so a model would find nothing in them. FORMAT.md, sections 10 and 11.
 //!
 //! Everything here is on *patterns*, the bits of a value as an unsigned integer. The unit of a floating-point format is its
 //! smallest subnormal number, so every finite magnitude is an integer `V << E`, `V` having one bit more than the mantissa.
 
-/// Magnitude of a level that says: the details hold the whole pattern.
+/// Magnitude of a level that says: the refinement bits hold the whole pattern.
 const ESCAPE: u32 = 1 << 24;
 /// Half steps in a magnitude are fewer, unless it is escaped.
 const MOST_HALVES: u64 = 1 << 24;
 /// Zero bits that may precede the first one of a magnitude below half a step; with more the whole pattern follows.
 const MOST_ZEROS: i32 = 16;
-/// First byte of the details if every row has its own precision; else it is that of all rows.
+/// First byte of the refinement bits if every row has its own precision; else it is that of all rows.
 const BY_ROW: u8 = 255;
 /// Bits of a row's precision.
 const ROW_BITS: u32 = 6;
@@ -105,7 +105,7 @@ const fn shifted(value: u64, by: i32) -> u64 {
 }
 
 /// Writes raw bits, the first lowest.
-struct Bits<'a> {
+struct BitWriter<'a> {
     /// `written` bytes, and room.
     out: &'a mut Vec<u8>,
     written: usize,
@@ -115,12 +115,12 @@ struct Bits<'a> {
     count: u32,
 }
 
-/// Values whose details are put in turn.
+/// Values whose refinement bits are put in turn.
 const BLOCK: usize = 128;
 
-impl<'a> Bits<'a> {
-    /// Writes behind what there is. `room` is a guess at the bytes.
-    fn behind(out: &'a mut Vec<u8>, room: usize) -> Self {
+impl<'a> BitWriter<'a> {
+    /// Writes after what there is. `room` is a guess at the bytes.
+    fn after(out: &'a mut Vec<u8>, room: usize) -> Self {
         let written = out.len();
         out.resize(written + room.max(64), 0);
         Self { out, written, word: 0, count: 0 }
@@ -189,13 +189,13 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// Reads raw bits; behind the end they are zeros.
-struct Source<'a> {
+/// Reads raw bits; after the end they are zeros.
+struct BitReader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl Source<'_> {
+impl BitReader<'_> {
     /// At least 57 bits, the next one lowest.
     #[inline(always)]
     fn peek(&self) -> u64 {
@@ -290,7 +290,7 @@ fn magnitude<P: Pattern>(value: u64) -> (bool, u64) {
     (signed < 0, signed.unsigned_abs())
 }
 
-/// Levels and details of `patterns`, in rows of `width`. Appends the details to `out`.
+/// Levels and refinement bits of `patterns`, in rows of `width`. Appends the refinement bits to `out`.
 pub(crate) fn split_differences<P: Pattern>(
     form: Form,
     origin: Origin<P>,
@@ -299,7 +299,7 @@ pub(crate) fn split_differences<P: Pattern>(
     levels: &mut [i32],
     out: &mut Vec<u8>,
 ) {
-    let mut bits = Bits::behind(out, size_of_val(patterns));
+    let mut bits = BitWriter::after(out, size_of_val(patterns));
     for (number, (row, levels)) in patterns.chunks(width).zip(levels.chunks_mut(width)).enumerate() {
         let start = number * width;
         let value = |index: usize| {
@@ -363,7 +363,7 @@ fn precisions<P: Pattern>(form: Form, width: usize, patterns: &[P]) -> (u32, Opt
     (common, (saved > u64::from(ROW_BITS) * rows.len() as u64).then_some(rows))
 }
 
-/// What values of one exponent have in common. `V` has its highest bit set, so its length is known, and level and details
+/// What values of one exponent have in common. `V` has its highest bit set, so its length is known; level and refinement bits
 /// are bits of it, moved.
 #[derive(Clone, Copy, Default)]
 struct Binade {
@@ -372,15 +372,15 @@ struct Binade {
     right: u8,
     /// The level is `half steps + up >> has_bit`.
     up: u8,
-    /// Number of low bits of `V` in the details, and how many bits are before them.
+    /// Number of low bits of `V` in the refinement bits, and how many bits are before them.
     kept: u8,
     before: u8,
-    /// Where the details begin with the sign, or the lowest bit of the half steps: 1, else 0.
+    /// Where the refinement bits begin with the sign, or the lowest bit of the half steps: 1, else 0.
     sign: u8,
     bit: u8,
-    /// Whether not all these values are alike, or have too many details: then the rest says nothing.
+    /// Whether not all these values are alike, or have too many refinement bits: then the rest says nothing.
     unusual: bool,
-    /// Bits of the details that are always the same.
+    /// Those refinement bits that are always the same.
     fixed: u32,
 }
 
@@ -433,7 +433,7 @@ pub(crate) fn split_floats_on<P: Pattern>(
     let (common, rows) = precisions(form, width, patterns);
     out.push(if rows.is_some() { BY_ROW } else { common as u8 });
     let binades: Vec<_> = (0..1 << (P::BITS - 1 - form.mantissa)).map(|field| Binade::of(form, zeros, field)).collect();
-    let mut bits = Bits::behind(out, size_of_val(patterns));
+    let mut bits = BitWriter::after(out, size_of_val(patterns));
     // Rows follow each other unless they begin with something.
     let width = if rows.is_some() { width } else { patterns.len().max(1) };
     for (number, (row, levels)) in patterns.chunks(width).zip(levels.chunks_mut(width)).enumerate() {
@@ -457,11 +457,13 @@ fn split_block<P: Pattern>(
     binades: &[Binade],
     patterns: &[P],
     levels: &mut [i32],
-    bits: &mut Bits,
+    bits: &mut BitWriter,
 ) {
     let has_bit = u32::from(form.exponent > 0);
-    let (mut details, mut counts, mut unusual) = ([0; BLOCK], [0; BLOCK], false);
-    for (((pattern, level), details), count) in patterns.iter().zip(&mut *levels).zip(&mut details).zip(&mut counts) {
+    let (mut refinement, mut counts, mut unusual) = ([0; BLOCK], [0; BLOCK], false);
+    for (((pattern, level), refinement), count) in
+        patterns.iter().zip(&mut *levels).zip(&mut refinement).zip(&mut counts)
+    {
         let size = pattern.wide() & ones(P::BITS - 1);
         let binade = &binades[(size >> form.mantissa) as usize];
         let v = size & ones(form.mantissa) | 1 << form.mantissa;
@@ -471,12 +473,12 @@ fn split_block<P: Pattern>(
         *level = (((halves + u64::from(binade.up)) >> has_bit) as i32 ^ signed) - signed;
         let kept = (v & ones(u32::from(binade.kept))) >> precision;
         let first = negative & u64::from(binade.sign) | halves & u64::from(binade.bit);
-        *details = kept << binade.before | u64::from(binade.fixed) | first;
+        *refinement = kept << binade.before | u64::from(binade.fixed) | first;
         *count = binade.kept.saturating_sub(precision as u8) + binade.before;
         unusual |= binade.unusual;
     }
     if !unusual {
-        bits.put_all(&details[..patterns.len()], &counts[..patterns.len()]);
+        bits.put_all(&refinement[..patterns.len()], &counts[..patterns.len()]);
         return;
     }
     for (index, (pattern, level)) in patterns.iter().zip(levels).enumerate() {
@@ -484,14 +486,14 @@ fn split_block<P: Pattern>(
         if binades[field as usize].unusual {
             *level = split_unusual::<P>(form, zeros, precision, pattern.wide(), bits);
         } else {
-            bits.put(details[index], u32::from(counts[index]));
+            bits.put(refinement[index], u32::from(counts[index]));
         }
     }
 }
 
-/// The level of any value, and its details into `bits`.
+/// The level of any value, and its refinement bits into `bits`.
 #[inline(never)]
-fn split_unusual<P: Pattern>(form: Form, zeros: bool, precision: u32, pattern: u64, bits: &mut Bits) -> i32 {
+fn split_unusual<P: Pattern>(form: Form, zeros: bool, precision: u32, pattern: u64, bits: &mut BitWriter) -> i32 {
     let mantissa = form.mantissa - precision;
     let half = half(form) - precision as i32;
     let has_bit = u32::from(form.exponent > 0);
@@ -543,17 +545,17 @@ fn split_unusual<P: Pattern>(form: Form, zeros: bool, precision: u32, pattern: u
     }
 }
 
-/// The patterns that [`split`] made these levels and details of. False if no patterns did.
+/// The patterns that [`split`] made of these levels and refinement bits. False if no patterns did.
 #[must_use]
 pub fn join<P: Pattern>(
     form: Form,
     origin: Origin<P>,
     width: usize,
     levels: &[i32],
-    details: &[u8],
+    refinement: &[u8],
     patterns: &mut [P],
 ) -> bool {
-    let mut bits = Source { bytes: details, at: 0 };
+    let mut bits = BitReader { bytes: refinement, at: 0 };
     if let Origin::Float { zeros } = origin {
         return join_floats(form, zeros, width, levels, &mut bits, patterns) && bits.finished();
     }
@@ -600,7 +602,7 @@ fn unusual(
     whole: u32,
     size: u32,
     negative: &mut bool,
-    bits: &mut Source,
+    bits: &mut BitReader,
 ) -> u64 {
     let has_bit = form.exponent > 0;
     let mut halves = 0;
@@ -646,7 +648,7 @@ fn join_floats<P: Pattern>(
     zeros: bool,
     width: usize,
     levels: &[i32],
-    bits: &mut Source,
+    bits: &mut BitReader,
     patterns: &mut [P],
 ) -> bool {
     let first = bits.take(8) as u8;
@@ -725,19 +727,19 @@ mod tests {
     }
 
     fn check<P: Pattern>(form: Form, origin: Origin<P>, width: usize, patterns: &[P]) {
-        let (mut levels, mut details) = (vec![0; patterns.len()], Vec::new());
-        split(form, origin, width, patterns, &mut levels, &mut details);
+        let (mut levels, mut refinement) = (vec![0; patterns.len()], Vec::new());
+        split(form, origin, width, patterns, &mut levels, &mut refinement);
         let mut back = vec![P::default(); patterns.len()];
-        assert!(join(form, origin, width, &levels, &details, &mut back));
+        assert!(join(form, origin, width, &levels, &refinement, &mut back));
         for (one, other) in patterns.iter().zip(&back) {
             assert_eq!(one.wide(), other.wide(), "{} {} {}", form.mantissa, form.exponent, P::BITS);
         }
         // One byte less or more is damage.
-        if let Some((_, less)) = details.split_last() {
+        if let Some((_, less)) = refinement.split_last() {
             assert!(!join(form, origin, width, &levels, less, &mut back));
         }
-        details.push(0);
-        assert!(!join(form, origin, width, &levels, &details, &mut back));
+        refinement.push(0);
+        assert!(!join(form, origin, width, &levels, &refinement, &mut back));
     }
 
     #[test]
@@ -763,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn any_levels_and_details_give_something_without_a_panic() {
+    fn any_levels_and_refinement_give_something_without_a_panic() {
         let mut random = Random(9);
         for round in 0..2000 {
             let levels: Vec<i32> = (0..50)
@@ -773,7 +775,7 @@ mod tests {
                     _ => (random.next() % 7) as i32 - 3,
                 })
                 .collect();
-            let details: Vec<u8> = (0..random.next() % 600).map(|_| random.next() as u8).collect();
+            let refinement: Vec<u8> = (0..random.next() % 600).map(|_| random.next() as u8).collect();
             let exponent = random.next() as u32 % (LAST_EXPONENT + 1);
             let (mantissa, zeros) = ([0, 2, 7, 10, 23, 52][round % 6], round % 2 == 0);
             let base = [random.next(); 50];
@@ -785,7 +787,7 @@ mod tests {
                     Origin::Steps(&base),
                     Origin::Differences(&base),
                 ] {
-                    let _ = join(form, origin, 7, &levels, &details, &mut [0u64; 50]);
+                    let _ = join(form, origin, 7, &levels, &refinement, &mut [0u64; 50]);
                 }
             }
         }

@@ -1,7 +1,7 @@
-//! Numbers of a codebook's entries, coded: tensors of few distinct values, in any order of magnitude.
+//! Codebook indices, coded: tensors of few distinct values, in any order of magnitude.
 //!
 //! One entry, the *usual* one (zero, in a pruned tensor), has a decision of its own, with the density of other entries along
-//! the row and the column as context. The rest is a binary tree over the bits of the number, with a context for each node.
+//! the row and the column as context. The rest is a binary tree over the bits of the index, with a context for each node.
 
 use crate::coding::arithmetic::{Decoder, Encoder};
 use crate::model::context::adapt_if;
@@ -20,11 +20,11 @@ const CLASS_BITS: u32 = 3;
 /// What is known about the next entry.
 struct Model {
     usual: u16,
-    /// Bits of a number.
+    /// Bits of an index.
     bits: u32,
     /// Of "not the usual one", by class of the row's density, of the column's, and whether the entry to the left is usual.
     flags: Vec<u32>,
-    /// By the bits of the number so far, behind a one.
+    /// By the bits of the index so far, after a one.
     nodes: Vec<u32>,
     columns: Vec<i32>,
     row: i32,
@@ -45,7 +45,7 @@ impl Model {
         }
     }
 
-    /// Codes one number with `bit(probability of one, index of the bit of `number`; none: is it another than the usual)`.
+    /// Codes one index with `bit(probability of one, which bit of the index; none: is it another than the usual)`.
     #[inline(always)]
     fn code(&mut self, column: usize, mut bit: impl FnMut(u32, Option<u32>) -> bool) -> u16 {
         if column == 0 {
@@ -64,9 +64,9 @@ impl Model {
             return self.usual;
         }
         let mut node = 1;
-        for index in (0..self.bits).rev() {
+        for place in (0..self.bits).rev() {
             let context = &mut self.nodes[node];
-            let one = bit(*context, Some(index));
+            let one = bit(*context, Some(place));
             adapt_if(true, context, one);
             node = node << 1 | usize::from(one);
         }
@@ -74,14 +74,14 @@ impl Model {
     }
 }
 
-/// Appends the code of `numbers`, each below `entries`, in rows of `width`.
-pub fn encode(numbers: &[u16], entries: usize, usual: u16, width: usize, out: &mut Vec<u8>) {
+/// Appends the code of `indices`, each below `entries`, in rows of `width`.
+pub fn encode(indices: &[u16], entries: usize, usual: u16, width: usize, out: &mut Vec<u8>) {
     let mut encoder = Encoder::new();
-    let mut model = Model::new(entries, usual, width, numbers.len());
-    for row in numbers.chunks(width) {
-        for (column, number) in row.iter().enumerate() {
-            model.code(column, |p, index| {
-                let one = index.map_or(*number != usual, |index| number >> index & 1 != 0);
+    let mut model = Model::new(entries, usual, width, indices.len());
+    for row in indices.chunks(width) {
+        for (column, index) in row.iter().enumerate() {
+            model.code(column, |p, place| {
+                let one = place.map_or(*index != usual, |place| index >> place & 1 != 0);
                 encoder.bit(p, one);
                 one
             });
@@ -90,19 +90,19 @@ pub fn encode(numbers: &[u16], entries: usize, usual: u16, width: usize, out: &m
     encoder.finish(out);
 }
 
-/// Decodes into `numbers`, which says how many there are. False if `code` is not exactly their code, or a number is not
+/// Decodes into `indices`, which says how many there are. False if `code` is not exactly their code, or an index is not
 /// below `entries`.
 #[must_use]
-pub fn decode(code: &[u8], entries: usize, usual: u16, width: usize, numbers: &mut [u16]) -> bool {
+pub fn decode(code: &[u8], entries: usize, usual: u16, width: usize, indices: &mut [u16]) -> bool {
     let mut decoder = Decoder::new(code);
-    let mut model = Model::new(entries, usual, width, numbers.len());
-    for row in numbers.chunks_mut(width) {
+    let mut model = Model::new(entries, usual, width, indices.len());
+    for row in indices.chunks_mut(width) {
         if !decoder.plausible() {
             return false;
         }
-        for (column, number) in row.iter_mut().enumerate() {
-            *number = model.code(column, |p, _| decoder.bit_if(true, p));
-            if usize::from(*number) >= entries {
+        for (column, index) in row.iter_mut().enumerate() {
+            *index = model.code(column, |p, _| decoder.bit_if(true, p));
+            if usize::from(*index) >= entries {
                 return false;
             }
         }
@@ -116,18 +116,18 @@ mod tests {
     use crate::testing::Random;
 
     #[test]
-    fn numbers_come_back_and_other_lengths_do_not() {
+    fn indices_come_back_and_other_lengths_do_not() {
         let mut random = Random(3);
         for (entries, count, width) in [(1, 10, 3), (2, 1000, 10), (3, 100, 1), (256, 5000, 77), (4096, 3000, 4000)] {
             let usual = (entries / 2) as u16;
-            let numbers: Vec<u16> = (0..count)
+            let indices: Vec<u16> = (0..count)
                 .map(|_| if random.next().is_multiple_of(3) { random.below(entries) as u16 } else { usual })
                 .collect();
             let mut code = Vec::new();
-            encode(&numbers, entries as usize, usual, width, &mut code);
+            encode(&indices, entries as usize, usual, width, &mut code);
             let mut back = vec![0; count];
             assert!(decode(&code, entries as usize, usual, width, &mut back));
-            assert_eq!(back, numbers);
+            assert_eq!(back, indices);
             assert!(!decode(&code[..code.len() - 1], entries as usize, usual, width, &mut back));
             code.push(0);
             assert!(!decode(&code, entries as usize, usual, width, &mut back));

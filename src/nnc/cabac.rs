@@ -1,7 +1,7 @@
 //! The arithmetic coder of ISO/IEC 15938-17 (NNC) and of the DeepCABAC authors' streams of 2019: a range of 9 bits, as in
 //! HEVC, and contexts that average a fast and a slow counter.
 //!
-//! The decoder never reads outside its bytes: behind their end it sees zeros, and [`Decoder::finish`] says whether the code
+//! The decoder never reads outside its bytes: after their end it sees zeros, and [`Decoder::finish`] says whether the code
 //! ended exactly where its bytes do. Between two decisions of a good stream `value < range << 54`. A damaged one may break
 //! that (an entry point sets the range); then decisions are wrong, but every shift stays below 64, and nothing else depends
 //! on it.
@@ -443,16 +443,16 @@ const RANGE_SHIFT: u32 = 64 - RANGE_BITS;
 #[derive(Clone)]
 pub struct Decoder<'a> {
     bytes: &'a [u8],
-    /// Bytes that have been read, or would be if there were zeros behind the end.
+    /// Bytes that have been read, or would be if there were zeros after the end.
     taken: usize,
     /// The range at the top.
     range: u64,
-    /// How far the code is below the upper end of the interval, likewise: less the bits to come, and less a one behind the
+    /// How far the code is below the upper end of the interval, likewise: less the bits to come, and less a one after the
     /// last of them, which says where that is. The less probable value, which has the upper part, leaves it as it is.
     below: u64,
 }
 
-/// The next bytes, with zeros behind the end.
+/// The next bytes, with zeros after the end.
 #[inline(always)]
 fn four_bytes(bytes: &[u8], taken: usize) -> u32 {
     let rest = bytes.get(taken..).unwrap_or_default();
@@ -462,7 +462,7 @@ fn four_bytes(bytes: &[u8], taken: usize) -> u32 {
     }
 }
 
-/// [`Decoder::below`] with 32 bits more. Not inlined: it is seldom needed, and what comes before and behind it often.
+/// [`Decoder::below`] with 32 bits more. Not inlined: it is seldom needed, and what comes before and after it often.
 #[cold]
 #[inline(never)]
 fn refilled(below: u64, bytes: &[u8], taken: usize) -> u64 {

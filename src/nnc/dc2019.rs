@@ -50,7 +50,7 @@ fn contexts() -> Vec<Context> {
     vec![Context::new(0); GREATER + 2 * MOST_UNARY + PREFIXES + 1]
 }
 
-/// Contexts of a level behind `before` in its row.
+/// Contexts of a level after `before` in its row.
 #[inline(always)]
 fn around(before: i32) -> Around {
     let class = class(before);

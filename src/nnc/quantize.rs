@@ -8,7 +8,7 @@ use crate::nnc::binarisation::{Binarisation, class, code_level};
 use crate::nnc::cabac::{Context, Learner};
 use crate::nnc::unit::{MOST_DEPENDENT, NEXT, Tensor, around, choose_settings, multiple, scan};
 
-/// Levels decided at once, and those behind them that the search looks at.
+/// Levels decided at once, and those after them that the search looks at.
 const BLOCK: usize = 256;
 const AHEAD: usize = 48;
 /// Likewise where no bits count, so that contexts need not keep up.
@@ -53,7 +53,7 @@ pub(crate) fn quantize_on(tensor: &Tensor, weights: &[f32], quantizer: Quantizer
         scan(tensor, |at| order.push(at as u32));
         order
     };
-    let mut search = Search {
+    let mut search = TensorSearch {
         weights,
         order: &order,
         anew: if tensor.edge() == 0 { usize::MAX } else { tensor.edge() * tensor.width },
@@ -79,7 +79,7 @@ pub(crate) fn quantize_on(tensor: &Tensor, weights: &[f32], quantizer: Quantizer
 }
 
 /// Everything but the levels.
-struct Search<'a> {
+struct TensorSearch<'a> {
     weights: &'a [f32],
     /// Places of weights in the order of coding; empty if that is their own.
     order: &'a [u32],
@@ -223,7 +223,7 @@ fn better(one: [f64; 4], other: [f64; 4], costs: [f64; 3], first: [u8; 4]) -> ([
     (best, choice)
 }
 
-impl Search<'_> {
+impl TensorSearch<'_> {
     #[inline(always)]
     fn place(&self, at: usize) -> usize {
         if self.order.is_empty() { at } else { self.order[at] as usize }
@@ -283,7 +283,7 @@ impl Search<'_> {
         }
     }
 
-    /// Finds the best path to each state behind `places`; the state where the best of all ends.
+    /// Finds the best path to each state after `places`; the state where the best of all ends.
     #[inline(always)]
     fn add_compare_select(
         &self,

@@ -193,7 +193,7 @@ const FOLLOWING: u64 = {
     following
 };
 
-/// The states behind this one, for even and odd levels.
+/// The states after this one, for even and odd levels.
 #[inline(always)]
 fn following(state: u8) -> [u8; 2] {
     let both = FOLLOWING >> (8 * (state & 7));
