@@ -1,4 +1,4 @@
-"""The documents: the guide's code runs, links and file names lead somewhere, and no public name is left out."""
+"""The documents: the guide's code runs, links and file names lead somewhere, nothing is left out."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/**/*.md", "bench/*.md", "examples/*.md", "fuzz/*.md", "tests/**/*.md")
     for path in ROOT.glob(pattern)
 )
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index"))]
 
@@ -40,6 +41,21 @@ def test_links_lead_somewhere(name):
     text = code.sub("", (ROOT / name).read_text(encoding="utf-8"))
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
     assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
+
+
+def test_every_folder_of_the_sources_has_its_place_in_the_architecture():
+    sources = [*(ROOT / "src").glob("**/*.rs"), *(ROOT / "python" / "deepcabac").glob("**/*.py")]
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in sources if "_native" not in path.parts}
+    assert [folder for folder in sorted(folders) if f"`{folder}/`" not in ARCHITECTURE] == []
+
+
+def test_files_and_folders_that_the_architecture_names_exist():
+    paths = re.findall(r"`([\w.-]+/[\w./-]*)`", ARCHITECTURE)
+    paths = [path for path in paths if path.split("/")[0] in os.listdir(ROOT)]
+    assert len(paths) > 20 and [path for path in paths if not (ROOT / path).exists()] == []
+    files = set(re.findall(r"`(\w+\.(?:py|rs))`", ARCHITECTURE))
+    known = {path.name for folder in ("src", "python", "reference") for path in (ROOT / folder).glob("**/*.*")}
+    assert len(files) > 10 and sorted(files - known) == []
 
 
 def documented() -> list[str]:
