@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import random
 import re
 import sys
 import zlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_reference import EDGES, mutated
 
 import deepcabac
 
@@ -416,3 +418,33 @@ def test_references_lead_to_sections() -> None:
                     r"FORMAT\.md(?:'s)?,? \(?(?:sections? )?(\d+(?:\.\d+)?|[A-C]\.\d)", path.read_text(encoding="utf-8")
                 )
                 assert [name for name in found if name not in SECTIONS] == [], path
+
+
+def test_the_text_refuses_what_the_reference_decoder_refuses(text: dict[str, Any]) -> None:
+    """An index at the edge of what is allowed, or past it, under right checksums; and levels with bytes changed."""
+
+    def outcome(decoder: Callable[[bytes], Any], data: bytes, refusals: tuple[type[Exception], ...]) -> str:
+        try:
+            decoder(data)
+        except refusals:
+            return "refused"
+        return "decoded"
+
+    refusals = (text["Damaged"], text["Unsupported"])
+    for name, (index, expected) in EDGES.items():
+        assert outcome(text["read_file"], encode.write_file(index, b""), refusals) == expected, name
+    source, seen = random.Random(13), set()
+    for path in (GOLDEN / name for name in ("sparse.levels", "extremes.levels", "regression.levels", "fast9.levels")):
+        fields = decode.Fields(path.read_bytes())
+        fields.take(2)
+        _, record = decode.parse_shape(fields), fields.blob()
+        params = decode.Params(record)
+        count = min(40, params.width * params.chunk_rows)
+        levels = decode.read_levels(path.read_bytes()).ravel()[:count].tolist()
+        (chunk,) = encode.encode_chunks(params, levels)
+        for _ in range(25):
+            data = encode.write_levels([len(levels)], record, [mutated(chunk, source)])
+            found = outcome(text["read_array"], data, refusals)
+            assert found == outcome(decode.read_levels, data, (decode.Damaged,)), path.name
+            seen.add(found)
+    assert seen == {"decoded", "refused"}
