@@ -312,7 +312,7 @@ def _arguments() -> list[str]:
 
     def placed(before: str, argument: str) -> str:
         place = before[2:].split("-")[0].upper() if before.startswith("--") else "FOLDER"
-        return re.sub(r"^/.*?(?=/bin/python$|/[^/]*$)", place, argument)
+        return re.sub(r"^/.*?(?=/bin/python$|/[^/]*\.[^/]*$|$)", place, argument)
 
     return [placed(*pair) for pair in pairwise(["", *sys.argv[1:]])]
 

@@ -272,7 +272,7 @@ def save(results: list[dict[str, Any]], about: dict[str, str], wanted: bool) -> 
                 f"{one.added / 4 / one.weights:.2f}",
             ]
             for one, fast in zip(by_setting["default"], by_setting["fast"], strict=True)
-            if one.weights
+            if one.weights >= 8192
         ]
         heads += ["added memory, of the tensor's"]
         _common.save_table(wanted, "memory_lazy", about, heads, lines, keys=0, timed=True)

@@ -95,9 +95,10 @@ def write(path: Path, results: Table) -> None:
 def merged(old: Table, new: Table, keys: int) -> Table:
     """The old rows, those replaced whose first ``keys`` cells are among the new rows'; then all other new rows.
 
-    A benchmark that ran for one network keeps what is known of the others, if the columns are the same.
+    A benchmark that ran for one network keeps what is known of the others, if the columns are the same, and the machine
+    where it matters.
     """
-    if old.heads != new.heads:
+    if old.heads != new.heads or ("timed" in new.about and old.about["machine"] != new.about["machine"]):
         return new
     pending: dict[tuple[str, ...], list[tuple[list[str], tuple[str, ...]]]] = {}
     for row, origin in zip(new.rows, new.origin, strict=True):

@@ -158,7 +158,7 @@ def main() -> None:
             [row["what"], f"{row['bytes']:,}", f"{row['percent']:.2f}", _shown(row["metric"])]
             for row in results["minilm"]
         ]
-        _common.save_table(arguments.results, "updates", about, ["file", "bytes", "%", "Spearman"], rows)
+        _common.save_table(arguments.results, "updates", about, ["file", "bytes", "%", "Spearman"], rows, keys=0)
     _common.write_json(arguments.json, about, **results)
 
 

@@ -101,6 +101,9 @@ def test_a_run_of_one_network_keeps_the_others(tmp_path):
     )
     other = tables.Table(new.about, ["network"], [["B"]], [("d", "x")])
     assert tables.merged(old, other, keys=1) == other
+    timed = tables.Table(new.about | {"timed": "yes"}, old.heads, rows, new.origin)
+    assert tables.merged(old, timed, keys=1) == timed
+    assert len(tables.merged(timed, tables.Table(timed.about, old.heads, rows[:1], new.origin[:1]), keys=1).rows) == 2
 
 
 def test_a_ragged_file_is_refused(tmp_path):
