@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
 )
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index"))]
+PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index", "docs/nnc"))]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the commands are for a POSIX shell")
