@@ -23,7 +23,7 @@ NEEDS = {"torch.dcb": "torch", "onnx.dcb": "onnx"}
 
 CHANGED = (
     "{}: the writer's bytes have changed. If the old file no longer decodes, or says something else to a reader of "
-    "FORMAT.md, this is a new format version; if only the writer's choices differ, CHANGELOG needs 'Bytes: encoder' "
+    "FORMAT.md, this is a new format version; if only the writer's choices differ, CHANGELOG needs an entry 'encoder:' "
     "and tests/golden/make.py is run again (see tests/golden/README.md)."
 )
 
