@@ -1,4 +1,4 @@
-"""Errors that count differently, weight by weight: ``importance=`` and ``sigma=``."""
+"""Errors that count differently, weight by weight: ``importance=``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from safetensors.numpy import save_file
 import deepcabac
 from deepcabac import OptionError, _core
 from deepcabac.options import Options
-from deepcabac.quantize.importance import _paper_step
-from deepcabac.quantize.steps import is_pruned, round_step
+from deepcabac.quantize.steps import is_pruned
 
 both = pytest.mark.parametrize("quantizer", ["scalar", "trellis"])
 
@@ -75,15 +74,6 @@ def test_a_tensor_that_counts_more_gets_a_finer_step(quantizer):
     assert errors["b"] / errors["a"] == pytest.approx(16, rel=0.2)
 
 
-def test_sigma_is_importance_by_another_name():
-    weights, importance = network()
-    sigma = {name: 1 / np.sqrt(array.astype(np.float64)) for name, array in importance.items()}
-    # 3 sigma are out of reach here, so the limit to how far a weight may move makes no difference.
-    one = deepcabac.compress(weights, sqnr=35, importance=importance)
-    other = deepcabac.compress(weights, sqnr=35, sigma=sigma)
-    assert abs(len(one) - len(other)) < 0.002 * len(one)
-
-
 def test_tensors_without_importance_are_as_they_were():
     weights, importance = network()
     plain = deepcabac.decompress(deepcabac.compress(weights))
@@ -103,41 +93,6 @@ def test_importance_one_everywhere_with_a_step_is_none(quantizer):
     # The search looks further afield, and finds next to nothing there.
     assert size == pytest.approx(plain_size, rel=0.01)
     assert loss(weights, found, ones) == pytest.approx(loss(weights, plain, ones), rel=0.03)
-
-
-# DC-v1 ----------------------------------------------------------------------------------------------------------------
-
-
-def test_the_step_follows_the_papers_rule():
-    array = np.array([0.5, -1.0, 0.25], np.float32)
-    sigma = np.array([0.1, 0.2, 0.5])
-    # m = 1.1; 2 m / 0.1 = 22
-    assert _paper_step(array, sigma, 0) == pytest.approx(2.2 / 22)
-    assert _paper_step(array, sigma, 42) == pytest.approx(2.2 / 64)
-
-
-def test_levels_are_multiples_of_the_papers_step_and_no_weight_moves_further_than_3_sigma():
-    rng = np.random.default_rng(3)
-    weights = {"a": rng.normal(size=(60, 50)).astype(np.float64)}
-    sigma = {"a": 0.05 * np.exp(rng.normal(size=(60, 50)) / 2)}
-    step = round_step(_paper_step(weights["a"], sigma["a"], 16))
-    for lambda_ in (0.0, 0.1, 100.0):
-        data = deepcabac.compress(weights, sigma=sigma, S=16, lambda_=lambda_, quantizer="scalar")
-        with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=None) as opened:
-            levels = np.rint(opened["a"] / opened.info("a").step)
-            # The step that is stored is fitted to the levels.
-            assert opened.info("a").step == pytest.approx(step, rel=0.02)
-        far = np.abs(levels * step - weights["a"]) - np.maximum(3 * sigma["a"], step / 2)
-        assert far.max() < 1e-4 * step
-        if lambda_ == 0:
-            assert np.abs(levels * step - weights["a"]).max() <= 0.5001 * step
-
-
-def test_a_bit_that_costs_more_makes_a_smaller_file():
-    weights, importance = network()
-    sigma = {name: 0.3 / np.sqrt(array) for name, array in importance.items()}
-    sizes = [compress(weights, sigma=sigma, S=8, lambda_=lambda_)[0] for lambda_ in (0.0, 0.01, 0.1, 1.0)]
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < 0.9 * sizes[0]
 
 
 # The greedy rule, against plain Python --------------------------------------------------------------------------------
@@ -247,17 +202,7 @@ _OK = np.ones((4, 5))
         ({"importance": {}}, "knows none of the tensors"),
         ({"importance": {"n": np.ones(3)}}, "knows none of the tensors"),
         ({"importance": _OK}, "importance must map names"),
-        ({"sigma": {"a": 0 * _OK}}, "sigma of 'a' must be above zero"),
-        ({"sigma": {"a": -_OK}}, "sigma of 'a' must be above zero"),
-        ({"sigma": {"a": _OK[:2]}}, "sigma of 'a' has shape"),
-        ({"sigma": {"a": _OK}, "importance": {"a": _OK}}, "choose one of importance and sigma"),
         ({"importance": {"a": _OK}, "curvature": {}}, "choose one of curvature and importance"),
-        ({"S": 3, "lambda_": 1}, "S needs sigma"),
-        ({"sigma": {"a": _OK}, "S": 3}, "S needs lambda_"),
-        ({"sigma": {"a": _OK}, "lambda_": 0.1}, "lambda_ needs one of S and step"),
-        ({"sigma": {"a": _OK}, "S": -1, "lambda_": 0.1}, "S must be a number from 0"),
-        ({"sigma": {"a": _OK}, "S": 1, "lambda_": math.nan}, "lambda_ must be a number from 0"),
-        ({"sigma": {"a": _OK}, "S": 1, "step": 1.0, "lambda_": 1}, "choose one of step and S"),
     ],
 )
 def test_bad_input_is_an_error_that_names_the_tensor(settings, message):
@@ -266,11 +211,8 @@ def test_bad_input_is_an_error_that_names_the_tensor(settings, message):
         deepcabac.compress(tensors, **settings)
 
 
-def test_steps_beyond_float32_leave_the_tensor_as_it_is():
+def test_importance_of_all_magnitudes_gives_finite_weights():
     weights, importance = network()
-    sigma = {name: np.full(array.shape, 1e-32) for name, array in weights.items()}
-    _, found = compress(weights, sigma=sigma, S=1, lambda_=1)
-    assert all(np.array_equal(found[name], weights[name]) for name in weights)
     extreme = {name: np.where(array > 100, 1e90, 1e-90) for name, array in importance.items()}
     _, found = compress(weights, importance=extreme, sqnr=30)
     assert all(np.isfinite(found[name]).all() for name in weights)
@@ -289,18 +231,15 @@ def run(*arguments):
     return done.returncode, done.stderr
 
 
-def test_the_command_line_reads_both_from_files(tmp_path):
+def test_the_command_line_reads_it_from_a_file(tmp_path):
     weights, importance = network()
     save_file(weights, tmp_path / "m.safetensors")
     save_file(importance, tmp_path / "f.safetensors")
-    np.savez(tmp_path / "sigma.npz", **{name: 0.3 / np.sqrt(array) for name, array in importance.items()})
     model, out = tmp_path / "m.safetensors", tmp_path / "m.dcb"
     assert run("compress", model, "--importance", tmp_path / "f.safetensors", "--bits", 3) == (0, "")
     options = Options(bits=3, importance=importance)
     expected, _ = deepcabac.compress_checkpoint(model, tmp_path / "expected.dcb", options=options)
     assert out.read_bytes() == expected.read_bytes()
-    assert run("compress", model, "--sigma", tmp_path / "sigma.npz", "--S", 16, "--lambda", 0.1)[0] == 0
-    assert run("compress", model, "--sigma", tmp_path / "sigma.npz", "--S", 16)[0] == 2
     wrong = run("compress", model, "--importance", tmp_path / "none.safetensors")
     assert wrong[0] == 2 and "none.safetensors: no such file" in wrong[1] and wrong[1].count("\n") == 1
     save_file({"other": np.ones(3)}, tmp_path / "f.safetensors")

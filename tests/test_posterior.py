@@ -127,7 +127,8 @@ def test_standard_deviations_are_small_where_a_change_hurts():
     # Noise of the same energy, spread evenly in each tensor, hurts more.
     even = {name: np.full_like(values, np.sqrt((values**2).mean())) for name, values in sigma.items()}
     assert loss_with(sigma) < loss_with(even)
-    data = deepcabac.compress({n: v.numpy() for n, v in net.state_dict().items()}, sigma=sigma, S=16, lambda_=0.1)
+    importance = {name: 1 / values**2 for name, values in sigma.items()}
+    data = deepcabac.compress({n: v.numpy() for n, v in net.state_dict().items()}, importance=importance, sqnr=25)
     restored = {n: torch.from_numpy(v) for n, v in deepcabac.decompress(data).items()}
     assert float(cross_entropy(torch.func.functional_call(net, restored, (x,)), y).detach()) < loss_with(sigma)
 

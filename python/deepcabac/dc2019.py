@@ -1,9 +1,13 @@
-"""Streams of the software that DeepCABAC's authors released in 2019: written byte for byte as theirs, read safely."""
+"""DeepCABAC as published in 2019: its first variant (DC-v1) of quantisation, and the streams of the authors' software.
+
+Streams are written byte for byte as theirs and read safely. This is for reproducing the paper; for small files use
+:func:`deepcabac.save_file`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +58,14 @@ def _layer(
 
 def decode(stream: bytes | bytearray | memoryview | npt.NDArray[np.uint8]) -> list[Float32]:
     """The layers of a stream, as float32 arrays: levels times the step. Raises DamagedFileError."""
+    with np.errstate(over="ignore"):
+        return [levels.astype(np.float32) * np.float32(step) for levels, step in decode_levels(stream)]
+
+
+def decode_levels(
+    stream: bytes | bytearray | memoryview | npt.NDArray[np.uint8],
+) -> list[tuple[npt.NDArray[np.int32], float]]:
+    """Levels, in the layer's shape, and step of each layer of a stream. Raises DamagedFileError."""
     raw: Any = stream.tobytes() if isinstance(stream, np.ndarray) else bytes(stream)
     numbers = np.frombuffer(_streams.dc2019_decode(raw), "<i4")
     layers = []
@@ -61,12 +73,79 @@ def decode(stream: bytes | bytearray | memoryview | npt.NDArray[np.uint8]) -> li
     while at < numbers.size:
         dimensions = int(numbers[at])
         shape = tuple(numbers[at + 1 : at + 1 + dimensions].tolist())
-        step = numbers[at + 1 + dimensions : at + 2 + dimensions].view("<f4")
+        step = float(numbers[at + 1 + dimensions : at + 2 + dimensions].view("<f4")[0])
         at += 2 + dimensions
-        levels = numbers[at : at + math.prod(shape)]
-        at += levels.size
-        if not np.isfinite(step).all():
+        if not math.isfinite(step):
             raise DamagedFileError("damaged: the step of a layer is not finite")
-        with np.errstate(over="ignore"):
-            layers.append((levels.astype(np.float32) * step).reshape(shape))
+        layers.append((numbers[at : at + math.prod(shape)].reshape(shape), step))
+        at += math.prod(shape)
     return layers
+
+
+def step_size(weights: npt.ArrayLike, sigma: npt.ArrayLike, S: float) -> float:
+    """The step of a tensor by the authors' rule: ``2 m / (ceil(2 m / min(sigma)) + S)``, ``m = max(|w| + sigma / 2)``.
+
+    ``sigma`` is the standard deviation of each weight (shaped like ``weights``, above zero). ``S``, 0 to 256 in the
+    paper, makes steps finer than the least sigma. Raises OptionError.
+    """
+    deviations = np.asarray(sigma, np.float64)
+    if not (isinstance(S, (int, float, np.number)) and 0 <= S <= 1e6):
+        raise OptionError(f"S must be a number from 0 to 1e6, not {S!r}")
+    if deviations.shape != np.shape(weights):
+        raise OptionError(f"sigma has the shape {list(deviations.shape)}, weights {list(np.shape(weights))}")
+    if not (deviations.size and np.isfinite(deviations).all() and deviations.min() > 0):
+        raise OptionError("sigma must be finite and above zero everywhere")
+    double = 2 * float((np.abs(np.asarray(weights, np.float64)) + deviations / 2).max())
+    if not math.isfinite(double):
+        raise OptionError("weights must be finite")
+    return double / (math.ceil(double / float(deviations.min())) + S)
+
+
+def quantize(
+    weights: npt.ArrayLike, sigma: npt.ArrayLike, *, S: float = 256, lambda_: float = 0.001, step: float | None = None
+) -> tuple[npt.NDArray[np.int32], float]:
+    """Quantise a tensor by DeepCABAC's variant 1 (DC-v1). Returns its levels, int32 [*weights.shape], and the step.
+
+    Level q minimises ``((w - q step) / (sigma / 2))^2 + lambda bits(q)`` among those within 3 sigma of the weight; bits
+    are what the authors' coder would spend, whose contexts adapt from weight to weight in row-major order (Wiedemann et
+    al., arXiv 1905.08318 and JSTSP 2020). ``levels * step`` are the restored weights.
+
+    ``sigma`` is the standard deviation of each weight, such as :func:`deepcabac.torch.variational` trains. The step
+    follows from ``S`` (:func:`step_size`) unless it is given. ``S`` and ``lambda_`` are in the authors' units; their
+    example, the default here, is S = 256, lambda = 0.001. The paper searches both.
+
+    Raises OptionError: shapes that differ, numbers that are not finite, a step too small for 32 bits.
+    """
+    array = np.asarray(weights, np.float32)
+    chosen = step_size(array, sigma, S) if step is None else step
+    shape = array.shape
+    if array.ndim not in _DIMENSIONS:  # as a matrix, one row a slice of dimension 0
+        shape = (len(array), array.size // len(array)) if array.ndim and array.size else (array.size,)
+    deviations = np.broadcast_to(np.asarray(sigma, np.float32), array.shape).reshape(shape)
+    ((levels, stored),) = decode_levels(encode([(array.reshape(shape), deviations, chosen, lambda_)]))
+    return levels.reshape(array.shape), stored
+
+
+def compress(
+    tensors: Mapping[str, npt.ArrayLike],
+    sigma: Mapping[str, npt.ArrayLike],
+    *,
+    S: float = 256,
+    lambda_: float = 0.001,
+) -> bytes:
+    """A model as one stream, its tensors quantised as by :func:`quantize`, each with a step of its own.
+
+    ``tensors`` have one, two or four dimensions; ``sigma`` has the standard deviations of each of them, by the same
+    names. The stream holds no names: :func:`decode` gives the tensors in the order of ``tensors``.
+
+    Raises OptionError.
+    """
+    layers = []
+    for name, weights in tensors.items():
+        if name not in sigma:
+            raise OptionError(f"sigma has no array for the tensor {name!r}")
+        try:
+            layers.append((weights, sigma[name], step_size(weights, sigma[name], S), lambda_))
+        except OptionError as error:
+            raise OptionError(f"tensor {name!r}: {error}") from error
+    return encode(layers)

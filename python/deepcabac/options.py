@@ -38,7 +38,7 @@ DEFAULT_DEPTHWISE = 10.0
 MAX_SQNR = 120.0
 #: SQNR of a tensor whose offset would take it lower, in dB.
 LEAST_SQNR = 0.5
-TARGETS = ("sqnr", "bits", "size", "step", "S")
+TARGETS = ("sqnr", "bits", "size", "step")
 _PER_TENSOR = ("sqnr", "step", "exact", "offset")
 
 
@@ -85,15 +85,6 @@ class Options:
     of the Fisher matrix (``deepcabac.torch.fisher``). Levels minimise ``F (w - w')^2 + lambda bits``. ``sqnr`` is an
     average over the network in which each weight counts F; a bit has one price everywhere, and steps follow from it.
     Tensors that it does not name are quantised as without it."""
-    sigma: Mapping[str, Any] | None = None
-    """The same by standard deviations, F = 1 / sigma^2 (``deepcabac.torch.variational``), as in DeepCABAC's DC-v1: no
-    weight is moved by more than 3 sigma unless the nearest level is farther."""
-    S: float | None = None
-    """With ``sigma`` and ``lambda_``: the step of each tensor by DC-v1's rule, ``2 m / (ceil(2 m / min(sigma)) + S)``
-    with ``m = max(|w| + sigma / 2)``; 0 to 256 in the paper. The trellis halves it (:attr:`step`)."""
-    lambda_: float | None = None
-    """With ``sigma`` and one of ``S`` and ``step``: lambda in the units of DeepCABAC's authors, in place of
-    ``rate_distortion``: levels minimise ``((w - w') / (sigma / 2))^2 + lambda bits``. Their example: S = 256, 0.001."""
     threads: int | None = None
     """Number of threads; by default one a core. The bytes do not depend on it."""
 
@@ -244,27 +235,11 @@ def _check_positive(name: str, value: Any, limit: float, unit: str) -> None:
 
 
 def _check_importance(options: Options) -> None:
-    """Settings that only make sense together, or apart. The arrays are checked when the tensors are known."""
-    given = [name for name in ("curvature", "importance", "sigma") if getattr(options, name) is not None]
-    if len(given) > 1:
-        raise OptionError(f"choose one of {' and '.join(given)}: each says what errors count")
-    for name in ("importance", "sigma"):
-        if not isinstance(getattr(options, name), Mapping | None):
-            raise OptionError(
-                f"{name} must map names of tensors to arrays, not {type(getattr(options, name)).__name__}"
-            )
-    for name, limit in (("S", 1e6), ("lambda_", 1e30)):
-        value = getattr(options, name)
-        if value is None:
-            continue
-        if not (_is_number(value) and 0 <= value <= limit):
-            raise OptionError(f"{name} must be a number from 0 to {limit:g}, not {value!r}")
-        if options.sigma is None:
-            raise OptionError(f"{name} needs sigma: it is counted in standard deviations")
-    if options.S is not None and options.lambda_ is None:
-        raise OptionError("S needs lambda_, the price of a bit; DeepCABAC's authors give 0.001 as an example")
-    if options.lambda_ is not None and options.S is None and options.step is None:
-        raise OptionError("lambda_ needs one of S and step; for other targets there is rate_distortion")
+    """Settings that exclude each other. The arrays are checked when the tensors are known."""
+    if options.curvature is not None and options.importance is not None:
+        raise OptionError("choose one of curvature and importance: each says what errors count")
+    if not isinstance(options.importance, Mapping | None):
+        raise OptionError(f"importance must map names of tensors to arrays, not {type(options.importance).__name__}")
 
 
 def _check_override(pattern: str, settings: Mapping[str, Any]) -> None:

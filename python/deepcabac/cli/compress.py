@@ -42,7 +42,6 @@ from .report import printable
         "deepcabac compress model.pt --sqnr 35 --tensor '*.embed*=sqnr:45'",
         "deepcabac compress model.npz --tensor 'head.*=exact'",
         "deepcabac compress model.safetensors --curvature model.curvature --bits 3",
-        "deepcabac compress model.safetensors --sigma sigma.npz --S 64 --lambda 0.01",
     ),
 )
 @click.argument("model", type=parse_path)
@@ -127,21 +126,6 @@ from .report import printable
     metavar="FILE",
     help="A checkpoint of arrays like MODEL's: what the squared error of each weight costs.",
 )
-@click.option("--sigma", type=parse_path, metavar="FILE", help="Likewise the standard deviation of each weight: DC-v1.")
-@click.option(
-    "--S",
-    "S",
-    type=float,
-    metavar="N",
-    help="With --sigma and --lambda: steps by DC-v1's rule, 2m / (ceil(2m / min(sigma)) + N).",
-)
-@click.option(
-    "--lambda",
-    "lambda_",
-    type=float,
-    metavar="X",
-    help="With --sigma and --S or --step: price of a bit, in squared halves of sigma.",
-)
 @click.option(
     "--format",
     "format_",
@@ -158,7 +142,6 @@ def compress(
     output: Path | None,
     curvature: Path | None,
     importance: Path | None,
-    sigma: Path | None,
     format_: str | None,
     base: tuple[Path, ...],
     nnc: dict[str, Any],
@@ -170,7 +153,7 @@ def compress(
     Choose the quality by one of --sqnr, --bits, --size and --step. With --bits or
     --size the SQNR that gives this size, to 1 %, is searched. With --curvature the
     SQNR is an average, each tensor weighted by how much it matters; with
-    --importance or --sigma each weight is.
+    --importance each weight is.
 
     Stored exactly, bit for bit: integers and bools, scalars, 1-D tensors below
     16,384 elements (biases, norms), tensors with NaN or infinity, and what --tensor
@@ -183,7 +166,7 @@ def compress(
         chosen = nnc_options.settings(nnc, settings | {"curvature": curvature})
         _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
         return
-    names = ("sqnr", "bits", "size", "step", "S", "lossless")
+    names = ("sqnr", "bits", "size", "step", "lossless")
     targets = [name for name in names if settings[name] not in (None, False)]
     if len(targets) > 1:
         raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
@@ -193,10 +176,10 @@ def compress(
         raise click.UsageError(f"choose one of --curvature and --{'base' if base else 'lossless'}")
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        options = stack.enter_context(measured_options(settings, curvature, importance, sigma))
-        stack.enter_context(naming_paths(model, output, curvature, importance, sigma, *base))
+        options = stack.enter_context(measured_options(settings, curvature, importance))
+        stack.enter_context(naming_paths(model, output, curvature, importance, *base))
         progress = stack.enter_context(progress_bar("compressing", quiet))
-        for read in (model, curvature, importance, sigma, *base):
+        for read in (model, curvature, importance, *base):
             if read is not None:
                 keep_apart(read, output)
         path, result = files.compress_checkpoint(model, output, options=options, base=base or None, progress=progress)

@@ -19,7 +19,7 @@ _PREFIX = "nnc_"
 #: Parameters of ``compress`` that mean nothing to a .nnc file.
 _DCB_ONLY = (
     *("sqnr", "bits", "size", "step", "overrides", "depthwise", "states", "preset"),
-    *("curvature", "importance", "sigma", "S", "lambda_", "lossless"),
+    *("curvature", "importance", "lossless"),
 )
 
 
@@ -89,7 +89,7 @@ def settings(nnc: dict[str, Any], others: dict[str, Any]) -> Settings:
     context = click.get_current_context()
     for name in _DCB_ONLY:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            flag = {"overrides": "tensor", "lambda_": "lambda"}.get(name, name)
+            flag = {"overrides": "tensor"}.get(name, name)
             raise click.UsageError(f"--{flag} is for .dcb files: choose the quality of a .nnc file by --qp")
     chosen = {"dependent": others["quantizer"] == "trellis", "rate_distortion": others["rate_distortion"]}
     return Settings(**(chosen | nnc))

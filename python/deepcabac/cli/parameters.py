@@ -135,12 +135,10 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def measured_options(
-    settings: Mapping[str, Any], curvature: Path | None, importance: Path | None, sigma: Path | None
+    settings: Mapping[str, Any], curvature: Path | None, importance: Path | None
 ) -> Iterator[Options]:
     """``settings`` with what these files say about the weights."""
-    given = {"importance": importance, "sigma": sigma}
-    arrays: dict[str, Any] = {name: read_arrays(path) for name, path in given.items() if path is not None}
-    options = Options(**settings, **arrays)
+    options = Options(**settings, importance=None if importance is None else read_arrays(importance))
     if curvature is None:
         yield options
         return

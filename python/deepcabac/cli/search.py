@@ -60,7 +60,6 @@ def search(
     quiet: bool,
     curvature: Path | None,
     importance: Path | None,
-    sigma: Path | None,
     max_drop: float,
     lower_is_better: bool,
     evaluations: int,
@@ -81,9 +80,9 @@ def search(
     """
     target = output or files.default_output(model)
     with contextlib.ExitStack() as stack:
-        options = stack.enter_context(measured_options(settings, curvature, importance, sigma))
-        stack.enter_context(naming_paths(model, target, curvature, importance, sigma, trials))
-        for read in (model, curvature, importance, sigma):
+        options = stack.enter_context(measured_options(settings, curvature, importance))
+        stack.enter_context(naming_paths(model, target, curvature, importance, trials))
+        for read in (model, curvature, importance):
             if read is not None:
                 keep_apart(read, target)
         watch = stack.enter_context(search_progress(quiet))
@@ -113,5 +112,5 @@ def search(
 
 
 #: Settings of compress that a search leaves as they are.
-_FIXED = ("overrides", "preset", "depthwise", "quantizer", "states", "curvature", "importance", "sigma", "threads")
+_FIXED = ("overrides", "preset", "depthwise", "quantizer", "states", "curvature", "importance", "threads")
 search.params += [parameter for parameter in compress.params if parameter.name in _FIXED]

@@ -114,8 +114,7 @@ def compress(
     size = options.size if options.bits is None else round(float(options.bits) * elements / 8)
     if options.curvature is not None and calibrated is None:
         calibrated = Calibrated(options.curvature, source)
-    known = options.importance is not None or options.sigma is not None
-    weighted = Weighted(options, source) if known else None
+    weighted = None if options.importance is None else Weighted(options.importance, options, source)
     coupled = calibrated is not None
     decisions: dict[str, Decision] | None = None if correct is None else {}
     quantizer = TensorQuantizer(options, calibrated, weighted)

@@ -1,7 +1,7 @@
-"""Errors that count differently, weight by weight: ``importance=`` and ``sigma=`` made ready for the quantiser.
+"""Errors that count differently, weight by weight: ``importance=`` made ready for the quantiser.
 
 The loss grows by ``sum F_i (w_i - w'_i)^2``: F is a diagonal of a Fisher or Hessian matrix (Wiedemann et al. 2020), or
-``1 / sigma^2`` of a posterior, sigma being the standard deviation within which a weight may move (DC-v1).
+``1 / sigma^2``, sigma being the standard deviation of a weight's posterior.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from ..options import Options, Quantization, Target
 from ..source import Source
 from .steps import FLOAT_DTYPES, Quantized, largest, measure, quantize, round_step
 
-#: Standard deviations that a weight may be moved by, in DC-v1.
-_SIGMAS = 3.0
 #: In so small a tensor the path through a trellis has no freedom yet.
 TINY = 1 << 8
 
@@ -43,19 +41,15 @@ class Importance:
 class Weighted:
     """The tensors whose errors have an importance, and how they are quantised."""
 
-    def __init__(self, options: Options, source: Source) -> None:
+    def __init__(self, given: Mapping[str, Any], options: Options, source: Source) -> None:
         """Check what was given. Raises :class:`OptionError`, naming the tensor, for an array of another shape than the
-        tensor's, negative or non-finite numbers, zeros only (or any, for ``sigma``), and names of no tensor.
+        tensor's, negative or non-finite numbers, zeros only, and names of no tensor.
         """
-        self._kind = "sigma" if options.importance is None else "importance"
-        given = options.sigma if options.importance is None else options.importance
-        assert given is not None
-        self._given: Mapping[str, Any] = given
-        self._options = options
+        self._given, self._options = given, options
         specs = {spec.name: spec for spec in source.specs}
         for name in given:
             if name not in specs:
-                raise OptionError(f"the {self._kind} of {name!r}: there is no tensor of this name")
+                raise OptionError(f"the importance of {name!r}: there is no tensor of this name")
         signal = total = 0.0
         count = 0
         for name, spec in specs.items():
@@ -71,7 +65,7 @@ class Weighted:
             total += float(factors.sum())
             count += factors.size
         if count == 0:
-            raise OptionError(f"{self._kind} knows none of the tensors that can be quantised")
+            raise OptionError("importance knows none of the tensors that can be quantised")
         self._signal, self._mean = signal / count, total / count
 
     def __contains__(self, name: str) -> bool:
@@ -80,7 +74,7 @@ class Weighted:
     def quantize(self, name: str, array: Array, target: Target, run: Run) -> Quantized | None:
         """The coded tensor, or None if it is to be stored exactly. ``run`` maps calls to results in order.
 
-        By a step, given or by the paper's rule, or else such that a bit buys the same loss as in every other tensor.
+        By a step if one is given, or else such that a bit buys the same loss as in every other tensor.
         """
         tensor = measure(array, replace(target, forced=True), run)
         if tensor is None:
@@ -91,16 +85,11 @@ class Weighted:
             hows = hows[-1:]
         if tensor.energy == 0:
             return quantize(tensor, 1.0, hows[0], run)
-        if self._options.S is not None and not target.forced:
-            target = Target("step", _paper_step(array, self._sigma(name, array.shape), float(self._options.S)))
         if target.kind == "step":
             # One price of a bit for all tensors, so what counts 1 is the same in all.
             importance = Importance(_relative(factors, self._mean), self._mean)
             how, step = hows[0], round_step(target.value / hows[0].steps)
-            if step is not None and self._options.lambda_ is not None:
-                # The authors' costs are ((w - q step) / (sigma / 2))^2 + lambda bits, so 4 F in front.
-                how = replace(how, rate_weight=float(self._options.lambda_) / (4 * self._mean * step * step))
-            return None if step is None else self._run(tensor, step, how, importance, run)
+            return None if step is None else quantize(tensor, step, how, run, importance.relative)
         slope = 2 * math.log(2) * self._signal * 10 ** (-target.value / 10)
         unit = float(factors.mean())
         importance = Importance(_relative(factors, unit), unit)
@@ -118,14 +107,7 @@ class Weighted:
         if not tried:
             return None
         _, how, step = min(tried, key=lambda one: one[0])
-        return self._run(tensor, step, how, importance, run)
-
-    def _run(self, tensor: Any, step: float, how: Quantization, importance: Importance, run: Run) -> Quantized:
-        reach = _SIGMAS**2 / (importance.unit * step * step) if self._kind == "sigma" else math.inf
-        return quantize(tensor, step, how, run, importance.relative, min(max(reach, 1e-30), 3e38))
-
-    def _sigma(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        return np.asarray(self._given[name], np.float64).reshape(shape)
+        return quantize(tensor, step, how, run, importance.relative)
 
     def _factors(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
         """F of a tensor, [size], checked."""
@@ -133,29 +115,19 @@ class Weighted:
             given = np.asarray(self._given[name])
             values = given.astype(np.float64).reshape(-1)
         except (TypeError, ValueError):
-            raise OptionError(f"the {self._kind} of {name!r} is no array of numbers") from None
+            raise OptionError(f"the importance of {name!r} is no array of numbers") from None
         if given.shape != shape:
-            raise OptionError(f"the {self._kind} of {name!r} has shape {given.shape}, but the tensor {shape}")
+            raise OptionError(f"the importance of {name!r} has shape {given.shape}, but the tensor {shape}")
         if not np.isfinite(values).all():
-            raise OptionError(f"the {self._kind} of {name!r} has NaN or infinity in it")
-        if self._kind == "sigma":
-            if values.size and not values.min() > 0:
-                raise OptionError(f"the sigma of {name!r} must be above zero everywhere")
-            values = 1 / np.square(values)
+            raise OptionError(f"the importance of {name!r} has NaN or infinity in it")
         if values.size and not values.min() >= 0:
             raise OptionError(f"the importance of {name!r} must not be negative")
         # Beyond these, sums and ratios leave float64.
         if values.size and not 1e-100 < values.max() < 1e100:
             what = "is zero everywhere" if values.max() == 0 else "is beyond floating point: scale it"
-            raise OptionError(f"the {self._kind} of {name!r} {what}")
+            raise OptionError(f"the importance of {name!r} {what}")
         return values
 
 
 def _relative(factors: npt.NDArray[np.float64], unit: float) -> npt.NDArray[np.float32]:
     return np.minimum(factors / unit, 1e30).astype(np.float32)
-
-
-def _paper_step(array: Array, sigma: npt.NDArray[np.float64], s: float) -> float:
-    """``2 m / (ceil(2 m / sigma_min) + S)`` with ``m = max(|w| + sigma / 2)``: the step of DC-v1's authors."""
-    reach = 2 * float((np.abs(array.astype(np.float64)) + sigma / 2).max())
-    return reach / (math.ceil(reach / float(sigma.min())) + s)

@@ -184,7 +184,6 @@ def quantize(
     how: Quantization,
     run: Run,
     importance: Float32 | None = None,
-    reach: float = math.inf,
 ) -> Quantized:
     """Quantise and code the whole tensor with this step. ``run`` maps calls to results in order.
 
@@ -205,9 +204,9 @@ def quantize(
         weights = tensor.float32(start, min(start + each, size))
         counts = None if importance is None else importance[start : start + weights.size]
         if dtype.itemsize >= 4:
-            return _core.quantize(params, weights, step, how.rate_weight, None, limit, counts, reach, pruned)
+            return _core.quantize(params, weights, step, how.rate_weight, None, limit, counts, keeps_zeros=pruned)
         levels = np.empty(weights.size, np.int32)
-        code, sums = _core.quantize(params, weights, step, how.rate_weight, levels, limit, counts, reach, pruned)
+        code, sums = _core.quantize(params, weights, step, how.rate_weight, levels, limit, counts, keeps_zeros=pruned)
         off = weights - dequantize(levels, step).astype(dtype).astype(np.float32)
         error, _, _ = _core.measure(off if counts is None else off * np.sqrt(counts))
         return code, _core.Sums(sums.energy, error, sums.correlation, sums.levels)

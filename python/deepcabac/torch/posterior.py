@@ -1,7 +1,8 @@
 """How much each single weight matters: a diagonal Fisher matrix, or standard deviations trained for it. Needs torch.
 
-Both are for :attr:`deepcabac.Options.importance` and :attr:`deepcabac.Options.sigma`. ``calibrate`` knows more than a
-diagonal and makes smaller files; these are what DeepCABAC (Wiedemann et al. 2020) weights errors by.
+``fisher`` gives what :attr:`deepcabac.Options.importance` takes; ``variational`` gives sigma, and 1 / sigma^2 is an
+importance. ``calibrate`` knows more than a diagonal and makes smaller files; these are what DeepCABAC (Wiedemann et
+al. 2020) weights errors by.
 """
 
 from __future__ import annotations
@@ -113,6 +114,12 @@ def variational(
 
     Returns float32 arrays like the parameters, all above zero, by their names in the state dict. Sigma is at most the
     root mean square of its tensor. The model runs in eval mode and is left as it was.
+
+    To compress by them, make them an importance; the paper's own rule is in :mod:`deepcabac.dc2019`::
+
+        sigma = variational(model, batches, loss)
+        importance = {name: 1 / np.square(values) for name, values in sigma.items()}
+        save_model(model, "model.dcb", bits=3, importance=importance)
 
     Raises :class:`CalibrationError`, :class:`OptionError` and whatever the model raises.
     """

@@ -196,7 +196,7 @@ class VariationalDropout:
         return useless / sum(w.numel() for _, w, _ in self._layers)
 
     def standard_deviations(self, model: nn.Module) -> dict[str, Any]:
-        """Sigma of the layers' weights by name, for :attr:`deepcabac.Options.sigma`: float32 arrays."""
+        """Sigma of the layers' weights by name: float32 arrays. ``1 / sigma^2`` is an importance."""
         sigma = {id(w): (v.detach() / 2).exp().float().cpu().numpy() for _, w, v in self._layers}
         return {name: sigma[id(weight)] for name, _, weight in _layers(model) if id(weight) in sigma}
 

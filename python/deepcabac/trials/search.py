@@ -39,8 +39,6 @@ _LOOKS = (0.7, 1.5)
 _GRID = tuple(np.arange(12.0, 46.0, 2.0))
 #: Lambda as a multiple of theory's, of the curves with one step for all tensors.
 _LAMBDAS = (0.5, 1.0, 2.0, 4.0)
-#: DC-v1's S.
-_S = (0, 16, 64, 256)
 #: Trials of each curve before the worse half is dropped, each time.
 _RUNG = 3
 #: Sensitivities: parts of the network at most, and by how much each is made worse to be measured, in dB.
@@ -52,7 +50,7 @@ _TRUST = 0.5
 #: A loss too small to be seen is taken to be this share of what may be lost.
 _UNSEEN = 0.05
 
-METHODS = ("curvature", "importance", "dc-v1", "dc-v2", "sqnr", "sensitivity")
+METHODS = ("curvature", "importance", "dc-v2", "sqnr", "sensitivity")
 
 OnTrial = Callable[["SearchProgress"], None]
 
@@ -109,9 +107,9 @@ def search(
     the output's name with .search.csv) as soon as it is finished. After an interruption the same call goes on where it
     was. Delete the file if ``evaluate`` has changed.
 
-    ``methods`` are the ways to choose steps, by default all that apply: ``"curvature"``, ``"importance"`` and
-    ``"dc-v1"`` (S and lambda) need ``curvature=``, ``importance=`` and ``sigma=``; ``"dc-v2"`` has one step for all
-    tensors, and lambda; ``"sqnr"`` the same quality for each tensor; ``"sensitivity"`` refines the best of them by
+    ``methods`` are the ways to choose steps, by default all that apply: ``"curvature"`` and ``"importance"``
+    need ``curvature=`` and ``importance=``; ``"dc-v2"`` has one step for all tensors, and lambda; ``"sqnr"`` the same
+    quality for each tensor; ``"sensitivity"`` refines the best of them by
     measuring how much parts of the network matter (by default if nothing else says so). ``grid=True`` tries every
     combination of a full grid instead, however many evaluations that takes.
 
@@ -161,7 +159,7 @@ def search(
         )
         curves = _curves(source, chosen, methods)
         # What a curvature or importance says needs no measuring, unless asked for.
-        known = chosen.curvature is not None or chosen.importance is not None or chosen.sigma is not None
+        known = chosen.curvature is not None or chosen.importance is not None
         refine = not known if methods is None else "sensitivity" in methods
         total = 2 + len(_GRID) * len(curves) if grid else evaluations
         runner.start()
@@ -281,14 +279,14 @@ def _curves(source: Source, options: Options, methods: Sequence[str] | None) -> 
     for method in methods or ():
         if method not in METHODS:
             raise OptionError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
-    needs = {"curvature": options.curvature, "importance": options.importance, "dc-v1": options.sigma}
+    needs = {"curvature": options.curvature, "importance": options.importance}
     for method, known in needs.items():
         if methods is not None and method in methods and known is None:
-            raise OptionError(f"the method {method!r} needs {'sigma' if method == 'dc-v1' else method}=")
+            raise OptionError(f"the method {method!r} needs {method}=")
     wanted = [method for method in METHODS if methods is None or method in methods]
     # With a curvature or importance, "sqnr" is what those make of it; with a curvature there is no common step.
     covered = {"sqnr"} if options.curvature is not None or options.importance is not None else set()
-    if options.curvature is not None or options.sigma is not None:
+    if options.curvature is not None:
         covered.add("dc-v2")
     curves = []
     for method in wanted:
@@ -303,12 +301,6 @@ def _curves(source: Source, options: Options, methods: Sequence[str] | None) -> 
 def _curves_of(method: str, source: Source) -> list[_Curve]:
     if method in ("curvature", "importance", "sqnr"):
         return [_Curve(method, lambda quality: {"sqnr": _short(quality)})]
-    if method == "dc-v1":
-
-        def authors(coarseness: int) -> Callable[[float], Choice]:
-            return lambda quality: {"S": coarseness, "lambda_": _short(10 ** (-quality / 10))}
-
-        return [_Curve(f"dc-v1, S={one}", authors(one), low=-30, high=80) for one in _S]
     if method == "dc-v2":
         spread = _spread(source)
 

@@ -402,4 +402,4 @@ def _fingerprint(source: Source, options: Options, evaluate: Evaluate) -> str:
 
 
 #: Options that map names to arrays.
-_ARRAYS = ("curvature", "importance", "sigma")
+_ARRAYS = ("curvature", "importance")
