@@ -58,3 +58,7 @@ def __getattr__(name: str) -> str:
 
         return version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

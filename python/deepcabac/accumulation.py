@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,10 @@ import numpy.typing as npt
 from . import files
 from .checkpoint.base import Array
 from .errors import OptionError
+from .options import OptionFields
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
 
 
 class ErrorAccumulation:
@@ -28,7 +32,7 @@ class ErrorAccumulation:
         #: What the receiver still lacks, by name.
         self.dropped: dict[str, Array] = {}
 
-    def compress(self, update: Mapping[str, npt.ArrayLike], **settings: Any) -> bytes:
+    def compress(self, update: Mapping[str, npt.ArrayLike], **settings: Unpack[OptionFields]) -> bytes:
         """The bytes of a .dcb file of ``update`` and what was dropped before; ``decompress`` gives what arrives.
 
         ``update`` maps names to arrays; ``settings`` are those of :func:`deepcabac.save_file`. Raises

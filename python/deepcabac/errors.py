@@ -5,7 +5,8 @@ One base class, so that a caller needs one ``except``; the subclasses say whose 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -53,3 +54,10 @@ def naming(name: str) -> Iterator[None]:
         if not name or str(error).startswith(name):
             raise
         raise type(error)(f"{name}: {error}") from error
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest one that does, or all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}")

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
@@ -20,8 +20,11 @@ from .dcb.updates import Base
 from .dcb.writer import OnProgress, Report
 from .errors import OptionError, UnsupportedError
 from .nnc import files as nnc_files
-from .options import Options
+from .options import OptionFields, Options
 from .source import Arrays, Correct
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def compress(
     *,
     options: Options | None = None,
     base: BaseLike | None = None,
-    **settings: Any,
+    **settings: Unpack[OptionFields],
 ) -> bytes:
     """:func:`save_file` to memory: the bytes of a .dcb file."""
     file = io.BytesIO()
@@ -76,7 +79,7 @@ def save_file(
     base: BaseLike | None = None,
     progress: OnProgress | None = None,
     correct: Correct | None = None,
-    **settings: Any,
+    **settings: Unpack[OptionFields],
 ) -> Report:
     """Compress arrays into a .dcb file, which appears whole or not at all.
 
@@ -98,7 +101,7 @@ def save_file(
     """
     source = Arrays(tensors)
     chosen = Options.of(options, settings)
-    with opened_base(base, chosen.threads) as opened, AtomicFile(Path(path)) as target:
+    with opened_base(base, chosen.threads) as opened, AtomicFile(check_output(Path(path))) as target:
         return writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
@@ -149,20 +152,33 @@ def compress_checkpoint(
     options: Options | None = None,
     base: BaseLike | None = None,
     progress: OnProgress | None = None,
+    correct: Correct | None = None,
+    **settings: Unpack[OptionFields],
 ) -> tuple[Path, Report]:
     """Compress a checkpoint file (.safetensors, .safetensors.index.json, .npz, .pt, .pth, .onnx), tensor by tensor.
 
-    ``path`` is by default the model's with the suffix .dcb. ``base`` as in :func:`save_file`. Returns the path and a
-    :class:`Report`.
+    ``path`` is by default the model's with the suffix .dcb. All other arguments are those of :func:`save_file`. Returns
+    the path and a :class:`Report`.
     """
     model = Path(model)
-    with open_checkpoint(model) as source:
-        target_path = default_output(model) if path is None else Path(path)
-        if kind_of_path(target_path) is not None:
-            raise OptionError(f"{target_path}: the output of compress is a .dcb file, not a checkpoint")
-        options = options or Options()
-        with opened_base(base, options.threads) as opened, AtomicFile(target_path) as target:
-            return target_path, writer.compress(source, target.file, options, progress, base=opened)
+    chosen = Options.of(options, settings)
+    target_path = check_output(default_output(model) if path is None else Path(path))
+    with (
+        open_checkpoint(model) as source,
+        opened_base(base, chosen.threads) as opened,
+        AtomicFile(target_path) as target,
+    ):
+        return target_path, writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
+
+
+def check_output(path: Path) -> Path:
+    """``path``, unless its suffix says that it is not a .dcb file. Raises :class:`OptionError`."""
+    if kind_of_path(path) is not None:
+        instead = default_output(path).name
+        raise OptionError(f"{path}: names a checkpoint, but what is written is a .dcb file: name it {instead}")
+    if path.suffix.lower() == nnc_files.SUFFIX:
+        raise OptionError(f"{path}: what is written is a .dcb file; deepcabac.nnc.encode makes .nnc streams")
+    return path
 
 
 def default_output(model: Path) -> Path:

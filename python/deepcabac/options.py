@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ._parallel import thread_count
 from .curvature import Factors
-from .errors import OptionError
+from .errors import OptionError, unknown
 
 #: Squared error a weight, in squared steps. Of one uniform quantiser it is 1/12. Of two in turn, whose values together
 #: are a step apart, it would be four times that if they did not help each other; the trellis takes 1.1 to 1.3 dB off.
@@ -130,7 +130,7 @@ class Options:
         known = [known.name for known in fields(cls)]
         for name in given:
             if name not in known:
-                raise OptionError(f"unknown option {name!r}; there are {', '.join(known)}")
+                raise OptionError(unknown("option", name, known))
         return cls(**given) if options is None else replace(options, **given)
 
     @property
@@ -182,6 +182,30 @@ class Options:
         if target.kind == "step":
             return replace(target, value=target.value * 10 ** (-offset / 20))
         return replace(target, value=min(max(target.value + offset, LEAST_SQNR), MAX_SQNR))
+
+
+class SearchFields(TypedDict, total=False):
+    """Fields of :class:`Options` other than targets, by name: for type checkers and editors."""
+
+    depthwise: float
+    rate_distortion: float
+    quantizer: Literal["trellis", "scalar"]
+    preset: Literal["fast", "default", "small"]
+    states: int
+    overrides: Mapping[str, Mapping[str, Any]]
+    curvature: Mapping[str, Factors] | None
+    importance: Mapping[str, Any] | None
+    threads: int | None
+
+
+class OptionFields(SearchFields, total=False):
+    """All fields of :class:`Options`, by name: the keywords ``**settings`` of functions that compress."""
+
+    sqnr: float | None
+    bits: float | None
+    size: int | None
+    step: float | None
+    lossless: bool
 
 
 @dataclass(frozen=True)

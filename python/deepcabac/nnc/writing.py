@@ -15,7 +15,7 @@ from .. import _streams
 from .._core import measure
 from .._parallel import run_all
 from ..checkpoint.base import Array
-from ..errors import OptionError, UnsupportedError
+from ..errors import OptionError, UnsupportedError, unknown
 from . import syntax
 from .bits import BitWriter
 from .reading import Memory, Tensor, accumulate, load_with, matrix_shape, step_size
@@ -66,10 +66,10 @@ class Settings:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Settings:
         """From names and values. Raises OptionError for an unknown name."""
-        known = {each.name for each in fields(cls)}
+        known = [each.name for each in fields(cls)]
         for name in settings:
             if name not in known:
-                raise OptionError(f"unknown setting {name!r}; there are {', '.join(sorted(known))}")
+                raise OptionError(unknown("setting", name, known))
         return cls(**settings)
 
 

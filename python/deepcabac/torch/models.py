@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -20,9 +20,12 @@ from ..dcb.bases import BaseLike
 from ..dcb.reader import OpenFile
 from ..dcb.writer import OnProgress, Report
 from ..errors import CheckpointError, OptionError, UnsupportedError
-from ..files import open_file, opened_base
-from ..options import Options
+from ..files import check_output, open_file, opened_base
+from ..options import OptionFields, Options
 from ..source import Correct
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 #: What a model may be an update of.
@@ -40,7 +43,7 @@ def save_model(
     progress: OnProgress | None = None,
     correct: Correct | None = None,
     base: ModelBase | None = None,
-    **settings: Any,
+    **settings: Unpack[OptionFields],
 ) -> Report:
     """Compress a model, or a state dict, into a .dcb file, which appears whole or not at all.
 
@@ -58,7 +61,7 @@ def save_model(
     """
     source = _StateDict(model)
     chosen = Options.of(options, settings)
-    with opened_base(_arrays(base), chosen.threads) as opened, AtomicFile(Path(path)) as target:
+    with opened_base(_arrays(base), chosen.threads) as opened, AtomicFile(check_output(Path(path))) as target:
         return writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,13 @@ from .. import files
 from ..atomic import AtomicFile
 from ..checkpoint import open_checkpoint
 from ..errors import OptionError
-from ..options import MAX_SQNR, TARGETS, Options
+from ..options import MAX_SQNR, TARGETS, Options, SearchFields
 from ..quantize.steps import FLOAT_DTYPES
 from ..source import Arrays, Correct, Source
 from .trials import Choice, Evaluate, Reference, Trial, Trials
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
 
 #: Evaluations that a search may spend.
 EVALUATIONS = 40
@@ -94,7 +97,7 @@ def search(
     correct: Correct | None = None,
     options: Options | None = None,
     progress: OnTrial | None = None,
-    **settings: Any,
+    **settings: Unpack[SearchFields],
 ) -> SearchResult:
     """Find the smallest .dcb file of ``model`` whose metric is at most ``max_drop`` worse than the original's.
 
@@ -134,7 +137,9 @@ def search(
                 raise OptionError("name the output: arrays have no name of their own")
         else:
             source = stack.enter_context(open_checkpoint(Path(model)))
-        target = files.default_output(Path(model)) if output is None else Path(output)  # type: ignore[arg-type]
+        target = files.check_output(
+            files.default_output(Path(model)) if output is None else Path(output)  # type: ignore[arg-type]
+        )
         AtomicFile(target).abort()  # a place that cannot be written to is said now, not in an hour
         seen: list[Trial] = []
 
@@ -171,7 +176,7 @@ def search(
 
 
 def _check(options: Options, max_drop: float, evaluations: int, jobs: int, patience: float | None) -> None:
-    given = [name for name in TARGETS if getattr(options, name) is not None]
+    given = [name for name in TARGETS if getattr(options, name) is not None] + ["lossless"] * options.lossless
     if given:
         raise OptionError(f"{given[0]} is what a search chooses: leave it out")
     if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
