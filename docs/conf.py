@@ -88,7 +88,8 @@ def _read(app: Sphinx, name: str, source: list[str]) -> None:
 
 def _short(app: Sphinx, what: str, name: str, it: Any, options: Any, args: str | None, to: str | None) -> Any:
     """Aliases of types by their names."""
-    return tuple(text and re.sub(r"TypeAliasForwardRef\('(?:npt\.)?(\w+)'\)", r"\1", text) for text in (args, to))
+    alias = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
+    return tuple(text and alias.sub(r"\1", text).replace("npt.", "") for text in (args, to))
 
 
 def setup(app: Sphinx) -> None:
