@@ -104,7 +104,7 @@ def step_size(weights: npt.ArrayLike, sigma: npt.ArrayLike, S: float) -> float:
 def quantize(
     weights: npt.ArrayLike, sigma: npt.ArrayLike, *, S: float = 256, lambda_: float = 0.001, step: float | None = None
 ) -> tuple[npt.NDArray[np.int32], float]:
-    """Quantise a tensor by DeepCABAC's variant 1 (DC-v1). Returns its levels, int32, shaped like ``weights``, and the step.
+    """Quantise a tensor by DeepCABAC's variant 1 (DC-v1). Returns its levels, int32 like ``weights``, and the step.
 
     Level q minimises ``((w - q step) / (sigma / 2))^2 + lambda bits(q)`` among those within 3 sigma of the weight; bits
     are what the authors' coder would spend, whose contexts adapt from weight to weight in row-major order (Wiedemann et
