@@ -128,7 +128,7 @@ def dtype_code(dtype: object) -> int:
 
 def _checked(payload: bytes, chunk: Chunk) -> Chunk:
     start = chunk.offset - HEADER.size
-    return Chunk(chunk.offset, chunk.length, zlib.crc32(payload[start : start + chunk.length]), chunk.details)
+    return Chunk(chunk.offset, chunk.length, zlib.crc32(payload[start : start + chunk.length]), chunk.refinement)
 
 
 def _table(params: bytes, chunks: Sequence[Chunk]) -> bytes:

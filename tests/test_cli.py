@@ -301,7 +301,7 @@ def test_a_curvature_s_file_means_what_it_means_to_the_library(curvatures, given
         ("--curvature nan.curvature", "nan.curvature: "),
         ("--curvature other.curvature", "the curvature knows none of these tensors"),
         ("--curvature narrow.curvature", "the curvature of 'a.weight' is not that of a tensor of shape (64, 48)"),
-        ("--curvature indefinite.curvature", "the curvature of 'a.weight' has a factor that is no sum of squares"),
+        ("--curvature indefinite.curvature", "'a.weight' has a factor that is not positive semidefinite"),
         ("--curvature good.curvature --step 0.1", "choose one of --curvature and --step"),
         ("--curvature good.curvature -o good.curvature", "good.curvature: is the file to read"),
         ("--curvature good.curvature --size 10", "model.npz: no quality gives a file of 10 bytes"),

@@ -137,7 +137,7 @@ def test_parameters_that_no_sample_reaches_are_left_out_with_a_warning():
     net = network()
     net.unused = torch.nn.Linear(3, 3)
     net.forward = lambda x: net[2](net[1](net[0](x)))
-    with pytest.warns(UserWarning, match=r"reached unused.weight, unused.bias not at all"):
+    with pytest.warns(UserWarning, match=r"no sample reached unused.weight, unused.bias"):
         found = dt.fisher(net, [labelled(20)[0]])
     assert found.keys() == {"0.weight", "0.bias", "2.weight", "2.bias"}
 

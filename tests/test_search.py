@@ -250,7 +250,7 @@ def test_nothing_keeps_the_metric(tmp_path):
         ({"evaluations": 2}, "evaluations"),
         ({"jobs": 0}, "jobs"),
         ({"patience": 0}, "patience"),
-        ({"sqnr": 30}, "sqnr is what a search chooses"),
+        ({"sqnr": 30}, "sqnr is chosen by the search"),
         ({"methods": ["best"]}, "unknown method 'best'"),
         ({"methods": ["curvature"]}, "needs curvature="),
         ({"methods": ["dc-v1"]}, "unknown method 'dc-v1'"),

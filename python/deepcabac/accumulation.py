@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class ErrorAccumulation:
-    """Compresses a series of updates of one model so that nothing is lost for good, only late.
+    """Compresses a series of updates of one model. What quantisation drops from one update is sent with the next.
 
-    Each update (differences of weights, or gradients) is sent together with what the ones before it lacked, as in Seide
-    et al., "1-bit stochastic gradient descent" (2014). One object a sender. ::
+    So nothing is lost for good, as in Seide et al., "1-bit stochastic gradient descent" (2014). An update holds
+    differences of weights, or gradients. Each sender needs its own object. ::
 
         accumulation = deepcabac.ErrorAccumulation()
         for round in rounds:

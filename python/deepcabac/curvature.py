@@ -115,7 +115,7 @@ class Curvature(Mapping[str, Factors]):
         if "unfinished" in metadata:
             curvature.close()
             raise CheckpointError(
-                f"{path}: is a calibration that was interrupted; call calibrate(..., checkpoint=...) to go on with it"
+                f"{path}: is a calibration that was interrupted; call calibrate(..., checkpoint=...) to continue it"
             )
         return curvature
 

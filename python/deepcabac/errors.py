@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class DeepCabacError(Exception):
-    """Base class of every error raised on bad input or bad arguments.
+    """All errors caused by bad input or bad arguments derive from this class.
 
     The message is one line: what was wrong, where, and what to do about it.
     """

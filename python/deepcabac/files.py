@@ -89,13 +89,14 @@ def save_file(
     ``overrides=``, ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored
     exactly.
 
-    With a ``base`` (a checkpoint or .dcb file, a list of those that make up a chain of updates, the oldest first, or
-    arrays by name) the file is an update: tensors that the base has too, with the same dtype and shape, are stored as
-    differences. ``sqnr`` is then that of the differences, by default 10 dB (vectors get 12 dB more); with
-    ``lossless=True`` they are exact.
+    With a ``base`` (a checkpoint or .dcb file, a list of the files of a chain of updates, oldest first, or arrays by
+    name) the file is an update: tensors that the base has too, with the same dtype and shape, are stored as
+    differences. ``sqnr`` then refers to the differences, by default 10 dB (vectors get 12 dB more). With
+    ``lossless=True`` differences are exact.
 
-    ``correct`` is a function from the tensors as they will be decoded, by name, to new values of some of them, which
-    are then compressed instead, while the others stay as they are; such as :func:`deepcabac.torch.correction`.
+    ``correct`` is called with the tensors as they will be decoded, by name. It returns new values for some of them,
+    which are compressed instead; the other tensors stay as they are. :func:`deepcabac.torch.correction` makes such a
+    function.
 
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """
@@ -115,13 +116,15 @@ def load_file(
 ) -> dict[str, Array]:
     """All tensors of a .dcb or .nnc file as arrays, with names, shapes and dtypes. Tied tensors share their array.
 
-    Raises :class:`DamagedFileError`, :class:`CheckpointError` if the file cannot be read, :class:`LimitError` if the
-    tensors take more than ``max_bytes``. An update needs its ``base``: a checkpoint or .dcb file, a list of those
-    that make up a chain of updates (the oldest first), or arrays by name. Without one it is looked for beside the
-    file, by the name that it had; :class:`OptionError` if it is not there or not the one it was made from.
+    An update needs its ``base``: a checkpoint or .dcb file, a list of the files of a chain of updates (oldest first),
+    or arrays by name. By default the base is looked for next to the file, under the name it had.
 
-    Of an update in a .nnc file, whose ``base`` are the streams before it, the result is the difference that it holds,
-    or with ``apply`` the updated model.
+    Raises :class:`DamagedFileError`, :class:`CheckpointError` (the file cannot be read), :class:`LimitError` (the
+    tensors take more than ``max_bytes``) or :class:`OptionError` (the base is missing, or is not the one that the
+    update was made from).
+
+    For an update in a .nnc file, give the streams before it as ``base``. The result is then the difference that the
+    update holds, or with ``apply=True`` the updated model.
     """
     if nnc_files.is_stream(path):
         if isinstance(base, Mapping):
@@ -138,9 +141,8 @@ def open_file(
 ) -> OpenFile:
     """Open a .dcb file for decoding single tensors: ``keys()``, ``info(name)``, ``f[name]``; a context manager.
 
-    Only the index is read. ``max_bytes`` bounds each tensor. ``base`` is for updates, as in :func:`load_file`; the
-    first
-    tensor that needs it has the whole base checked. Raises :class:`DamagedFileError` and :class:`CheckpointError`.
+    Only the index is read. ``max_bytes`` limits each tensor. ``base`` is for updates, as in :func:`load_file`; it is
+    checked as a whole when a tensor first needs it. Raises :class:`DamagedFileError` and :class:`CheckpointError`.
     """
     return bases.open_based(path, base, max_bytes=max_bytes, threads=threads)
 
@@ -218,19 +220,19 @@ def decompress_checkpoint(
 ) -> Path:
     """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
 
-    Its kind follows from ``model``'s suffix. By default it is the kind that the file was made from, beside the file;
-    then a file that is there already is not replaced, since it may well be the original. ``base`` as in
+    The suffix of ``model`` chooses the kind. By default the checkpoint is of the kind that the file was made from and
+    goes next to the file; an existing file is then not replaced, because it may be the original. ``base`` as in
     :func:`load_file`.
     """
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
             model = default_restored(Path(path), opened.kind)
             if model.exists():
-                raise OptionError(f"{model}: exists, and may be the original; name the file to write")
+                raise OptionError(f"{model}: exists and may be the original; name the file to write")
         kind = kind_of_path(model)
         if kind is None:
             known = " ".join(sorted(set(_SUFFIX.values())))
-            raise OptionError(f"{model}: the suffix says no kind of checkpoint; use one of {known}")
+            raise OptionError(f"{model}: the suffix names no kind of checkpoint; use one of {known}")
         if Path(model).exists() and Path(model).samefile(path):
             raise OptionError(f"{model}: would overwrite the file it is restored from")
         infos = [opened.info(name) for name in opened]

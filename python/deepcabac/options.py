@@ -13,8 +13,8 @@ from ._parallel import thread_count
 from .curvature import Factors
 from .errors import OptionError, unknown
 
-#: Squared error a weight, in squared steps. Of one uniform quantiser it is 1/12. Of two in turn, whose values together
-#: are a step apart, it would be four times that if they did not help each other; the trellis takes 1.1 to 1.3 dB off.
+#: Squared error per weight, in squared steps. With one uniform quantiser it is 1/12. With two in turn, whose values
+#: together are a step apart, it would be four times that if each stood alone; the trellis takes 1.1 to 1.3 dB off.
 SCALAR_NOISE, TRELLIS_NOISE = 1 / 12, 0.26
 #: States of the trellis that the format knows.
 STATES = (8, 16, 32, 64)
@@ -49,44 +49,46 @@ class Options:
     sqnr: float | None = None
     """Signal-to-quantisation-noise ratio of every quantised tensor, in dB: 10 log10(sum w^2 / sum (w - w')^2)."""
     bits: float | None = None
-    """Size of the whole file in bits per element of the checkpoint; one common SQNR is searched that gives it."""
+    """Size of the whole file in bits per element. The SQNR, one for all tensors, that gives this size is searched."""
     size: int | None = None
-    """Size of the whole file in bytes, likewise."""
+    """Size of the whole file in bytes. Searched like ``bits``."""
     step: float | None = None
-    """Distance of two reconstruction values of a quantiser, in the weights' own unit, for every quantised tensor. The
-    trellis has two quantisers, half a step apart, and 0.9 dB less noise than one of this step."""
+    """Distance between two reconstruction values of a quantiser, in the weights' unit, for every quantised tensor.
+    The trellis uses two quantisers, half a step apart, and has 0.9 dB less noise than a single one with this step."""
     lossless: bool = False
-    """Every tensor comes back bit for bit. Together with a base: so does every difference to it."""
+    """Every tensor comes back bit for bit. With a base, so does every difference."""
     depthwise: float = DEFAULT_DEPTHWISE
-    """What depthwise convolution kernels, [channels, 1, ...], get above the common SQNR, in dB; 0 treats them alike."""
+    """Extra SQNR for depthwise convolution kernels, [channels, 1, ...], in dB. 0 treats them like other tensors."""
     rate_distortion: float = 1.0
-    """Lambda as a multiple of the theory's (:attr:`quantizations`); 0 takes the nearest levels, whatever they cost."""
+    """The price of a bit (lambda), as a multiple of the one theory gives (:attr:`quantizations`). With 0 every weight
+    takes its nearest level, whatever that costs."""
     quantizer: Literal["trellis", "scalar"] = "trellis"
-    """``"trellis"``: two quantisers take turns, and the sequence of levels is searched as a whole (trellis coded
-    quantisation): smaller with the same noise. ``"scalar"``: one quantiser, levels chosen one by one: a few per cent
-    larger and several times faster to compress. With the trellis, too, tensors get it whose sample is then smaller:
-    pruned ones."""
+    """``"trellis"``: two quantisers take turns and the sequence of levels is searched as a whole (trellis coded
+    quantisation). ``"scalar"``: one quantiser, levels chosen one by one; at the same noise a few per cent larger and
+    several times faster to compress. With ``"trellis"``, tensors whose sample is smaller with one quantiser, such as
+    pruned ones, still get one."""
     preset: Literal["fast", "default", "small"] = "default"
-    """Speed or size. ``"fast"`` decompresses several times faster, and its files are a few per cent larger, those of
-    pruned networks much: another entropy coder. ``"small"`` takes several times as long both ways, for files that are
-    a few per cent smaller where layers are matrices, and hardly where they are convolutions: columns are predicted from
-    those before them, at least 64 states, longer chunks."""
+    """Speed or size. ``"fast"`` uses another entropy coder: it decompresses several times faster, and files are a few
+    per cent larger, those of pruned networks much larger. ``"small"`` predicts columns from the columns before them and
+    uses longer chunks and at least 64 states: encoding and decoding take several times longer, and files are a few per
+    cent smaller for matrices, hardly for convolutions."""
     states: int = DEFAULT_STATES
-    """States of the trellis, 8, 16, 32 or 64: more are smaller and slower to compress, but not to decompress."""
+    """States of the trellis: 8, 16, 32 or 64. More states: smaller files, slower compression, same decompression
+    speed."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings for tensors by name pattern (``*`` and ``?``), the last match winning: ``{"exact": True}`` stores bit
-    for bit, ``{"sqnr": dB}`` and ``{"step": s}`` set the target, ``{"offset": dB}`` moves it from the common quality,
-    whatever that is given by. ``{"exact": False}`` quantises a small 1-D tensor."""
+    """Settings for single tensors, by name pattern (``*`` and ``?``); the last match wins. ``{"exact": True}`` stores
+    the tensor bit for bit, ``{"exact": False}`` quantises a small 1-D tensor too, ``{"sqnr": dB}`` and ``{"step": s}``
+    set its target, and ``{"offset": dB}`` moves it from the common quality, whichever option sets that."""
     curvature: Mapping[str, Factors] | None = None
     """What ``deepcabac.torch.calibrate`` measured, a :class:`deepcabac.Curvature`. Bits then go where they matter, and
-    levels make up for each other's errors. ``sqnr`` becomes an average over the network, weighted by what matters."""
+    levels compensate for each other's errors. ``sqnr`` becomes an average over the network, weighted by curvature."""
     importance: Mapping[str, Any] | None = None
-    """Per tensor an array like it: what the squared error of each weight costs the network, F >= 0, such as a diagonal
-    of the Fisher matrix (``deepcabac.torch.fisher``). Levels minimise ``F (w - w')^2 + lambda bits``. ``sqnr`` is an
-    average over the network in which each weight counts F; a bit has one price everywhere, and steps follow from it.
-    Tensors that it does not name are quantised as without it."""
+    """For each tensor an array of its shape: how much the squared error of each weight costs the network, F >= 0. An
+    example is the diagonal of the Fisher matrix (``deepcabac.torch.fisher``). Levels minimise
+    ``F (w - w')^2 + lambda bits``. ``sqnr`` becomes an average over the network in which each weight counts F times. A
+    bit has one price everywhere, which gives the steps. Tensors without an array are quantised as usual."""
     threads: int | None = None
-    """Number of threads; by default one a core. The bytes do not depend on it."""
+    """Number of threads; by default one per core. The bytes do not depend on it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.lossless, bool):
@@ -214,7 +216,7 @@ class Quantization:
 
     state_bits: int  #: log2 of the states of a trellis of two quantisers; 0 for one quantiser
     rate_weight: float  #: lambda, in squared steps per bit
-    noise: float  #: about the squared error a weight, in squared steps
+    noise: float  #: about the squared error per weight, in squared steps
     preset: str = "default"  #: speed or size, one of PRESETS
     #: With preset small, whether columns are regressed on those before; None: if that makes the tensor smaller
     regression: bool | None = None

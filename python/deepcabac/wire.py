@@ -19,7 +19,7 @@ def varint(value: int) -> bytes:
 
 
 def blob(data: bytes) -> bytes:
-    """Bytes behind their length."""
+    """A length, then as many bytes."""
     return varint(len(data)) + data
 
 
@@ -76,11 +76,11 @@ class Cursor:
         return value
 
     def blob(self) -> bytes:
-        """Bytes behind their length."""
+        """A length, then as many bytes."""
         return bytes(self.take(self.varint()))
 
     def text(self) -> str:
-        """UTF-8 behind its length in bytes."""
+        """A length in bytes, then as many of UTF-8."""
         try:
             return self.blob().decode("utf-8")
         except UnicodeDecodeError:

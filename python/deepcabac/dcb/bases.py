@@ -67,14 +67,14 @@ def _base(base: BaseLike, above: tuple[Path, ...], max_bytes: int | None, thread
         )
     *older, last = [Path(one) for one in base]
     if last.absolute() in above:
-        raise OptionError(f"{last}: rests on itself, update upon update: name another base")
+        raise OptionError(f"{last}: circular chain of bases: this update needs itself; name another base")
     if _is_dcb(last):
         opened = _open(last, older or None, (*above, last.absolute()), max_bytes, threads)
         infos = [opened.info(name) for name in opened]
         specs = [TensorSpec(info.name, info.dtype, info.shape, info.tied_to) for info in infos]
         return Base(last.name, specs, opened.__getitem__, opened.close)
     if older:
-        raise OptionError(f"{last}: is a checkpoint and needs no base: name the updates behind it")
+        raise OptionError(f"{last}: is a checkpoint and needs no base: name only the updates after it")
     checkpoint = open_checkpoint(last)
     return Base(last.name, checkpoint.specs, checkpoint.read, checkpoint.close)
 

@@ -1,4 +1,4 @@
-"""The .dcb file: a header, payload chunks, and behind them an index of tensors. See FORMAT.md, section 4.
+"""The .dcb file: a header, payload chunks, and after them an index of tensors. See FORMAT.md, section 4.
 
 This module turns an :class:`Index` into bytes and back, and checks it whole: whoever holds an Index that was parsed may
 trust its names, shapes and chunk positions. All limits on hostile input are here.
@@ -68,7 +68,7 @@ class Chunk:
     offset: int
     length: int
     crc: int
-    details: int = 0  #: bytes at its end that are details (EXACT, UPDATE)
+    refinement: int = 0  #: bytes of refinement bits at its end (EXACT, UPDATE)
 
     def check(self, data: bytes | memoryview, name: str) -> None:
         """Raise :class:`DamagedFileError` if ``data`` is not this chunk."""
@@ -86,7 +86,7 @@ class Entry:
     method: int
     chunks: tuple[Chunk, ...] = ()
     params: bytes = b""  #: coding parameters (LEVELS, SCALED)
-    step: float = 0.0  #: distance of two reconstruction values (LEVELS, SCALED)
+    step: float = 0.0  #: distance between two reconstruction values (LEVELS, SCALED)
     row_scales: bytes = b""  #: int8 for each slice of dimension 0, or nothing (SCALED)
     column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (SCALED)
     tied_to: int = -1  #: number of the entry that this one equals (TIED)
@@ -115,7 +115,7 @@ class Entry:
 
     @property
     def distance(self) -> float:
-        """Distance of two reconstruction values; 0 if it is exact."""
+        """Distance between two reconstruction values; 0 if it is exact."""
         return self.step if self.form is None else self.form.step
 
     @property
@@ -174,7 +174,7 @@ class Index:
         return any(entry.method == UPDATE for entry in self.entries)
 
     def write(self) -> bytes:
-        """The index as stored: coded bytes behind their decoded length."""
+        """The index as stored: the decoded length, then the coded bytes."""
         parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
         parts += [_write_entry(entry) for entry in self.entries]
         if self.is_update:
@@ -324,7 +324,7 @@ def read_chunks(cursor: Cursor, size: int, offset: int) -> tuple[bytes, tuple[Ch
 
 
 def read_shape(cursor: Cursor) -> tuple[int, ...]:
-    """Dimensions behind their number; their product fits 63 bits."""
+    """The number of dimensions, then the dimensions; their product fits 63 bits."""
     dimensions = cursor.byte()
     if dimensions > MAX_DIMENSIONS:
         raise cursor.damaged(f"a tensor of {dimensions} dimensions")
@@ -371,7 +371,7 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
 def form_bytes(form: Form) -> bytes:
     """What an index says about how values are coded, before the chunks."""
     parts = [bytes([form.kind])]
-    if form.kind in exact.DETAILED:
+    if form.kind in exact.REFINED:
         parts.append(varint(form.exponent))
     if form.kind == exact.INTEGER:
         parts.append(varint(form.centre & (1 << 32) - 1) + varint(form.centre >> 32))
@@ -391,12 +391,12 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
     """How the values of a tensor are coded, every field in its range."""
     kind, item = cursor.byte(), dtype.itemsize
     floats = exact.mantissa(dtype) > 0
-    known = kind in exact.UPDATES if method == UPDATE else kind in (*exact.DETAILED, exact.CODEBOOK)
+    known = kind in exact.UPDATES if method == UPDATE else kind in (*exact.REFINED, exact.CODEBOOK)
     if not known or (method == EXACT and kind in exact.UPDATES):
         raise cursor.damaged(f"tensor {name!r} is coded in unknown form {kind}")
     if (not floats and kind in _FLOAT_FORMS) or (floats and kind == exact.INTEGER):
         raise cursor.damaged(f"tensor {name!r} of type {dtype} is coded in form {kind}")
-    exponent = cursor.varint() if kind in exact.DETAILED else 0
+    exponent = cursor.varint() if kind in exact.REFINED else 0
     if exponent > exact.LAST_EXPONENT:
         raise cursor.damaged(f"tensor {name!r} has a step of 2^{exponent} units")
     centre = cursor.varint() | cursor.varint() << 32 if kind == exact.INTEGER else 0
@@ -405,7 +405,7 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
     if kind == exact.CODEBOOK:
         entries, usual, width, rows = (cursor.varint() for _ in range(4))
         sound = 1 <= entries <= exact.MOST_ENTRIES and usual < entries
-        if not sound or not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_NUMBERS):
+        if not sound or not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_INDICES):
             raise cursor.damaged(
                 f"tensor {name!r} has a codebook of {entries} entries, rows of {width}, {rows} in a chunk"
             )
@@ -423,13 +423,13 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
 
 
 def parted_bytes(chunk: Chunk) -> bytes:
-    """What an index says about a chunk of levels and details."""
-    lengths = varint(chunk.length - chunk.details) + varint(chunk.details)
+    """What an index says about a chunk of levels and refinement bits."""
+    lengths = varint(chunk.length - chunk.refinement) + varint(chunk.refinement)
     return lengths + struct.pack("<I", chunk.crc) if chunk.length else lengths
 
 
 def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Chunk, ...]:
-    """Chunks that have a code and details; those that are like the base's have neither."""
+    """Chunks that have a code and refinement bits; those that are like the base's have neither."""
     if form.kind == exact.SAME:
         return ()
     each = form.chunk_size
@@ -437,15 +437,15 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
         raise cursor.damaged("it ends early")
     chunks = []
     for start in range(0, size, each):
-        code, details = cursor.varint(), cursor.varint()
-        if code == 0 and not (form.kind in exact.UPDATES and details == 0):
+        code, refinement = cursor.varint(), cursor.varint()
+        if code == 0 and not (form.kind in exact.UPDATES and refinement == 0):
             raise cursor.damaged("a chunk has no bytes")
         if code and min(each, size - start) > _core.most_levels(code):
             raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
-        if details and form.kind not in exact.DETAILED:
-            raise cursor.damaged("a chunk has details that its form does not have")
-        chunks.append(Chunk(offset, code + details, cursor.unpack("<I")[0] if code else 0, details))
-        offset += code + details
+        if refinement and form.kind not in exact.REFINED:
+            raise cursor.damaged("a chunk has refinement bits that its form does not have")
+        chunks.append(Chunk(offset, code + refinement, cursor.unpack("<I")[0] if code else 0, refinement))
+        offset += code + refinement
     return tuple(chunks)
 
 

@@ -48,7 +48,7 @@ class TensorInfo:
     method: str  #: "quantized", "exact" or "tied"
     nbytes: int  #: decoded
     coded_bytes: int  #: of payload; 0 if tied
-    step: float | None  #: distance of two reconstruction values, if quantized
+    step: float | None  #: distance between two reconstruction values, if quantized
     tied_to: str | None
     quantizer: str | None  #: "scalar" or "trellis", if quantized
     states: int | None  #: of the trellis, if it is one
@@ -288,7 +288,7 @@ class OpenFile:
     def _decode_batch(self, parts: Sequence[_Part]) -> None:
         """Read, check and decode some chunks."""
         jobs: list[tuple[_Part, _core.Job, slice]] = []
-        details: dict[int, memoryview] = {}
+        refinement: dict[int, memoryview] = {}
         for part in parts:
             entry, flat = part.owner.entry, part.owner.flat
             chunk, where = entry.chunks[part.number], entry.chunk_range(part.number)
@@ -307,20 +307,20 @@ class OpenFile:
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
                 check_bools(entry, flat[where])
                 continue
-            levels = form is not None and form.kind in exact.DETAILED
+            levels = form is not None and form.kind in exact.REFINED
             fits = flat.dtype == np.float32 and not levels
             out = flat[where] if fits else np.empty(_size_of(where), np.int32 if levels else np.float32)
-            code = memoryview(data)[: chunk.length - chunk.details]
+            code = memoryview(data)[: chunk.length - chunk.refinement]
             params = entry.coding_params
             jobs.append((part, _core.Job(params, code, out, entry.distance), where))
-            details[len(jobs) - 1] = memoryview(data)[chunk.length - chunk.details :]
+            refinement[len(jobs) - 1] = memoryview(data)[chunk.length - chunk.refinement :]
         good = _core.decode([job for _, job, _ in jobs])
         for number, ((part, job, where), fine) in enumerate(zip(jobs, good, strict=True)):
             owner = part.owner
             form = owner.entry.form
             base = None if owner.base is None else owner.base_flat[where]
-            if fine and form is not None and form.kind in exact.DETAILED:
-                fine = exact.join(form, owner.entry.dtype, job.out, details[number], owner.flat[where], base)
+            if fine and form is not None and form.kind in exact.REFINED:
+                fine = exact.join(form, owner.entry.dtype, job.out, refinement[number], owner.flat[where], base)
             if not fine:
                 raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a chunk does not decode")
             if form is not None:

@@ -258,7 +258,7 @@ class _Writer:
             form = Form(exact.QUANTIZED, params=result.params, step=result.step)
             codes = [(code, 0) for code in result.codes]
         chunks = self._write(code for code, _ in codes)
-        chunks = tuple(replace(chunk, details=details) for chunk, (_, details) in zip(chunks, codes, strict=True))
+        chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
         if form.kind not in exact.UPDATES:
             return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)
         assert work.base is not None and self._base is not None

@@ -88,10 +88,10 @@ def restore(
     """Write the tensors of a stream as a checkpoint, by default .safetensors. Returns its path and their bytes."""
     target = Path(path).with_suffix(".safetensors") if model is None else Path(model)
     if model is None and target.exists():
-        raise OptionError(f"{target}: exists, and may be the original; name the file to write")
+        raise OptionError(f"{target}: exists and may be the original; name the file to write")
     kind = kind_of_path(target)
     if kind is None:
-        raise OptionError(f"{target}: the suffix says no kind of checkpoint; use .safetensors, .npz or .pt")
+        raise OptionError(f"{target}: the suffix names no kind of checkpoint; use .safetensors, .npz or .pt")
     arrays = load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
     specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
     with create_checkpoint(target, kind=kind, specs=specs, extra=b"", extra_kind="") as writer:

@@ -26,7 +26,7 @@ _STEP_BITS = 6  # a quantisation parameter has as many bits, and those of its de
 
 
 def step_size(qp: int, density: int) -> float:
-    """Distance of two reconstruction values: 2^density steps an octave, linear in between."""
+    """Distance between two reconstruction values: 2^density steps an octave, linear in between."""
     octave = 1 << density
     return math.ldexp(octave + qp % octave, (qp >> density) - density)
 

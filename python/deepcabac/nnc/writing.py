@@ -25,8 +25,8 @@ from .syntax import Codebook, DataHeader, Parent, Payload
 DEFAULT_QP, DEFAULT_VECTOR_QP = -38, -75
 #: Values of a codebook, at most: more never paid.
 _MOST_VALUES = 1 << 12
-#: What a bit is worth in squared steps: ``4 ln 2 / 6`` times the distance of two values of the union of two quantisers,
-#: which NNCodec's authors found to be best at 0.7 of it; of one quantiser, ``ln 2 / 6``.
+#: What a bit is worth in squared steps. With two quantisers in turn: 0.7, which NNCodec's authors found best, times
+#: ``4 ln 2 / 6``, where a step lies between two values of their union. With one quantiser: ``ln 2 / 6``.
 _RATE_DEPENDENT, _RATE_SCALAR = 4 * math.log(2) / 6 * 0.7, math.log(2) / 6
 
 
@@ -223,7 +223,7 @@ def _tensor(
         qp = int(settings.qp_per_tensor.get(name, settings.qp if several else settings.vector_qp))
         job.qp, step = _quantize(job, array, qp, settings)
         if job.qp != qp:
-            note = f"tensor {name!r} has a quantisation parameter of {job.qp} instead of {qp}, for 32 bits a level"
+            note = f"tensor {name!r} has a quantisation parameter of {job.qp} instead of {qp}, to fit 32 bits per level"
     else:
         job.levels[...] = array.reshape(rows, width)
         step = 1.0
@@ -232,12 +232,12 @@ def _tensor(
         return b"", UnitReport(name, array.size, 0, energy, energy), note
     if floats:
         error = _energy(array.reshape(-1), job.levels.reshape(-1), step)
-    ways = [(header, job)]
+    candidates = [(header, job)]
     if update and settings.temporal and known is not None and known.levels.shape == job.levels.shape:
-        ways.append((replace(header, parent=Parent(True)), replace(job, base=known.levels)))
+        candidates.append((replace(header, parent=Parent(True)), replace(job, base=known.levels)))
     if settings.codebook and array.size and floats:
-        ways += _codebooks(header, job)
-    unit = min((_unit(*way, update) for way in ways), key=len)
+        candidates += _codebooks(header, job)
+    unit = min((_unit(*one, update) for one in candidates), key=len)
     return unit, UnitReport(name, array.size, len(unit), error, energy), note
 
 
@@ -280,7 +280,7 @@ def _unit(header: DataHeader, job: _streams.NncTensor, updates: bool) -> bytes:
 
 
 def _codebooks(header: DataHeader, job: _streams.NncTensor) -> list[tuple[DataHeader, _streams.NncTensor]]:
-    """The same values as numbers of places in a codebook, with some choices of the one that is level 0."""
+    """The same values as codebook indices, with some choices of the one that is level 0."""
     values, places, counts = np.unique(job.levels, return_inverse=True, return_counts=True)
     if values.size > _MOST_VALUES:
         return []

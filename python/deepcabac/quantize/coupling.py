@@ -75,8 +75,8 @@ class Plan:
         return sum(part.nbytes for part in parts if part is not None)
 
     def step(self, slope: float, how: Quantization) -> float | None:
-        """The step with which a bit buys ``slope`` of loss: the error a weight is noise * step^2, and a bit divides it
-        by four, so that slope = 2 ln 2 * importance * noise * step^2. None if that is beyond float32 arithmetic.
+        """The step with which a bit buys ``slope`` of loss: the error per weight is noise * step^2 and a bit divides it
+        by four, so slope = 2 ln 2 * importance * noise * step^2. None if that is beyond float32 arithmetic.
         """
         step = math.sqrt(slope / (2 * math.log(2) * how.noise * self.importance))
         return round_step(min(step, self.largest_step / how.steps))
@@ -132,7 +132,7 @@ class Calibrated:
                 made = plan(array, self._curvature[name])
             except np.linalg.LinAlgError:
                 raise OptionError(
-                    f"the curvature of {name!r} has a factor that is no sum of squares: calibrate again"
+                    f"the curvature of {name!r} has a factor that is not positive semidefinite: calibrate again"
                 ) from None
             with self._lock:
                 self._held += made.nbytes if made else 0
@@ -225,7 +225,7 @@ def _factor(first: Float32, second: Float32) -> tuple[Float64, Float64]:
     halves = []
     for half in (first, second):
         if np.diagonal(half).min(initial=0) < 0:
-            raise np.linalg.LinAlgError("a sum of squares below zero")
+            raise np.linalg.LinAlgError("a diagonal below zero")
         mean = float(np.trace(half, dtype=np.float64)) / len(half)
         halves.append(half / np.float32(mean) if mean > 0 else np.eye(len(half), dtype=np.float32))
 

@@ -1,8 +1,9 @@
 """Values that must come back bit for bit: how they are coded, and the decisions of the encoder. FORMAT.md, 10 and 11.
 
-A value is a level, its rounding to a multiple of a step 2^k, and details: raw bits that say which value of those that
-round to this level. Levels are coded as those of quantised tensors, so contexts and predictions are the same.
-Tensors of few distinct values are coded as numbers of a codebook's entries instead.
+A value is a level, its rounding to a multiple of a step 2^k, and refinement bits, stored raw: they say which of the
+values that round to this level it is. Levels are coded like those of quantised tensors, with the same contexts and
+predictions.
+Tensors of few distinct values are coded as codebook indices instead.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from .._parallel import Run
 from ..checkpoint.base import Array
 
 FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES, CODEBOOK, SAME, QUANTIZED = range(8)
-#: Kinds that code levels and details.
-DETAILED = (FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES)
+#: Kinds that code levels and refinement bits.
+REFINED = (FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES)
 #: Kinds that need the base of an update.
 UPDATES = (STEPS, DIFFERENCES, SAME, QUANTIZED)
 
 #: Most entries of a codebook, and of one that the encoder tries.
 MOST_ENTRIES, _TRIED_ENTRIES = 1 << 12, 1 << 10
-#: Bounds that a reader checks: k, columns of a codebook's rows, numbers in a chunk.
-LAST_EXPONENT, MOST_WIDTH, MOST_NUMBERS = 2200, 1 << 16, 1 << 20
-#: Numbers of a codebook's entries in a chunk, about.
+#: Bounds that a reader checks: k, columns of a codebook's rows, codebook indices in a chunk.
+LAST_EXPONENT, MOST_WIDTH, MOST_INDICES = 2200, 1 << 16, 1 << 20
+#: Codebook indices in a chunk, about.
 _CODEBOOK_CHUNK = 1 << 18
 #: Share of zeros from which zero has a level for itself.
 _MANY_ZEROS = 0.02
 #: Step of the levels, in medians of the magnitude: half a standard deviation of a Gaussian. Shorter steps would tell
 #: the
-#: contexts more, 0.01 bits a weight, and take longer.
+#: contexts more, 0.01 bits per weight, and take longer.
 _STEP = 0.7413
 #: A codebook is slower, so it has to be smaller by so much.
 _CODEBOOK_GAIN = 0.99
@@ -55,14 +56,14 @@ class Form:
     """How a tensor's values are coded: what the index says besides chunks."""
 
     kind: int
-    exponent: int = 0  #: k (DETAILED)
+    exponent: int = 0  #: k (REFINED)
     centre: int = 0  #: what is subtracted, as an unsigned pattern (INTEGER)
     entries: Array | None = None  #: unsigned patterns (CODEBOOK)
-    usual: int = 0  #: number of the most frequent entry (CODEBOOK)
+    usual: int = 0  #: index of the most frequent entry (CODEBOOK)
     width: int = 0  #: elements in a row (CODEBOOK)
     rows: int = 0  #: rows in a chunk (CODEBOOK)
-    params: bytes = b""  #: coding parameters of levels (DETAILED, QUANTIZED)
-    step: float = 0.0  #: distance of two reconstruction values of a difference (QUANTIZED)
+    params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED)
+    step: float = 0.0  #: distance between two reconstruction values of a difference (QUANTIZED)
 
     @property
     def name(self) -> str:
@@ -90,7 +91,7 @@ class Coded:
     """A tensor coded exactly."""
 
     form: Form
-    #: Chunks: levels or numbers with details behind, and how many bytes these are; nothing for one like the base's.
+    #: Chunks: levels or indices, then refinement bits, and how many bytes these take; empty for one like the base's.
     codes: list[tuple[bytes, int]]
 
     @property
@@ -144,13 +145,13 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     book = _codebook(array, sample, run)
     if book is not None:
         piece = sample[: form.chunk_size]
-        numbers = np.searchsorted(book.entries, piece) if book.entries is not None else piece
-        as_numbers = len(_core.encode_numbers(numbers.astype(np.uint16), *_book(book)))
+        indices = np.searchsorted(book.entries, piece) if book.entries is not None else piece
+        as_indices = len(_core.encode_numbers(indices.astype(np.uint16), *_book(book)))
         entries = 0 if book.entries is None else book.entries.nbytes
         share = piece.size / flat.size
         code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
-        if as_numbers + entries * share < _CODEBOOK_GAIN * len(code):
-            return _encode_numbers(flat, book, run)
+        if as_indices + entries * share < _CODEBOOK_GAIN * len(code):
+            return _encode_indices(flat, book, run)
     if preset == "small":
         form = _fitted(form, array, sample, preset, first=flat[: _core.first(array.shape)])
     return _encode_detailed(flat, form, array.dtype, run)
@@ -227,12 +228,12 @@ def _book(form: Form) -> tuple[int, int, int]:
     return (0 if form.entries is None else form.entries.size), form.usual, form.width
 
 
-def _encode_numbers(flat: Array, form: Form, run: Run) -> Coded:
+def _encode_indices(flat: Array, form: Form, run: Run) -> Coded:
     entries = form.entries
 
     def chunk(start: int) -> tuple[bytes, int]:
-        numbers = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
-        return _core.encode_numbers(numbers, *_book(form)), 0
+        indices = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
+        return _core.encode_numbers(indices, *_book(form)), 0
 
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, form.chunk_size)]))
 
@@ -295,11 +296,11 @@ def _typical_distance(kind: int, dtype: np.dtype[Any], changed: Array, before: A
 
 
 def decode(form: Form, code: bytes | memoryview, out: Array) -> bool:
-    """Decode a chunk of numbers of a codebook's entries into ``out`` (flat, of ``dtype``); whether it was one."""
-    numbers = np.empty(out.size, np.uint16)
-    if form.entries is None or not _core.decode_numbers(code, *_book(form), numbers):
+    """Decode a chunk of codebook indices into ``out`` (flat, of ``dtype``). Returns whether it was one."""
+    indices = np.empty(out.size, np.uint16)
+    if form.entries is None or not _core.decode_numbers(code, *_book(form), indices):
         return False
-    patterns(out)[:] = form.entries[numbers]
+    patterns(out)[:] = form.entries[indices]
     return True
 
 
@@ -307,10 +308,10 @@ def join(
     form: Form,
     dtype: np.dtype[Any],
     levels: npt.NDArray[np.int32],
-    details: bytes | memoryview,
+    refinement: bytes | memoryview,
     out: Array,
     base: Array | None = None,
 ) -> bool:
-    """Values of a chunk from levels and details, into ``out`` (flat, of ``dtype``); whether they belong together."""
+    """Fill ``out`` (flat, of ``dtype``) from levels and refinement bits. Returns whether they belong together."""
     reference = None if base is None else patterns(base)
-    return _core.join(_native(form, dtype, reference), levels, details, patterns(out))
+    return _core.join(_native(form, dtype, reference), levels, refinement, patterns(out))

@@ -42,7 +42,7 @@ class Quantized:
     """A tensor, quantised and coded."""
 
     params: bytes
-    step: float  #: distance of two reconstruction values
+    step: float  #: distance between two reconstruction values
     codes: list[bytes]  #: the chunks
     energy: float  #: sum of w^2
     error: float  #: sum of (w - w')^2, w' as a reader will see it
@@ -138,7 +138,7 @@ def choose(tensor: Measured, target: Target, hows: Sequence[Quantization]) -> tu
     if target.kind == "step":
         step = round_step(target.value / hows[0].steps)
         return (hows[0], step) if step else None
-    wanted = tensor.energy / tensor.flat.size * 10 ** (-target.value / 10)  # squared error a weight
+    wanted = tensor.energy / tensor.flat.size * 10 ** (-target.value / 10)  # squared error per weight
     runs = _core.sample_runs(tensor.shape, tensor.sample.size, _TRIED)
     sample = np.concatenate([tensor.sample[run] for run in runs])
     found = [(how, _search(tensor.shape, sample, wanted, how)) for how in hows]
@@ -150,7 +150,7 @@ def choose(tensor: Measured, target: Target, hows: Sequence[Quantization]) -> tu
 
 
 def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantization) -> tuple[float, float] | None:
-    """The step that makes the squared error a weight that is wanted, and the bits of the sample with it."""
+    """The step that makes the squared error per weight that is wanted, and the bits of the sample with it."""
     step = round_step(math.sqrt(wanted / how.noise))
     bits = math.inf
     # The error of a weight follows the square of the step closely, so a few corrections suffice.
@@ -162,7 +162,7 @@ def _search(shape: tuple[int, ...], sample: Float32, wanted: float, how: Quantiz
         got = sums.error / sample.size
         if got <= 0:
             return step, bits
-        # What is still missing would cost half a bit a weight for each factor of two.
+        # What is still missing would cost half a bit per weight for each factor of two.
         bits = 8 * len(code) + sample.size * 0.5 * math.log2(got / wanted)
         if abs(got / wanted - 1) < _SAMPLE_TOLERANCE:
             return step, bits

@@ -1,4 +1,4 @@
-"""Biases and batch norms that make up for what quantisation did to the layers before them. Needs torch.
+"""Biases and batch norms that compensate for the quantisation of the layers before them. Needs torch.
 
 Quantised weights shift the mean of a layer's outputs, and noise ahead of a ReLU always shifts it upwards; from layer to
 layer such shifts add up. Original and quantised model see the same samples, so that what differs between them is
@@ -37,20 +37,20 @@ def correction(
     batch_norm: Literal["match", "means", "estimate"] = "match",
     forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> Correct:
-    """For ``correct=`` of :func:`deepcabac.torch.save_model` and :func:`deepcabac.save_file`: biases and batch norms
-    are corrected after all other tensors have been quantised, so that they make up for what that did.
+    """Make biases and batch norms compensate for the quantisation of all other tensors.
+
+    The result is for ``correct=`` of :func:`deepcabac.torch.save_model` and :func:`deepcabac.save_file`: a function
+    from the decoded tensors, by name, to new values for some of them. Names and shapes do not change.
 
     ``model`` is the original, with the names of the tensors that are compressed; it is left as it was. ``batches`` and
-    ``forward`` are those of :func:`~deepcabac.torch.calibrate`: some hundred samples, which need no labels, gone
-    through once. What results is a function from the decoded tensors, by name, to new values of some of them. Names and
-    shapes stay what they were.
+    ``forward`` are those of :func:`~deepcabac.torch.calibrate`: a few hundred samples without labels, iterated once.
 
-    Every linear, convolution and norm layer with a bias gets the mean that its outputs had in the original model, for
-    each channel. ``batch_norm`` says what else happens to batch norms: with ``"match"`` their outputs' deviations too
-    become the original's, by their weights (or, without weights, by their running statistics), which is one scale for
-    each output channel; with ``"means"`` nothing. ``"estimate"`` sets their running means and variances to those of the
-    quantised model on ``batches``: the older method, for which a few hundred samples are too few in networks that have
-    seen a million.
+    Every linear, convolution and norm layer with a bias gets, per channel, the mean output that it had in the original
+    model. ``batch_norm`` chooses what else happens to batch norms. With ``"match"``, the standard deviations of their
+    outputs become the original's too, by one factor per channel in their weights (or, without weights, in their running
+    statistics). With ``"means"``, nothing. With ``"estimate"``, their running means and variances become those of the
+    quantised model on ``batches``: the older method, for which a few hundred samples are too few in networks trained on
+    a million.
 
     The function raises :class:`OptionError` (no tensor is the model's, other shapes) and :class:`CalibrationError` (no
     samples, outputs that are not finite).
@@ -155,8 +155,8 @@ class _Layer:
         self.wanted, self.found = _Sums(), _Sums()
 
     def watch(self, hooks: contextlib.ExitStack) -> None:
-        """Collect statistics, and correct each output of the quantised layer by those so far: the layers behind it are
-        to see what they will see in the end.
+        """Collect statistics, and correct each output of the quantised layer by those so far, so that
+        the layers after it see what they will see in the end.
         """
         if self.batch_norm == "estimate":
 

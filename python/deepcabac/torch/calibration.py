@@ -61,7 +61,7 @@ def calibrate(
     ``forward=lambda model, batch: model(batch[0])``. The leading dimension of a batch's first tensor counts samples,
     which must not depend on each other. Tensors are moved to the device of the model's first parameter.
 
-    ``loss`` says what hurts:
+    ``loss`` defines what a change hurts:
 
     - None or "outputs": the squared change of the outputs, summed. The output is the tensor that the model returns, or
       of several its ``logits``, its ``last_hidden_state``, or the first of floating point.
@@ -79,21 +79,21 @@ def calibrate(
     Linear, convolution and embedding layers get factors; every other parameter with a gradient gets the mean square of
     its gradients, and so do layers with more than ``largest`` columns. (More rows than that, as in a layer that
     predicts words: the diagonal of the rows.) Parameters of which nothing depends on the samples are in
-    ``Curvature.unreached``. What weakens the result is in ``Curvature.notes``, and in a warning.
+    ``Curvature.unreached``. Whatever weakens the result is in ``Curvature.notes``, and in a warning.
 
-    Factors take 8 bytes for each of rows^2 + columns^2. If that is too much at once, ``layers_at_once`` (a number) or
-    ``max_memory`` (bytes) splits the layers into groups, and ``batches`` is gone through once for each. The model
-    computes in its own dtype, sums are of float32.
+    Factors take 8 (rows^2 + columns^2) bytes per layer. If that is too much at once, ``layers_at_once`` (a number) or
+    ``max_memory`` (bytes) splits the layers into groups, and ``batches`` is iterated once per group. The model computes
+    in its own dtype; sums are float32.
 
-    ``checkpoint`` names a file that keeps what is done, group by group; called again after an interruption with the
-    same model and arguments, ``calibrate`` goes on behind the last finished group. In the end it is a file for
+    ``checkpoint`` names a file that keeps finished groups; called again after an interruption with the
+    same model and arguments, ``calibrate`` continues after the last finished group. In the end it is a file for
     :meth:`Curvature.load`, and the result reads from it.
 
     The model runs in eval mode and is left as it was, also after an error.
 
     Raises :class:`CalibrationError` (values that are not finite, no samples, an output without gradient),
     :class:`OptionError`, :class:`CheckpointError` (``checkpoint`` cannot be written or is of another calibration), and
-    whatever the model itself raises.
+    anything the model itself raises.
     """
     _check_options(model, batches, loss, forward, draws, seed, positions, largest, layers_at_once, max_memory)
     sampling = Sampling("outputs" if loss is None else loss, forward or running.forward, draws, seed, positions)
@@ -147,7 +147,7 @@ def calibrate(
             part.close()
         result = Curvature.load(checkpoint)
     if result.unreached:
-        notes = [*notes, f"the samples reached {_listed(result.unreached)} not at all"]
+        notes = [*notes, f"no sample reached {_listed(result.unreached)}"]
     if notes:
         warnings.warn(f"calibration: {'; '.join(notes)}", stacklevel=2)
     return result

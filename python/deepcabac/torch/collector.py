@@ -90,7 +90,7 @@ class Collector:
     def watch(
         self, weight: Weight, use: Use, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        """The hook behind a layer. Everything is collected on the way back, which recomputation does not double."""
+        """The hook after a layer. Sums are collected in the backward pass, which recomputation does not repeat."""
         inputs = args[0] if args else kwargs.get("input")
         if isinstance(output, Tensor) and isinstance(inputs, Tensor) and output.requires_grad:
             output.register_hook(partial(self.collect, weight, use, inputs.detach()))  # type: ignore[no-untyped-call]
@@ -227,8 +227,8 @@ def _padded(module: Any, a: Tensor, out: Sequence[int]) -> Tensor | None:
     sizes = a.shape[2:]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     plain = [
-        (size + before + behind - far - 1) // stride + 1
-        for size, (before, behind), far, stride in zip(sizes, both, reach, module.stride, strict=True)
+        (size + before + after - far - 1) // stride + 1
+        for size, (before, after), far, stride in zip(sizes, both, reach, module.stride, strict=True)
     ]
     if plain != list(out):
         totals = [

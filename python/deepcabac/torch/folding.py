@@ -32,7 +32,7 @@ def fold_batch_norm(
 
     ``batch`` is one that the model takes (see :func:`~deepcabac.torch.calibrate`, as for ``forward``): running it shows
     which layer's output goes into which batch norm, and that the copy computes the same. Batch norms without weights,
-    without running statistics, or behind anything else than the output of one layer stay as they are.
+    without running statistics, or that follow anything but the output of one layer stay as they are.
 
     Raises :class:`OptionError` if there is nothing to fold, or if the copy computes something else: the output of a
     layer before a batch norm is used elsewhere too.

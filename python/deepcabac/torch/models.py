@@ -47,17 +47,17 @@ def save_model(
 ) -> Report:
     """Compress a model, or a state dict, into a .dcb file, which appears whole or not at all.
 
-    Tensors may lie on any device, be non-contiguous, require gradients, or share memory (then they are tied: stored
-    once). They are moved to the CPU one at a time. What else a state dict holds (numbers, texts, nested dicts, its
+    Tensors may be on any device, be non-contiguous, require gradients, or share memory (then they are tied and stored
+    once). They are moved to the CPU one at a time. Everything else in a state dict (numbers, strings, nested dicts, its
     ``_metadata``) is kept too, so ``deepcabac decompress`` turns the file into a ``.pt`` with the same contents.
 
     ``settings`` are the fields of :class:`deepcabac.Options` by name: ``sqnr=30`` (dB, the default), ``bits=``,
     ``size=`` or ``step=``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.
-    ``correct=deepcabac.torch.correction(model, batches)`` lets biases and batch norms make up for what the others lost.
-    With a ``base``, a model or state dict, or what :func:`deepcabac.save_file` takes, the file is an update of it.
+    ``correct=deepcabac.torch.correction(model, batches)`` lets biases and batch norms compensate for quantisation.
+    With a ``base`` (a model, a state dict, or what :func:`deepcabac.save_file` takes) the file is an update of it.
 
     Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors; objects that
-    are no plain data) or :class:`CheckpointError` (the file cannot be written).
+    are not plain data) or :class:`CheckpointError` (the file cannot be written).
     """
     source = _StateDict(model)
     chosen = Options.of(options, settings)
@@ -99,23 +99,22 @@ def load_model(
 ) -> Any:
     """Decode a .dcb file into ``model``, which is returned; without a model, return its state dict.
 
-    With a model, tensors are decoded straight into its parameters and buffers, where these are contiguous, on the CPU
-    and of the file's dtype, and else copied into them one at a time; what is tied stays tied. Unless ``strict=False``,
-    a name that only one side has is an error. Names and shapes are compared before anything is changed; damage inside
-    the file may show when some tensors are loaded already. (A model whose modules customise loading, with hooks or
-    extra state, gets a whole state dict through its own ``load_state_dict``.) To learn which names do not fit:
+    With a model, tensors are decoded straight into its parameters and buffers where these are contiguous, on the CPU
+    and of the file's dtype; others are copied one at a time. Tied tensors stay tied. Unless ``strict=False``, a name
+    that only one side has is an error. Names and shapes are compared before anything is changed, but damage inside the
+    file may be found after some tensors are loaded. (A model whose modules customise loading, with hooks or extra
+    state, gets a whole state dict through its own ``load_state_dict``.) To see which names do not fit, call
     ``model.load_state_dict(load_model(path), strict=False)``.
 
-    Without a model: what was saved, with tensors on ``device`` (default: the CPU), those that were tied sharing memory.
-    A file that was not made from PyTorch gives a flat dict of tensors.
+    Without a model, the result is the state dict that was saved, with tensors on ``device`` (by default the CPU); tied
+    tensors share memory. A file that was not made from PyTorch gives a flat dict of tensors.
 
-    An update needs its ``base``, as :func:`save_model` took it; without one, the file that it names is looked for
-    beside it. The base may be ``model`` itself, which then becomes the next version: of a base in memory, loading into
-    a model takes a copy.
+    An update needs its ``base``, as :func:`save_model` took it; by default the file that it names is looked for next to
+    it. The base may be ``model`` itself, which then becomes the next version. (A base in memory is copied first.)
 
     Raises :class:`DamagedFileError`, :class:`LimitError` (the tensors take more than ``max_bytes``),
-    :class:`CheckpointError` (the file cannot be read, or does not fit the model), :class:`OptionError` (the base is
-    missing, another one, or not needed).
+    :class:`CheckpointError` (the file cannot be read, or does not fit the model) or :class:`OptionError` (the base is
+    missing, is the wrong one, or is not needed).
     """
     if model is not None and device is not None:
         raise OptionError("device is for loading without a model: values go where the model's parameters are")
@@ -130,7 +129,7 @@ def load_model(
 
 
 def _arrays(base: ModelBase | None) -> BaseLike | None:
-    """A base as :mod:`deepcabac.bases` knows it: of models and state dicts, arrays on the tensors' memory by name."""
+    """A base as :mod:`deepcabac.dcb.bases` takes it: models and state dicts become arrays on the tensors' memory."""
     tensors = isinstance(base, torch.nn.Module) or (
         isinstance(base, Mapping) and not all(isinstance(one, np.ndarray) for one in base.values())
     )

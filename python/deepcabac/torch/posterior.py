@@ -226,5 +226,5 @@ def _reached(found: dict[str, Float32]) -> dict[str, Float32]:
     if len(unreached) == len(found):
         raise CalibrationError("no parameter had a gradient: the loss does not depend on any")
     if unreached:
-        warnings.warn(f"the samples reached {', '.join(unreached[:5])} not at all", stacklevel=3)
+        warnings.warn(f"no sample reached {', '.join(unreached[:5])}", stacklevel=3)
     return {name: values for name, values in found.items() if name not in unreached}

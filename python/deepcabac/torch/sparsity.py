@@ -1,7 +1,7 @@
 """Making weights zero while a model trains: ``deepcabac.torch.sparsify``. Needs torch.
 
 Zeros cost next to nothing in a .dcb file and stay zeros in it, so a model that was made sparse first becomes several
-times smaller at the same accuracy. Both ways fit into a training loop of the caller's own.
+times smaller at the same accuracy. Both methods fit into your own training loop.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def sparsify(model: nn.Module, method: str = "magnitude", **settings: Any) -> Ma
                 optimizer.zero_grad()
                 cross_entropy(model(inputs), labels).backward()
                 optimizer.step()
-                pruning.step()  # behind every step of the optimizer
+                pruning.step()  # after every step of the optimizer
         save_model(model, "model.dcb")
 
-    Sparse variational dropout, which finds by itself how many weights it takes::
+    Sparse variational dropout, which finds by itself how many weights are needed::
 
         with sparsify(model, "variational", samples=len(dataset), warm_up=5 * len(loader)) as dropout:
             optimizer.add_param_group({"params": dropout.parameters()})
@@ -59,12 +59,12 @@ def sparsify(model: nn.Module, method: str = "magnitude", **settings: Any) -> Ma
                 (cross_entropy(model(inputs), labels) + dropout.penalty()).backward()
                 optimizer.step()
                 dropout.step()
-        # the weights that are of no use are zero now; to fine-tune the others:
+        # useless weights are zero now; to fine-tune the others:
         pruning = sparsify(model, sparsity=0, steps=1)
 
-    Pruned are the weights of Linear and convolution layers, not biases or anything else. What is zero already stays
-    zero. Settings: see :class:`MagnitudePruning` and :class:`VariationalDropout`. Raises :class:`OptionError`,
-    :class:`UnsupportedError` (a model without such layers).
+    Only the weights of Linear and convolution layers are pruned. Weights that are zero already stay zero. Settings: see
+    :class:`MagnitudePruning` and :class:`VariationalDropout`. Raises :class:`OptionError`, :class:`UnsupportedError` (a
+    model without such layers).
     """
     if method == "magnitude":
         return MagnitudePruning(model, **settings)
@@ -106,12 +106,12 @@ class MagnitudePruning:
 
     @property
     def sparsity(self) -> float:
-        """The present share of zeros among the weights of all layers."""
+        """The current share of zeros among the weights of all layers."""
         zeros = sum(int((mask == 0).sum()) for _, mask in self._masks)
         return zeros / sum(mask.numel() for _, mask in self._masks)
 
     def step(self) -> None:
-        """To be called behind every step of the optimizer."""
+        """Call this after every step of the optimizer."""
         self._done += 1
         if self._done <= self._steps and (self._done % self._every == 0 or self._done == self._steps):
             self._prune()
@@ -154,7 +154,7 @@ class VariationalDropout:
     Each weight is a Gaussian, whose variance is trained too. Layers put out a random draw (local reparametrisation: the
     outputs' mean and variance are computed, not the weights drawn), and :meth:`penalty` is the divergence from the
     log-uniform prior for a loss that is a MEAN over samples: divided by ``samples``, the number of training samples,
-    and raised from nothing over the first ``warm_up`` steps. In eval mode, layers use the weights that are of use:
+    and raised from nothing over the first ``warm_up`` steps. In eval mode, layers use only useful weights:
     those with ``log(sigma^2 / w^2)`` below 3. :meth:`finish` makes the others zero for good.
     """
 
@@ -183,7 +183,7 @@ class VariationalDropout:
         return torch.stack([divergence(log_alpha(w, v)) for _, w, v in self._layers]).sum() * (weight / self._samples)
 
     def step(self) -> None:
-        """To be called behind every step of the optimizer."""
+        """Call this after every step of the optimizer."""
         self._done += 1
         with torch.no_grad():
             for log_variance in self.parameters():
@@ -191,7 +191,7 @@ class VariationalDropout:
 
     @property
     def sparsity(self) -> float:
-        """The present share of weights that are of no use."""
+        """The current share of useless weights."""
         useless = sum(int((log_alpha(w, v) >= _LOG_ALPHA).sum()) for _, w, v in self._layers)
         return useless / sum(w.numel() for _, w, _ in self._layers)
 
@@ -201,7 +201,7 @@ class VariationalDropout:
         return {name: sigma[id(weight)] for name, _, weight in _layers(model) if id(weight) in sigma}
 
     def finish(self) -> None:
-        """Make the weights that are of no use zero, and the layers what they were. Calling it twice does no harm."""
+        """Make useless weights zero and restore the layers. Calling it twice does no harm."""
         with torch.no_grad():
             for layer, weight, log_variance in self._layers:
                 if isinstance(vars(layer).get("forward"), _Noisy):
@@ -251,7 +251,7 @@ def divergence(log_alpha: Tensor) -> Tensor:
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module, nn.Parameter]]:
-    """Linear and convolution layers with their weights and those's names; a tied weight once."""
+    """Linear and convolution layers with their weights and the weights' names; a tied weight once."""
     if not isinstance(model, nn.Module):
         raise OptionError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     found: dict[int, tuple[str, nn.Module, nn.Parameter]] = {}

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from .. import files
 from ..atomic import AtomicFile
 from ..checkpoint import open_checkpoint
-from ..errors import OptionError
+from ..errors import OptionError, unknown
 from ..options import MAX_SQNR, TARGETS, Options, SearchFields
 from ..quantize.steps import FLOAT_DTYPES
 from ..source import Arrays, Correct, Source
@@ -102,13 +102,13 @@ def search(
     """Find the smallest .dcb file of ``model`` whose metric is at most ``max_drop`` worse than the original's.
 
     ``model`` is a checkpoint's path, or arrays by name. ``evaluate`` takes a dict of arrays, with the names, shapes and
-    dtypes of the original, and returns the metric: a number that is better when higher (or when lower, with
-    ``lower_is_better``). It is what the result is chosen by, so let it measure on data that the final judgement does
-    not use. It runs at most ``evaluations`` times, twice of them for the original and for the chosen file.
+    dtypes of the original, and returns the metric: a number, higher is better (with ``lower_is_better``, lower). The
+    file is chosen by it, so measure on other data than the final test uses. ``evaluate`` runs at most ``evaluations``
+    times, including once for the original and once for the chosen file.
 
-    ``output`` is by default the checkpoint's name with .dcb. Every trial is kept in the CSV file ``trials`` (by default
-    the output's name with .search.csv) as soon as it is finished. After an interruption the same call goes on where it
-    was. Delete the file if ``evaluate`` has changed.
+    ``output`` is by default the checkpoint's name with .dcb. Every finished trial is kept in the CSV file ``trials``,
+    by default the output's name with .search.csv. After an interruption, the same call continues from there. Delete
+    the file if ``evaluate`` has changed.
 
     ``methods`` are the ways to choose steps, by default all that apply: ``"curvature"`` and ``"importance"``
     need ``curvature=`` and ``importance=``; ``"dc-v2"`` has one step for all tensors, and lambda; ``"sqnr"`` the same
@@ -116,10 +116,10 @@ def search(
     measuring how much parts of the network matter (by default if nothing else says so). ``grid=True`` tries every
     combination of a full grid instead, however many evaluations that takes.
 
-    ``jobs`` trials run at once, each in a process of its own: then ``evaluate`` must be a function that can be
-    imported, and a script needs ``if __name__ == "__main__":``. The same holds with ``patience``, the seconds that an
-    evaluation may take. Same arguments, same trials, in whatever order they finish. ``correct`` is that of
-    :func:`save_file`; ``settings`` are fields of :class:`Options` other than targets.
+    ``jobs`` trials run at once, each in its own process; ``evaluate`` must then be a function that can be imported, and
+    a script needs ``if __name__ == "__main__":``. The same holds with ``patience``, the seconds that one evaluation may
+    take. The same arguments give the same trials, in whatever order they finish. ``correct`` is that of
+    :func:`save_file`; ``settings`` are the fields of :class:`Options` other than targets.
 
     Raises :class:`OptionError` (arguments; or no trial keeps the metric), :class:`EvaluationError` (``evaluate``
     raises, returns no number, or takes too long; finished trials are kept), and what :func:`save_file` raises.
@@ -178,7 +178,7 @@ def search(
 def _check(options: Options, max_drop: float, evaluations: int, jobs: int, patience: float | None) -> None:
     given = [name for name in TARGETS if getattr(options, name) is not None] + ["lossless"] * options.lossless
     if given:
-        raise OptionError(f"{given[0]} is what a search chooses: leave it out")
+        raise OptionError(f"{given[0]} is chosen by the search: leave it out")
     if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)) or not 0 <= max_drop < math.inf:
         raise OptionError(f"max_drop must be a number, 0 or more, in the metric's unit, not {max_drop!r}")
     for name, value, least in (("evaluations", evaluations, 4), ("jobs", jobs, 1)):
@@ -283,7 +283,7 @@ def _curves(source: Source, options: Options, methods: Sequence[str] | None) -> 
     """Those that apply, the ones with measured sensitivities first."""
     for method in methods or ():
         if method not in METHODS:
-            raise OptionError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+            raise OptionError(unknown("method", method, METHODS))
     needs = {"curvature": options.curvature, "importance": options.importance}
     for method, known in needs.items():
         if methods is not None and method in methods and known is None:
