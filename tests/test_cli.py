@@ -406,7 +406,7 @@ def test_decompress_does_not_replace_the_original_unless_it_is_named(folder):
     assert run("compress", "model.npz").exit_code == 0
     result = run("decompress", "model.dcb")
     assert result.exit_code == 2 and Path("model.npz").read_bytes() == original
-    assert result.stderr == "error: model.dcb: model.npz: exists, and may be the original; name the file to write\n"
+    assert result.stderr == "error: model.dcb: model.npz: exists and may be the original; name the file to write\n"
     assert run("decompress", "model.dcb", "-o", "model.npz").exit_code == 0
     assert Path("model.npz").read_bytes() != original
 
