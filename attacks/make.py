@@ -27,7 +27,14 @@ import deepcabac  # noqa: E402
 from deepcabac import _core, dc2019, nnc  # noqa: E402
 from deepcabac.dcb import container  # noqa: E402
 from deepcabac.dcb.container import EXACT, HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED, UPDATE  # noqa: E402
-from deepcabac.errors import DamagedFileError, DeepCabacError, LimitError, OptionError, UnsupportedError  # noqa: E402
+from deepcabac.errors import (  # noqa: E402
+    DamagedFileError,
+    DeepCabacError,
+    LimitError,
+    OptionError,
+    UnsupportedError,
+    WrongKindError,
+)
 from deepcabac.wire import blob, varint  # noqa: E402
 
 #: What every attack is opened with.
@@ -125,12 +132,14 @@ def with_shape(shape_bytes: bytes, dimensions: int) -> bytes:
 
 # Header ---------------------------------------------------------------------------------------------------------------
 
-attack("empty.dcb", "no bytes at all", "not a .dcb file")(lambda: b"")
-attack("text.dcb", "a text file", "not a .dcb file")(lambda: b"This is not a model, it only looks like one.\n" * 3)
-attack("bad-magic.dcb", "the first byte's top bit is lost, as on a 7-bit line", "not a .dcb file")(
+attack("empty.dcb", "no bytes at all", "it is empty")(lambda: b"")
+attack("text.dcb", "a text file", "not a .dcb file", WrongKindError)(
+    lambda: b"This is not a model, it only looks like one.\n" * 3
+)
+attack("bad-magic.dcb", "the first byte's top bit is lost, as on a 7-bit line", "its first bytes were changed")(
     lambda: bytes([MAGIC[0] & 127]) + good()[1:]
 )
-attack("newlines.dcb", "line ends converted, as by FTP in text mode", "not a .dcb file")(
+attack("newlines.dcb", "line ends converted, as by FTP in text mode", "its first bytes were changed")(
     lambda: good().replace(b"\r\n", b"\n")
 )
 attack("header-cut.dcb", "ends inside the header", "ends after 20 bytes")(lambda: good()[:20])

@@ -100,7 +100,7 @@ def measure(name: str, raw: Path, rounds: int) -> dict[str, Any]:
         _common.note(f"{name}: compressing, {level} ...")
         files[level] = raw.with_name(f"{raw.stem}-{level}.dcb")
         options = deepcabac.Options(sqnr=SQNR, preset=level)
-        deepcabac.compress_checkpoint(raw, files[level], options=options)
+        deepcabac.compress_checkpoint(raw, files[level], options=options, overwrite=True)
     ways: dict[str, Any] = {}
     for _ in range(rounds):
         for way, path in files.items():

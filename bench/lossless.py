@@ -54,7 +54,8 @@ def ours(path: Path, folder: Path, threads: int, repeat: int) -> tuple[int, floa
         back[name].tobytes() != array.tobytes() or back[name].dtype != array.dtype for name, array in tensors.items()
     ):
         raise SystemExit(f"{path}: not lossless")
-    made, _ = deepcabac.compress_checkpoint(path, folder / "ours.dcb", options=deepcabac.Options(lossless=True))
+    lossless = deepcabac.Options(lossless=True)
+    made, _ = deepcabac.compress_checkpoint(path, folder / "ours.dcb", options=lossless, overwrite=True)
     return made.stat().st_size, encode, decode
 
 

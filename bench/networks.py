@@ -148,8 +148,9 @@ def measure(network: Network, qualities: list[float], folder: Path) -> list[Row]
     rows.append(row(None, network.checkpoint, raw_bytes))
     for sqnr in qualities:
         options = deepcabac.Options() if sqnr == DEFAULT_SQNR else deepcabac.Options(sqnr=sqnr)
-        small, _ = deepcabac.compress_checkpoint(network.checkpoint, folder / "model.dcb", options=options)
-        restored = deepcabac.decompress_checkpoint(small, folder / "restored.safetensors")
+        target = folder / "model.dcb"
+        small, _ = deepcabac.compress_checkpoint(network.checkpoint, target, options=options, overwrite=True)
+        restored = deepcabac.decompress_checkpoint(small, folder / "restored.safetensors", overwrite=True)
         rows.append(row(sqnr, restored, small.stat().st_size))
     return rows
 

@@ -231,7 +231,7 @@ def run(*arguments):
     return done.returncode, done.stderr
 
 
-def test_the_command_line_reads_it_from_a_file(tmp_path):
+def test_the_command_line_reads_importance_from_a_file(tmp_path):
     weights, importance = network()
     save_file(weights, tmp_path / "m.safetensors")
     save_file(importance, tmp_path / "f.safetensors")
@@ -240,10 +240,10 @@ def test_the_command_line_reads_it_from_a_file(tmp_path):
     options = Options(bits=3, importance=importance)
     expected, _ = deepcabac.compress_checkpoint(model, tmp_path / "expected.dcb", options=options)
     assert out.read_bytes() == expected.read_bytes()
-    wrong = run("compress", model, "--importance", tmp_path / "none.safetensors")
+    wrong = run("compress", model, "--force", "--importance", tmp_path / "none.safetensors")
     assert wrong[0] == 2 and "none.safetensors: no such file" in wrong[1] and wrong[1].count("\n") == 1
     save_file({"other": np.ones(3)}, tmp_path / "f.safetensors")
-    wrong = run("compress", model, "--importance", tmp_path / "f.safetensors")
+    wrong = run("compress", model, "--force", "--importance", tmp_path / "f.safetensors")
     assert wrong[0] == 2 and "'other': there is no tensor of this name" in wrong[1] and wrong[1].count("\n") == 1
 
 

@@ -310,7 +310,7 @@ def run(*arguments):
 def test_the_command_line_there_and_back(tmp_path):
     model, stream, back = tmp_path / "m.npz", tmp_path / "m.nnc", tmp_path / "back.npz"
     np.savez(model, **make.model(0))
-    code, text = run("compress", model, "--format", "nnc", "--qp", "-24", "--codebook", "--row-skipping")
+    code, text = run("compress", model, "--format", "nnc", "--qp", "-24")
     assert code == 0 and "after" in text, text
     assert nnc.recognises(stream.read_bytes())
     assert "ISO/IEC 15938-17" in run("inspect", stream)[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError
+from .errors import CheckpointError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,14 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+class ExistsError(OptionError):
+    """A file would be replaced, which nobody asked for."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path}: exists; overwrite=True replaces it")
+        self.path = path
 
 
 class _TemporaryFile(io.FileIO):
@@ -57,13 +65,14 @@ class AtomicFile:
     when the block ends and aborts when the block raises (``KeyboardInterrupt`` included). A new file gets the
     permissions that the umask allows; a replaced file keeps its own.
 
-    Raises :class:`CheckpointError` when the file cannot be made, written (no space left), or renamed.
+    Raises :class:`CheckpointError` when the file cannot be made, written (no space left), or renamed, and
+    :class:`ExistsError`, at the start and at the end, when there is one already and ``overwrite`` is false.
     """
 
     file: io.BufferedRandom
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+        self.path, self._overwrite = Path(path), overwrite
         try:
             mode = self.path.stat().st_mode
         except FileNotFoundError:
@@ -74,6 +83,7 @@ class AtomicFile:
             raise CheckpointError(f"{self.path}: is a directory; give the name of a file to write")
         if mode is not None and not stat.S_ISREG(mode):
             raise CheckpointError(f"{self.path}: is not a regular file; give the name of a file to write")
+        self._check_free()
         # Not made from the target's name, which may already be as long as a file name can be.
         self._temporary = self.path.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")
         try:
@@ -83,6 +93,10 @@ class AtomicFile:
             raise CheckpointError(f"{self.path}: cannot be written: the folder {folder} does not exist") from error
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written: {reason(error)}") from error
+
+    def _check_free(self) -> None:
+        if not self._overwrite and os.path.lexists(self.path):
+            raise ExistsError(self.path)
 
     def finish(self) -> None:
         """Flush and close the temporary. Afterwards :meth:`commit` only renames it; nothing can lack space."""
@@ -95,6 +109,7 @@ class AtomicFile:
         """Rename the finished file onto the target. On failure the temporary is removed and the target is as before."""
         try:
             self.finish()
+            self._check_free()
             with contextlib.suppress(OSError):  # keeping the old mode is a courtesy: no target, or no right to, is fine
                 os.chmod(self._temporary, stat.S_IMODE(self.path.stat().st_mode))
             os.replace(self._temporary, self.path)

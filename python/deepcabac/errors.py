@@ -21,6 +21,10 @@ class DamagedFileError(DeepCabacError):
     """The bytes are not what a writer of this format wrote: truncated, altered, or another format."""
 
 
+class WrongKindError(DamagedFileError):
+    """The file does not begin as a .dcb file does: it is of another kind, or its very first bytes are damaged."""
+
+
 class UnsupportedError(DeepCabacError):
     """The input is well formed, but uses a version, data type or feature that this release does not handle."""
 

@@ -15,9 +15,9 @@ from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import Array, PathLike, TensorSpec
 from .dcb import bases, reader, writer
 from .dcb.bases import BaseLike
-from .dcb.reader import OpenFile
+from .dcb.reader import OnProgress, OpenFile
 from .dcb.updates import Base
-from .dcb.writer import OnProgress, Report
+from .dcb.writer import Report
 from .errors import OptionError, UnsupportedError
 from .nnc import files as nnc_files
 from .options import OptionFields, Options
@@ -153,6 +153,7 @@ def compress_checkpoint(
     *,
     options: Options | None = None,
     base: BaseLike | None = None,
+    overwrite: bool = False,
     progress: OnProgress | None = None,
     correct: Correct | None = None,
     **settings: Unpack[OptionFields],
@@ -161,6 +162,9 @@ def compress_checkpoint(
 
     ``path`` is by default the model's with the suffix .dcb. All other arguments are those of :func:`save_file`. Returns
     the path and a :class:`Report`.
+
+    Raises :class:`OptionError` if the file exists, unless ``overwrite`` is true: model.safetensors and model.onnx both
+    become model.dcb. (:func:`save_file` replaces files, as ``numpy.save`` and safetensors do.)
     """
     model = Path(model)
     chosen = Options.of(options, settings)
@@ -168,7 +172,7 @@ def compress_checkpoint(
     with (
         open_checkpoint(model) as source,
         opened_base(base, chosen.threads) as opened,
-        AtomicFile(target_path) as target,
+        AtomicFile(target_path, overwrite=overwrite) as target,
     ):
         return target_path, writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
@@ -214,6 +218,7 @@ def decompress_checkpoint(
     model: PathLike | None = None,
     *,
     base: BaseLike | None = None,
+    overwrite: bool = False,
     max_bytes: int | None = None,
     threads: int | None = None,
     progress: OnProgress | None = None,
@@ -221,14 +226,15 @@ def decompress_checkpoint(
     """Restore a checkpoint from a .dcb file, tensor by tensor. Returns its path.
 
     The suffix of ``model`` chooses the kind. By default the checkpoint is of the kind that the file was made from and
-    goes next to the file; an existing file is then not replaced, because it may be the original. ``base`` as in
-    :func:`load_file`.
+    goes next to the file.
+    ``base`` as in :func:`load_file`. ``progress`` is called with the bytes of tensors decoded so far and those of all.
+
+    Raises :class:`OptionError` if a file that it would write exists, unless ``overwrite`` is true: it may be the
+    original.
     """
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
             model = default_restored(Path(path), opened.kind)
-            if model.exists():
-                raise OptionError(f"{model}: exists and may be the original; name the file to write")
         kind = kind_of_path(model)
         if kind is None:
             known = " ".join(sorted(set(_SUFFIX.values())))
@@ -237,13 +243,11 @@ def decompress_checkpoint(
             raise OptionError(f"{model}: would overwrite the file it is restored from")
         infos = [opened.info(name) for name in opened]
         specs = [TensorSpec(info.name, info.dtype, info.shape, info.tied_to) for info in infos]
-        total = sum(info.nbytes for info in infos if info.tied_to is None)
-        done = 0
-        with create_checkpoint(model, kind=kind, specs=specs, extra=opened.extra, extra_kind=opened.kind) as target:
-            for info, (name, array) in zip(infos, opened.items(), strict=True):
+        extra, extra_kind = opened.extra, opened.kind
+        with create_checkpoint(
+            model, kind=kind, specs=specs, extra=extra, extra_kind=extra_kind, overwrite=overwrite
+        ) as target:
+            for info, (name, array) in zip(infos, opened.items(progress=progress), strict=True):
                 if info.tied_to is None:
                     target.write(name, array)
-                    done += info.nbytes
-                    if progress is not None:
-                        progress(done, total)
         return Path(model)

@@ -50,32 +50,39 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
 
 
 def create_checkpoint(
-    path: str | os.PathLike[str], *, kind: str, specs: Iterable[TensorSpec], extra: bytes, extra_kind: str
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    specs: Iterable[TensorSpec],
+    extra: bytes,
+    extra_kind: str,
+    overwrite: bool = True,
 ) -> CheckpointWriter:
     """Begin a checkpoint of ``kind`` at ``path``, which appears when the writer commits.
 
     ``extra`` is the :attr:`CheckpointReader.extra` of a checkpoint of ``extra_kind``; it is used if that is ``kind``,
     else ignored. It may come from an untrusted file. Raises :class:`UnsupportedError` when ``kind`` cannot hold a
     tensor (or, for ONNX, when there is no graph), :class:`DamagedFileError` when ``extra`` is malformed,
-    :class:`CheckpointError` when the file cannot be written.
+    :class:`CheckpointError` when the file cannot be written, :class:`~deepcabac.atomic.ExistsError` when there is one
+    already and ``overwrite`` is false.
     """
     path = Path(path)
     specs = list(specs)
     if extra_kind != kind:
         extra = b""
     if kind == "safetensors":
-        return SafetensorsWriter(path, specs, extra)
+        return SafetensorsWriter(path, specs, extra, overwrite=overwrite)
     if kind == "safetensors-sharded":
-        return ShardedWriter(path, specs, extra)
+        return ShardedWriter(path, specs, extra, overwrite=overwrite)
     if kind == "npz":
-        return NpzWriter(path, specs)
+        return NpzWriter(path, specs, overwrite=overwrite)
     if kind == "torch":
-        return TorchWriter(path, specs, extra)
+        return TorchWriter(path, specs, extra, overwrite=overwrite)
     if kind == "onnx":
         if not extra:
             raise UnsupportedError(
                 f"{path}: an ONNX file needs a graph, which a checkpoint of kind {extra_kind} does not have; "
                 "write .safetensors instead"
             )
-        return OnnxWriter(path, specs, extra)
+        return OnnxWriter(path, specs, extra, overwrite=overwrite)
     raise OptionError(f"unknown kind of checkpoint {kind!r}; choose one of {' '.join(KINDS)}")

@@ -161,12 +161,12 @@ def zip_errors(path: Path) -> Iterator[None]:
 class NpzWriter(CheckpointWriter):
     """Writes an uncompressed ``.npz`` file, the same bytes for the same tensors."""
 
-    def __init__(self, path: Path, specs: list[TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: list[TensorSpec], *, overwrite: bool = True) -> None:
         super().__init__(specs)
         require_dtypes(self.specs, NUMPY_DTYPES, "an .npz file", "write .safetensors instead")
         for spec in self.specs:
             check_member_name(spec.name, "an .npz file")
-        self._target = AtomicFile(path)
+        self._target = AtomicFile(path, overwrite=overwrite)
         self._zip = zipfile.ZipFile(self._target.file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
     def _put(self, spec: TensorSpec, array: Array) -> None:

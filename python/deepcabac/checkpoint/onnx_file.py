@@ -411,7 +411,7 @@ class OnnxWriter(CheckpointWriter):
     One file, or, for a model beyond ``INLINE_BYTES``, two: the larger tensors go to ``MODEL.onnx.data``.
     """
 
-    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes) -> None:
+    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
         super().__init__(specs)
         try:
             model = _parse_model(extra)
@@ -451,11 +451,11 @@ class OnnxWriter(CheckpointWriter):
         pieces, size = _flatten(model, put_inline)
         if size > INLINE_BYTES:
             pieces, _ = _flatten(model, put_external)
-        self._target = AtomicFile(path)
+        self._target = AtomicFile(path, overwrite=overwrite)
         self._weights: AtomicFile | None = None
         try:
             if self._offsets:
-                self._weights = AtomicFile(path.with_name(path.name + ".data"))
+                self._weights = AtomicFile(path.with_name(path.name + ".data"), overwrite=overwrite)
             self._next = iter(pieces)
             self._copy_pieces()
         except BaseException:

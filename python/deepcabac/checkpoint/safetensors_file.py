@@ -151,7 +151,9 @@ def _read_entry(name: str, entry: Any, path: Path) -> tuple[TensorSpec, int, int
 class SafetensorsStream:
     """One safetensors file being written: the header first, then every tensor at its place."""
 
-    def __init__(self, path: Path, specs: list[TensorSpec], metadata: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, path: Path, specs: list[TensorSpec], metadata: Mapping[str, str] | None, *, overwrite: bool = True
+    ) -> None:
         require_dtypes(specs, TAG_OF_DTYPE, "a .safetensors file", "cast the tensor before saving")
         header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
         place = 0
@@ -174,7 +176,7 @@ class SafetensorsStream:
                 f"{path}: the header would exceed safetensors' limit of {MAX_HEADER:,} bytes; write another kind"
             )
         self._offsets = {name: 8 + len(text) + place for name, place in places.items()}
-        self.file = AtomicFile(path)
+        self.file = AtomicFile(path, overwrite=overwrite)
         try:
             self.file.file.write(struct.pack("<Q", len(text)) + text)
         except BaseException:
@@ -199,9 +201,9 @@ def _header_text(header: dict[str, Any]) -> bytes:
 class SafetensorsWriter(CheckpointWriter):
     """Writes one ``.safetensors`` file; ``extra`` as :class:`SafetensorsReader` gave it, or empty."""
 
-    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes) -> None:
+    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
         super().__init__(specs)
-        self._stream = SafetensorsStream(path, self.specs, _parse_extra(extra))
+        self._stream = SafetensorsStream(path, self.specs, _parse_extra(extra), overwrite=overwrite)
 
     def _put(self, spec: TensorSpec, array: Array) -> None:
         for place in (spec, *self._aliases.get(spec.name, ())):  # the format knows no ties

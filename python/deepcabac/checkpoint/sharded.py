@@ -129,7 +129,7 @@ class ShardedWriter(CheckpointWriter):
     something else. Without ``extra`` the tensors are cut into shards of at most ``SHARD_BYTES``.
     """
 
-    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes) -> None:
+    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
         super().__init__(specs)
         plan = _parse_plan(extra, path, self.specs) if extra else _default_plan(path, self.specs)
         self._streams: list[SafetensorsStream] = []
@@ -141,14 +141,15 @@ class ShardedWriter(CheckpointWriter):
             for shard in plan["shards"]:
                 part = self.specs[begin : begin + shard["tensors"]]
                 begin += shard["tensors"]
-                stream = SafetensorsStream(path.with_name(shard["name"]), part, shard["metadata"])
+                place = path.with_name(shard["name"])
+                stream = SafetensorsStream(place, part, shard["metadata"], overwrite=overwrite)
                 self._streams.append(stream)
                 for spec in part:
                     self._stream_of[spec.name] = stream
                     weight_map[spec.name] = shard["name"]
             names = sorted(weight_map) if plan["sorted"] else list(weight_map)
             index = {**plan["index"], "weight_map": {name: weight_map[name] for name in names}}
-            self._index = AtomicFile(path)
+            self._index = AtomicFile(path, overwrite=overwrite)
             self._index.file.write(json.dumps(index, indent=2).encode() + b"\n")
         except BaseException:
             self.abort()

@@ -355,7 +355,7 @@ class TorchWriter(CheckpointWriter):
     ``extra`` as :class:`TorchReader` gave it; without it the file holds a flat dict of tensors.
     """
 
-    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes) -> None:
+    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
         super().__init__(specs)
         require_dtypes(self.specs, _TYPES, "a .pt file", "write .safetensors instead")
         torch = _import_torch(path)
@@ -377,7 +377,7 @@ class TorchWriter(CheckpointWriter):
             raise UnsupportedError(
                 f"{path}: the structure of the .pt file cannot be pickled: {reason(error)}"
             ) from error
-        self._target = AtomicFile(path)
+        self._target = AtomicFile(path, overwrite=overwrite)
         self._zip = zipfile.ZipFile(self._target.file, "w", zipfile.ZIP_STORED, allowZip64=True)
         try:
             self._add("data.pkl", np.frombuffer(structure.getvalue(), np.uint8))

@@ -11,30 +11,42 @@ from typing import Any
 import click
 
 from .. import files
+from ..dcb.writer import Report
 from ..nnc import files as nnc_files
-from ..nnc.writing import Settings
-from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS
-from . import nnc as nnc_options
+from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP
+from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS, Options
 from . import report
-from .output import print_lines, progress_bar, say, terminal_width
+from .nnc import is_nnc, nnc_made, nnc_settings
+from .output import logged, print_lines, progress_bar, say, terminal_width
 from .parameters import (
     BASE,
-    OUTPUT,
+    FORCE,
+    NNC,
+    QUALITY,
     QUIET,
+    STANDARD,
     THREADS,
+    VERBOSE,
+    Command,
+    Failure,
+    FileType,
+    PathType,
     checked,
     examples,
-    keep_apart,
-    measured_options,
-    naming_paths,
+    given,
+    option,
     parse_bytes,
     parse_overrides,
-    parse_path,
+    refuse_together,
 )
+from .places import Outputs, each, is_compressed, measured_options, name_of, reading, writing
 from .report import printable
+
+_TARGETS = ("sqnr", "bits", "size", "step", "lossless")
 
 
 @click.command(
+    cls=Command,
     short_help="Make a small .dcb file from a checkpoint.",
     epilog=examples(
         "deepcabac compress model.safetensors",
@@ -42,166 +54,227 @@ from .report import printable
         "deepcabac compress model.pt --sqnr 35 --tensor '*.embed*=sqnr:45'",
         "deepcabac compress model.npz --tensor 'head.*=exact'",
         "deepcabac compress model.safetensors --curvature model.curvature --bits 3",
+        "deepcabac compress *.safetensors -o small/",
+        "cat model.npz | deepcabac compress - -o - | ssh host 'cat > model.dcb'",
     ),
 )
-@click.argument("model", type=parse_path)
-@OUTPUT
-@click.option(
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=PathType())
+@option(
+    "--output",
+    "-o",
+    type=PathType(),
+    metavar="OUT",
+    help="File to write, or folder to write to. [default: MODEL's name with .dcb, beside MODEL]",
+)
+@FORCE
+@option(
     "--sqnr",
     type=float,
     metavar="DB",
     callback=checked,
-    help=f"Signal-to-noise ratio of each quantised tensor in dB; more is better, larger. [default: {DEFAULT_SQNR:g}]",
+    help=f"Signal-to-noise ratio of each quantised tensor in dB; higher is better and larger. [default: "
+    f"{DEFAULT_SQNR:g}]",
 )
-@click.option("--bits", type=float, metavar="B", callback=checked, help="Size of the file in bits a weight.")
-@click.option(
-    "--size", type=parse_bytes, metavar="BYTES", callback=checked, help="Size of the file, such as 500kB or 2MiB."
+@option("--size", type=parse_bytes, metavar="BYTES", callback=checked, help="Size of the file, e.g. 500kB or 2MiB.")
+@option("--bits", type=float, metavar="B", callback=checked, help="Size of the file in bits per weight.")
+@option("--lossless", is_flag=True, help="Every tensor comes back bit for bit.")
+@option(
+    "--preset",
+    type=click.Choice(PRESETS),
+    default="default",
+    show_default=True,
+    help="fast: decompresses several times faster, slightly larger. small: smaller, several times slower.",
 )
-@click.option(
-    "--step",
-    type=float,
-    metavar="S",
-    callback=checked,
-    help="Distance of two values of a quantiser, in the weights' unit.",
-)
-@click.option(
+@option(
     "--tensor",
     "overrides",
     multiple=True,
     metavar="PATTERN=SETTING",
     callback=parse_overrides,
-    help="For tensors whose name matches (* and ?): exact, sqnr:DB, step:S, or offset:DB from the others. Can be "
-    "repeated; the last match counts.",
+    help="Setting for tensors whose name matches (* and ?): exact, sqnr:DB, step:S, or offset:DB from the others. "
+    "Repeatable; the last match counts.",
 )
-@click.option(
+@option(
+    "--step",
+    type=float,
+    metavar="S",
+    callback=checked,
+    heading=QUALITY,
+    help="Distance between two values of a quantiser, in the weights' own unit.",
+)
+@option(
     "--depthwise",
     type=float,
     metavar="DB",
     default=DEFAULT_DEPTHWISE,
     show_default=True,
     callback=checked,
-    help="What depthwise convolution kernels get above the common SQNR: they are small and fragile.",
+    heading=QUALITY,
+    help="Added to the SQNR of depthwise convolution kernels, which are small and fragile.",
 )
-@click.option(
+@option(
     "--rate-distortion",
     type=float,
     metavar="X",
     default=1.0,
     show_default=True,
     callback=checked,
+    heading=QUALITY,
     help="How much a saved bit is worth, 0 to 100; 0 rounds to the nearest value.",
 )
-@click.option(
+@option(
     "--quantizer",
     type=click.Choice(["trellis", "scalar"]),
     default="trellis",
     show_default=True,
-    help="trellis: levels are searched together. scalar: one by one: faster, 3 to 6 % larger.",
+    heading=QUALITY,
+    help="trellis: searches for the best sequence of values. scalar: one by one; faster, 3 to 6 % larger.",
 )
-@click.option(
+@option(
     "--states",
-    type=int,
-    metavar="N",
-    default=DEFAULT_STATES,
+    type=click.Choice(["8", "32"]),
+    default=str(DEFAULT_STATES),
     show_default=True,
-    callback=checked,
-    help="Of the trellis: 8, 16, 32 or 64. More are smaller and slower to compress, but not to decompress.",
+    callback=lambda context, parameter, value: int(value),
+    heading=QUALITY,
+    help="States of the trellis. More: smaller files, slower compression, same decompression speed.",
 )
-@click.option(
-    "--preset",
-    type=click.Choice(PRESETS),
-    default="default",
-    show_default=True,
-    help="fast: decompresses several times faster, 1 to 3 % larger. small: 1 to 7 % smaller (matrices), slower.",
-)
-@click.option(
+@option(
     "--curvature",
-    type=parse_path,
+    type=FileType(),
     metavar="FILE",
+    heading=QUALITY,
     help="What deepcabac.torch.calibrate measured on this model: bits go where they matter.",
 )
-@click.option(
+@option(
     "--importance",
-    type=parse_path,
+    type=FileType(),
     metavar="FILE",
-    help="A checkpoint of arrays like MODEL's: what the squared error of each weight costs.",
+    heading=QUALITY,
+    help="A checkpoint with arrays like MODEL's: what the squared error of each weight costs.",
 )
-@click.option(
+@BASE
+@option(
     "--format",
     "format_",
     type=click.Choice(["dcb", "nnc"]),
-    help="nnc: ISO/IEC 15938-17. [default: by OUT's suffix, else dcb]",
+    heading=NNC,
+    help="Kind of file to write. [default: by OUT's suffix, else dcb]",
 )
-@BASE
-@nnc_options.options
-@click.option("--lossless", is_flag=True, help="Every tensor comes back bit for bit.")
+@option(
+    "--qp",
+    type=int,
+    metavar="N",
+    default=DEFAULT_QP,
+    show_default=True,
+    heading=NNC,
+    help="Quantisation parameter; 4 more double the step.",
+)
+@option(
+    "--vector-qp",
+    type=int,
+    metavar="N",
+    default=DEFAULT_VECTOR_QP,
+    show_default=True,
+    heading=NNC,
+    help="Likewise, for 1-D tensors.",
+)
 @THREADS
 @QUIET
+@VERBOSE
 def compress(
-    model: Path,
+    models: tuple[Path, ...],
     output: Path | None,
+    force: bool,
     curvature: Path | None,
     importance: Path | None,
     format_: str | None,
     base: tuple[Path, ...],
-    nnc: dict[str, Any],
+    qp: int,
+    vector_qp: int,
     quiet: bool,
+    verbose: bool,
     **settings: Any,
 ) -> None:
-    """Make a small .dcb file from the checkpoint MODEL.
+    """Make a small .dcb file from each checkpoint MODEL.
 
-    Choose the quality by one of --sqnr, --bits, --size and --step. With --bits or
-    --size the SQNR that gives this size, to 1 %, is searched. With --curvature the
-    SQNR is an average, each tensor weighted by how much it matters; with
-    --importance each weight is.
+    Choose the quality with one of --sqnr, --size, --bits, --step and --lossless.
+    --size and --bits search for the SQNR that gives this size to within 1 %. With
+    --curvature the SQNR is an average, each tensor weighted by how much it matters;
+    with --importance each weight is.
 
-    Stored exactly, bit for bit: integers and bools, scalars, 1-D tensors below
-    16,384 elements (biases, norms), tensors with NaN or infinity, and what --tensor
-    asks for. A note says if a tensor could not meet its target.
+    Always exact, bit for bit: integers and bools, scalars, 1-D tensors below 16,384
+    elements (biases, norms), and tensors with NaN or infinity. A note says if a
+    tensor could not meet its target.
 
     MODEL is .safetensors, .safetensors.index.json (sharded), .npz, .pt, .pth, .bin
-    or .onnx, and is not changed.
+    or .onnx, and is not changed. If MODEL is -, it is read from standard input and
+    goes to standard output unless -o says otherwise.
     """
-    if nnc_options.wanted(format_, output, nnc):
-        chosen = nnc_options.settings(nnc, settings | {"curvature": curvature})
-        _compress_nnc(model, output, base, chosen, settings["threads"], quiet)
-        return
-    names = ("sqnr", "bits", "size", "step", "lossless")
-    targets = [name for name in names if settings[name] not in (None, False)]
-    if len(targets) > 1:
-        raise click.UsageError(f"choose one of --{' and --'.join(targets)}: each fixes the quality")
-    if curvature is not None and settings["step"] is not None:
-        raise click.UsageError("choose one of --curvature and --step: by curvature, every tensor gets its own step")
-    if curvature is not None and (base or settings["lossless"]):
-        raise click.UsageError(f"choose one of --curvature and --{'base' if base else 'lossless'}")
-    start = time.perf_counter()
+    refuse_together("quiet", ["verbose"], "one prints less, the other more")
+    nnc = nnc_settings(settings, qp, vector_qp) if is_nnc(format_, output) else None
+    _check_together(models, is_dcb=nnc is None)
+    outputs = Outputs(models, output, force)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(logged(verbose))
         options = stack.enter_context(measured_options(settings, curvature, importance))
-        stack.enter_context(naming_paths(model, output, curvature, importance, *base))
-        progress = stack.enter_context(progress_bar("compressing", quiet))
-        for read in (model, curvature, importance, *base):
-            if read is not None:
-                keep_apart(read, output)
-        path, result = files.compress_checkpoint(model, output, options=options, base=base or None, progress=progress)
-    if not quiet:
-        print_lines(report.compressed(path, result, time.perf_counter() - start, terminal_width()))
-    notes = list(result.notes)
-    for pattern in options.overrides:
-        if not any(fnmatch.fnmatchcase(tensor.name, pattern) for tensor in result.tensors):
-            notes.append(f"no tensor's name matches --tensor {pattern!r}")
-    for note in notes:
-        say(f"note: {printable(note)}")
+
+        def one(path: Path) -> None:
+            start = time.perf_counter()
+            default = files.default_output(path) if nnc is None else path.with_suffix(nnc_files.SUFFIX)
+            read = (curvature, importance, *base)
+            target = outputs.of(path, default, *read)
+            with writing(target, default.suffix) as made, reading(path, target, *read) as source:
+                if is_compressed(source.path):
+                    raise Failure(f"{source.name}: is compressed already", hint="'deepcabac decompress' restores it")
+                with progress_bar("compressing", quiet) as progress:
+                    if nnc is not None:
+                        threads = settings["threads"]
+                        _, coded = nnc_files.make(source.path, made, base, nnc, threads, overwrite=force)
+                    else:
+                        _, result = files.compress_checkpoint(
+                            source.path, made, options=options, base=base or None, overwrite=force, progress=progress
+                        )
+            seconds = time.perf_counter() - start
+            if nnc is not None:
+                lines, notes = nnc_made(name_of(target), coded, seconds), coded.notes
+            else:
+                lines = report.compressed(name_of(target), result, seconds, terminal_width())
+                notes = [*result.notes, *_unmatched(options, result)]
+            if not quiet:
+                print_lines(lines, to_stderr=target == STANDARD)
+            for note in notes:
+                say(f"note: {printable(note)}")
+
+        each(models, one)
 
 
-def _compress_nnc(
-    model: Path, output: Path | None, base: tuple[Path, ...], settings: Settings, threads: int | None, quiet: bool
-) -> None:
-    start = time.perf_counter()
-    with naming_paths(model, output, *base):
-        for read in (model, *base):
-            keep_apart(read, output)
-        path, result = nnc_files.make(model, output, base, settings, threads)
-    if not quiet:
-        print_lines(nnc_options.made(path, result, time.perf_counter() - start))
-    for note in result.notes:
-        say(f"note: {printable(note)}")
+def _check_together(models: tuple[Path, ...], is_dcb: bool) -> None:
+    """Raise click.UsageError for options that mean nothing together."""
+    for number, name in enumerate(_TARGETS):
+        refuse_together(name, _TARGETS[number + 1 :], "each fixes the quality")
+    nothing = "when every tensor is exact, nothing is quantised"
+    quantised = ("overrides", "depthwise", "rate_distortion", "quantizer", "states", "curvature", "importance")
+    refuse_together("lossless", quantised, nothing)
+    refuse_together("step", ["depthwise"], "with one step for all tensors there is no SQNR to add to")
+    refuse_together("curvature", ["step"], "by curvature, every tensor gets its own step")
+    refuse_together("curvature", ["importance"], "each says which errors matter")
+    refuse_together("curvature", ["base"], "what a difference does was not measured")
+    context = click.get_current_context()
+    if given("states") and context.params["quantizer"] == "scalar":
+        raise click.UsageError("leave --states out: --quantizer scalar has no trellis")
+    if given("states") and context.params["preset"] == "small":
+        raise click.UsageError("leave --states out: --preset small always takes 64")
+    if len(models) > 1 and (given("curvature") or given("importance")):
+        name = "curvature" if given("curvature") else "importance"
+        raise click.UsageError(f"--{name} was measured on one model: give one MODEL")
+    if is_dcb and (given("qp") or given("vector_qp")):
+        raise click.UsageError("--qp and --vector-qp are for .nnc files: add --format nnc, or choose --sqnr instead")
+
+
+def _unmatched(options: Options, result: Report) -> list[str]:
+    return [
+        f"no tensor's name matches --tensor {pattern!r}"
+        for pattern in options.overrides
+        if not any(fnmatch.fnmatchcase(tensor.name, pattern) for tensor in result.tensors)
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -9,83 +11,119 @@ import click
 
 from .. import files
 from ..nnc import files as nnc_files
-from .output import print_lines, progress_bar
+from .output import logged, print_lines, progress_bar
 from .parameters import (
     BASE,
+    FORCE,
     QUIET,
+    STANDARD,
     THREADS,
+    UPDATES,
+    VERBOSE,
+    Command,
     Failure,
-    decoding,
+    PathType,
     examples,
-    keep_apart,
-    naming_paths,
+    option,
     parse_bytes,
-    parse_path,
+    refuse_together,
 )
+from .places import Outputs, each, name_of, reading, writing
 from .report import printable
 
 
 @click.command(
+    cls=Command,
     short_help="Restore a checkpoint from a .dcb file.",
     epilog=examples(
         "deepcabac decompress model.dcb",
         "deepcabac decompress model.dcb -o model.npz --max-bytes 2GB",
+        "deepcabac decompress *.dcb -o restored/",
+        "ssh host 'cat model.dcb' | deepcabac decompress - -o model.safetensors",
     ),
 )
-@click.argument("file", type=parse_path)
-@click.option(
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=PathType())
+@option(
     "--output",
     "-o",
-    type=parse_path,
-    metavar="MODEL",
-    help="File to write; its suffix chooses the kind. [default: FILE's name with the suffix it was made from]",
+    type=PathType(),
+    metavar="OUT",
+    help="File to write, whose suffix chooses the kind, or folder to write to. [default: FILE's name with the suffix "
+    "it was made from, beside FILE]",
+)
+@FORCE
+@option("--max-bytes", type=parse_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]")
+@BASE
+@option(
+    "--apply",
+    is_flag=True,
+    heading=UPDATES,
+    help="For an update in a .nnc file: write the updated model instead of the difference.",
 )
 @THREADS
-@click.option(
-    "--max-bytes", type=parse_bytes, metavar="N", help="Refuse a file whose tensors take more. [default: no limit]"
-)
-@BASE
-@click.option(
-    "--apply", is_flag=True, help="Add an update in a .nnc file to its base, instead of writing the difference."
-)
 @QUIET
+@VERBOSE
 def decompress(
-    file: Path,
+    paths: tuple[Path, ...],
     output: Path | None,
-    threads: int | None,
+    force: bool,
     max_bytes: int | None,
     base: tuple[Path, ...],
     apply: bool,
+    threads: int | None,
     quiet: bool,
+    verbose: bool,
 ) -> None:
-    """Restore a checkpoint from the .dcb or .nnc file FILE.
+    """Restore a checkpoint from each .dcb or .nnc file FILE.
 
-    Names, shapes and data types are those of the original. MODEL may be of another
-    kind: .safetensors, .npz, .pt or .onnx (only of what was made from .onnx).
-    Without -o an existing file is not replaced, for it may be the original.
+    Names, shapes and data types are those of the original. OUT may be of another
+    kind: .safetensors, .npz, .pt, or .onnx (only if the file was made from .onnx).
+    If FILE is -, it is read from standard input and the checkpoint goes to standard
+    output unless -o says otherwise.
 
-    Every checksum is verified on the way; a damaged file writes nothing.
+    Every checksum is verified on the way. A damaged file writes nothing.
     """
-    start = time.perf_counter()
-    if nnc_files.is_stream(file):
-        with naming_paths(file, output, *base):
-            for read in (file, *base):
-                keep_apart(read, output)
-            path, nbytes = nnc_files.restore(file, output, base, apply=apply, max_bytes=max_bytes, threads=threads)
+    refuse_together("quiet", ["verbose"], "one prints less, the other more")
+    if apply and not base:
+        raise click.UsageError("--apply needs --base, the version that the update changes")
+    outputs = Outputs(paths, output, force)
+
+    def one(path: Path) -> None:
+        start = time.perf_counter()
+        with contextlib.ExitStack() as last, reading(path, output, *base) as source:
+            is_nnc = nnc_files.is_stream(source.path)
+            if apply and not is_nnc:
+                raise Failure(f"{source.name}: --apply is for .nnc files; updates in .dcb files are always applied")
+            if is_nnc:
+                kind, nbytes = "", 0
+            else:
+                with files.open_file(source.path, max_bytes=max_bytes) as opened:
+                    kind, infos = opened.kind, [opened.info(name) for name in opened]
+                nbytes = sum(info.nbytes for info in infos if info.tied_to is None)
+            named = output is not None and output != STANDARD and not os.path.isdir(output)
+            default = path if named else files.default_restored(path, kind)
+            target = outputs.of(path, default, *base)
+            if target == STANDARD and kind == "safetensors-sharded":
+                raise Failure(f"{source.name}: was made from several files: name one of them to write with -o")
+            made = last.enter_context(writing(target, default.suffix))
+            with progress_bar("restoring", quiet) as progress:
+                if is_nnc:
+                    _, nbytes = nnc_files.restore(
+                        source.path, made, base, apply=apply, overwrite=force, max_bytes=max_bytes, threads=threads
+                    )
+                else:
+                    files.decompress_checkpoint(
+                        source.path,
+                        made,
+                        base=base or None,
+                        overwrite=force,
+                        max_bytes=max_bytes,
+                        threads=threads,
+                        progress=progress,
+                    )
         if not quiet:
-            print_lines([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
-        return
-    if apply:
-        raise Failure(f"{file}: --apply is for updates in .nnc files; those in .dcb files are always applied")
-    with decoding(file, output, *base):
-        for read in (file, *base):
-            keep_apart(read, output)
-        with files.open_file(file, max_bytes=max_bytes) as opened:
-            infos = [opened.info(name) for name in opened]
-        with progress_bar("restoring", quiet) as progress:
-            path = files.decompress_checkpoint(
-                file, output, base=base or None, max_bytes=max_bytes, threads=threads, progress=progress
-            )
-    if not quiet:
-        nbytes = sum(info.nbytes for info in infos if info.tied_to is None)
-        print_lines([f"{printable(path)}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"])
+            line = f"{printable(name_of(target))}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"
+            print_lines([line], to_stderr=target == STANDARD)
+
+    with logged(verbose):
+        each(paths, one)

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import click
 
 from ..atomic import reason
-from ..errors import DamagedFileError, DeepCabacError
+from ..errors import DeepCabacError
 from .output import say
-from .parameters import BROKEN_PIPE, DAMAGED, INTERRUPTED, TERMINATED, USAGE, Failure, examples
+from .parameters import BROKEN_PIPE, INTERRUPTED, TERMINATED, USAGE, Failure, examples
+from .places import as_failure
 from .report import printable
 
 
@@ -29,9 +30,7 @@ class Program(click.Group):
         except click.Abort:
             interrupted()
         except click.ClickException as error:
-            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "deepcabac"
-            message = " ".join(error.format_message().split()).rstrip(".")
-            failure = Failure(message[:1].lower() + message[1:], error.exit_code, f"'{command} --help' says more")
+            failure = _misused(error)
         except Failure as error:
             failure = error
         say(f"error: {printable(failure)}")
@@ -46,17 +45,22 @@ class Program(click.Group):
             return result
         except KeyboardInterrupt:
             interrupted()
-        except DamagedFileError as error:
-            raise Failure(str(error), DAMAGED) from error
-        except DeepCabacError as error:
-            raise Failure(str(error)) from error
-        except MemoryError as error:
-            raise Failure("out of memory") from error
+        except (DeepCabacError, MemoryError) as error:
+            raise as_failure(error) from error
         except OSError as error:  # of stdout: those of files were given their names below
             discard_stdout()
             if error.errno == errno.EPIPE:
                 sys.exit(BROKEN_PIPE)
             raise Failure(f"the output cannot be written: {reason(error)}") from error
+
+
+def _misused(error: click.ClickException) -> Failure:
+    """What is said of a wrong command line."""
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "deepcabac"
+    close = getattr(error, "possibilities", None)  # what is spelt similarly, the closest first
+    message = " ".join((error.message if close else error.format_message()).split()).rstrip(".")
+    hint = f"did you mean {close[0]!r}?" if close else f"'{command} --help' says more"
+    return Failure(message[:1].lower() + message[1:], error.exit_code, hint)
 
 
 def main() -> NoReturn:
@@ -77,19 +81,22 @@ def main() -> NoReturn:
         "deepcabac compress model.safetensors      writes model.dcb",
         "deepcabac inspect model.dcb               shows where the bytes go",
         "deepcabac decompress model.dcb -o restored.safetensors",
-    ),
+    )
+    + "\n\n\b\nTab completion, for this shell (zsh_source and fish_source for others):\n"
+    + '  eval "$(_DEEPCABAC_COMPLETE=bash_source deepcabac)"',
 )
 @click.version_option(package_name="deepcabac", prog_name="deepcabac", message="%(prog)s %(version)s")
 @click.pass_context
 def program(context: click.Context) -> None:
     """Make trained neural networks small.
 
-    Weights are quantised to a quality of your choice and packed by a
-    context-adaptive arithmetic coder. No data and no GPU are needed. Reads and
-    writes .safetensors (also sharded), .npz, .pt, .pth and .onnx.
+    Weights are quantised to the quality you choose, then packed by a
+    context-adaptive arithmetic coder. This needs no data and no GPU. Checkpoints
+    are .safetensors (also sharded), .npz, .pt, .pth or .onnx.
 
-    'deepcabac COMMAND --help' says more. Exit codes: 0 done, 1 the file is
-    damaged, 2 anything else that went wrong.
+    'deepcabac COMMAND --help' says more. Commands take several files at once; a
+    file called - is standard input or output. Exit codes: 0 done, 1 a file is
+    damaged, 2 any other error.
     """
     if context.invoked_subcommand is None:
         say(context.get_help())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
@@ -12,81 +11,112 @@ from .. import files
 from ..errors import DamagedFileError
 from ..nnc import files as nnc_files
 from . import nnc, report
-from .output import print_lines, terminal_width
-from .parameters import BASE, THREADS, decoding, examples, naming_paths, parse_path
+from .output import logged, print_lines, progress_bar, terminal_width
+from .parameters import BASE, QUIET, THREADS, VERBOSE, Command, PathType, examples, option, refuse_together
+from .places import Input, each, reading
 from .report import plural, printable
 
 
 @click.command(
+    cls=Command,
     short_help="Show a .dcb file's tensors and where its bytes go.",
     epilog=examples(
         "deepcabac inspect model.dcb",
         "deepcabac inspect model.dcb --json | jq '.tensors[] | .name, .coded_bytes'",
     ),
 )
-@click.argument("file", type=parse_path)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def inspect(file: Path, as_json: bool) -> None:
-    """Show the tensors of the .dcb file FILE and where its bytes go.
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=PathType())
+@option("--json", "as_json", is_flag=True, help="Print everything as a JSON object, one for each file.")
+def inspect(paths: tuple[Path, ...], as_json: bool) -> None:
+    """Show the tensors of each .dcb or .nnc file FILE and where its bytes go.
 
-    Only the index is read. 'bits' is bits an element; 'step' is the distance of
-    two restored values, or how else a tensor is stored; 'times' says whether each
-    row or column has a scale of its own besides; 'quantizer' how the values were
-    chosen, with the states of the trellis, or how an exact tensor is coded. 'of
-    base' is what changes another file. In the JSON sizes are in bytes, 'step'
-    is null for tensors that are not quantised, and 'row_scales' and
-    'column_scales' are numbers of scales.
+    Only the index is read. FILE may be - for standard input. The columns:
+
+    \b
+    bits       bits per element
+    step       distance between two restored values, or how an exact
+               tensor is stored
+    times      whether each row or column also has a scale of its own
+    quantizer  how values were chosen (with the states of the trellis)
+               and coded; "of base" marks what changes another file
+
+    In the JSON, sizes are in bytes, 'step' is null for tensors that are not
+    quantised, and 'row_scales' and 'column_scales' count scales.
     """
-    if nnc_files.is_stream(file):
-        with naming_paths(file):
-            about = json.dumps(nnc_files.described(file), indent=2).splitlines() if as_json else None
-            print_lines(about or nnc.shown(file, terminal_width()))
-        return
-    with decoding(file), files.open_file(file) as opened:
-        lines = (
-            json.dumps(report.inspected_json(file, opened), indent=2, allow_nan=False).splitlines()
-            if as_json
-            else report.inspected(file, opened, terminal_width())
-        )
-    print_lines(lines)
+    lines_before = False
+
+    def one(path: Path) -> None:
+        nonlocal lines_before
+        with reading(path) as source:
+            lines = _inspected(source, as_json)
+        if lines_before and not as_json:
+            print_lines([""])
+        lines_before = True
+        print_lines(lines)
+
+    each(paths, one)
+
+
+def _inspected(source: Input, as_json: bool) -> list[str]:
+    if nnc_files.is_stream(source.path):
+        if not as_json:
+            return nnc.shown(source, terminal_width())
+        about = nnc_files.described(source.path) | {"path": source.name}
+    else:
+        with files.open_file(source.path) as opened:
+            if not as_json:
+                return report.inspected(source.name, opened, terminal_width())
+            about = report.inspected_json(source.name, opened)
+    return json.dumps(about, indent=2, allow_nan=False).splitlines()
 
 
 @click.command(
+    cls=Command,
     short_help="Check a .dcb file: every checksum, every chunk.",
-    epilog=examples("deepcabac verify model.dcb && echo good"),
+    epilog=examples(
+        "deepcabac verify model.dcb && echo good",
+        "deepcabac verify *.dcb",
+        "cat model.dcb | deepcabac verify -",
+    ),
 )
-@click.argument("file", type=parse_path)
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=PathType())
 @BASE
 @THREADS
-def verify(file: Path, base: tuple[Path, ...], threads: int | None) -> None:
-    """Check the .dcb file FILE: every checksum is compared and every chunk decoded.
+@QUIET
+@VERBOSE
+def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None, quiet: bool, verbose: bool) -> None:
+    """Check each .dcb or .nnc file FILE: compare every checksum, decode every chunk.
 
-    Exit code 0 if the file is good, 1 if it is damaged (a line for each damaged
-    tensor), 2 if it cannot be read at all.
+    FILE may be - for standard input. Exit code 0 if all files are good, 1 if one is
+    damaged (with a line for each damaged tensor), 2 if one cannot be read at all or
+    is of another kind.
     """
-    damaged = 0
-    if nnc_files.is_stream(file):
-        print_lines([nnc.verified(file, threads)])
-        return
-    with contextlib.ExitStack() as stack:
-        with decoding(file, *base):
-            opened = stack.enter_context(files.open_file(file, base=base or None, threads=threads))
-            damages = opened.check()
-        while True:
-            with decoding(file, *base):
-                damage = next(damages, None)
-            if damage is None:
-                break
-            damaged += 1
-            print_lines([f"{printable(file)}: {printable(damage[1])}"])
-        infos = [opened.info(name) for name in opened]
-        own = [info for info in infos if info.tied_to is None]
-        nbytes = sum(info.nbytes for info in own)
-        if damaged:
-            raise DamagedFileError(f"{file}: {damaged:,} of {plural(len(own), 'tensor')} damaged")
-        print_lines(
-            [
-                f"{printable(file)}: good: the index and {plural(len(own), 'tensor')} checked, "
-                f"{opened.file_bytes:,} bytes decoded to {nbytes:,}"
-            ]
+    refuse_together("quiet", ["verbose"], "one prints less, the other more")
+
+    def one(path: Path) -> None:
+        with reading(path, *base) as source:
+            line = (
+                nnc.verified(source, threads)
+                if nnc_files.is_stream(source.path)
+                else _verified(source, base, threads, quiet)
+            )
+        if not quiet:
+            print_lines([line])
+
+    with logged(verbose):
+        each(paths, one)
+
+
+def _verified(source: Input, base: tuple[Path, ...], threads: int | None, quiet: bool) -> str:
+    """What there is to say of a good file. Raises DamagedFileError after a line for each damaged tensor."""
+    with files.open_file(source.path, base=base or None, threads=threads) as opened:
+        own = [info for info in map(opened.info, opened) if info.tied_to is None]
+        with progress_bar("verifying", quiet) as progress:
+            damages = [damage for _, damage in opened.check(progress)]
+        print_lines([f"{printable(source.name)}: {printable(damage)}" for damage in damages])
+        if damages:
+            raise DamagedFileError(f"{source.path}: {len(damages):,} of {plural(len(own), 'tensor')} damaged")
+        return (
+            f"{printable(source.name)}: good: the index and {plural(len(own), 'tensor')} checked, "
+            f"{opened.file_bytes:,} bytes decoded to {sum(info.nbytes for info in own):,}"
         )

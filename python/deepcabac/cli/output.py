@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from ..dcb.writer import OnProgress
+from ..dcb.reader import OnProgress
 from ..trials.search import SearchProgress
 from . import report
 
@@ -22,8 +23,9 @@ def progress_bar(what: str, quiet: bool) -> Iterator[OnProgress | None]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(None), DownloadColumn(), TimeRemainingColumn(), "left")
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, expand=True, redirect_stdout=False) as bar:
         task = bar.add_task(what, total=None)
         before, passes = 0, 1
 
@@ -38,20 +40,43 @@ def progress_bar(what: str, quiet: bool) -> Iterator[OnProgress | None]:
         yield update
 
 
+class _Lines(logging.Handler):
+    """Shows what the library logs, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(report.printable(record.getMessage()))
+
+
 @contextlib.contextmanager
-def search_progress(quiet: bool) -> Iterator[Callable[[SearchProgress], None] | None]:
-    """A bar on stderr with the best file so far; a line for each trial where there is no terminal."""
+def logged(verbose: bool) -> Iterator[None]:
+    """While it lasts, lines about single tensors go to stderr if ``verbose``."""
+    if not verbose:
+        yield
+        return
+    log, handler = logging.getLogger("deepcabac"), _Lines()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def search_progress(quiet: bool, verbose: bool) -> Iterator[Callable[[SearchProgress], None] | None]:
+    """A bar on stderr with the best file so far; a line for each trial if ``verbose`` or where there is no terminal."""
     if quiet or sys.stderr is None:
         yield None
         return
-    if not sys.stderr.isatty():
+    if verbose or not sys.stderr.isatty():
         yield lambda now: say(f"{now.done}/{now.total} {report.trial(now.trial)}{so_far(now)}")
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("searching", total=None)
 
         def update(now: SearchProgress) -> None:
@@ -70,8 +95,12 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
 
 
-def print_lines(lines: Sequence[str]) -> None:
-    """Print to stdout."""
+def print_lines(lines: Sequence[str], to_stderr: bool = False) -> None:
+    """Print to stdout, or to stderr if stdout holds a file."""
+    if to_stderr:
+        for line in lines:
+            say(line)
+        return
     for line in lines:  # one by one: Python does not report a pipe that breaks within one large write
         print(line)
 

@@ -1,23 +1,34 @@
-"""Options that commands share, what they accept, and the files that they name."""
+"""Options: their headings in the help, what they accept, and those that commands share."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from ..atomic import reason
-from ..checkpoint import kind_of_path, open_checkpoint
-from ..curvature import Curvature
-from ..errors import CheckpointError, DamagedFileError, DeepCabacError, OptionError
+from ..errors import OptionError
 from ..options import Options
 
 DAMAGED, USAGE, INTERRUPTED, TERMINATED, BROKEN_PIPE = 1, 2, 130, 143, 141
+#: What ``-`` stands for: standard input or standard output. A file of that name is ``./-``.
+STANDARD = Path("-")
+
+#: Headings of the help, in the order in which they are shown.
+COMMON, SEARCH, QUALITY, UPDATES, NNC, OTHER = (
+    "Common options",
+    "Search",
+    "Quality in detail",
+    "Updates",
+    ".nnc files (ISO/IEC 15938-17)",
+    "Other options",
+)
+_HEADINGS = (COMMON, SEARCH, QUALITY, UPDATES, NNC, OTHER)
 
 
 class Failure(Exception):
@@ -26,6 +37,67 @@ class Failure(Exception):
     def __init__(self, message: str, exit_code: int = USAGE, hint: str = "") -> None:
         super().__init__(f"{message}; {hint}" if hint else message)
         self.exit_code = exit_code
+
+
+class Option(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *args: Any, heading: str = COMMON, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        self.heading = heading
+
+
+#: :func:`click.option` with a ``heading``.
+option = functools.partial(click.option, cls=Option)
+
+
+class Command(click.Command):
+    """A command whose help lists its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading in _HEADINGS:
+            records = [
+                record
+                for parameter in self.get_params(ctx)
+                if isinstance(parameter, click.Option)
+                and getattr(parameter, "heading", OTHER) == heading
+                and (record := parameter.get_help_record(ctx)) is not None
+            ]
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Path]
+else:  # click 8.1 has no generic one
+    _ParamType = click.ParamType
+
+
+class PathType(_ParamType):
+    """The path of a file, whether it exists or not, or ``-``. Shells complete the names of files."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if not path.name or "\0" in str(value):
+            self.fail(f"{value!r} is not the name of a file", param, ctx)
+        # pathlib takes the ./ away.
+        return path.absolute() if path == STANDARD and str(value) != "-" else path
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+class FileType(PathType):
+    """Likewise, without ``-``: standard input holds one file, and that is another one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if path == STANDARD:
+            self.fail("must be a file; a file called - is ./-", param, ctx)
+        return path
 
 
 _UNITS: dict[str, int] = {"": 1, "b": 1} | {
@@ -82,92 +154,36 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def parse_path(text: str) -> Path:
-    """The path of a file, whether it exists or not."""
-    path = Path(text)
-    if not path.name or "\0" in text:
-        raise click.BadParameter(f"{text!r} is not the name of a file")
-    return path
+def given(name: str) -> bool:
+    """Whether the command line has the option of this name, even with its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-THREADS = click.option(
-    "--threads", type=int, metavar="N", callback=checked, help="Number of threads. [default: one a core]"
+def flag(name: str) -> str:
+    """How the option of this name is written."""
+    parameter = next(one for one in click.get_current_context().command.params if one.name == name)
+    return max(parameter.opts, key=len)
+
+
+def refuse_together(name: str, others: Sequence[str], why: str) -> None:
+    """Raise click.UsageError if the option is given together with one of the ``others``."""
+    for other in others:
+        if given(name) and given(other):
+            raise click.UsageError(f"choose one of {flag(name)} and {flag(other)}: {why}")
+
+
+THREADS = option(
+    "--threads", type=int, metavar="N", callback=checked, heading=OTHER, help="Number of threads. [default: all cores]"
 )
-BASE = click.option(
+BASE = option(
     "--base",
     multiple=True,
-    type=parse_path,
+    type=FileType(),
     metavar="FILE",
-    help="The older version that this is an update of (a checkpoint, .dcb or .nnc file). Repeated for a chain, oldest "
-    "first.",
+    heading=UPDATES,
+    help="The older version that an update changes: a checkpoint, .dcb or .nnc file. For a chain of updates repeat it, "
+    "oldest first.",
 )
-OUTPUT = click.option(
-    "--output", "-o", type=parse_path, metavar="OUT.dcb", help="File to write. [default: MODEL's name with .dcb]"
-)
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but notes and errors.")
-
-
-def keep_apart(source: Path, target: Path | None) -> None:
-    """Refuse to write onto what is read, by whatever name or link."""
-    with contextlib.suppress(OSError):  # one of them does not exist, or worse, which is said when it is opened
-        if target is not None and target.samefile(source):
-            raise OptionError(f"{target}: is the file to read; name another one to write")
-
-
-@contextlib.contextmanager
-def naming_paths(*paths: Path | None) -> Iterator[None]:
-    """Begin messages of errors with the first path, unless they begin with one of ``paths`` already."""
-    try:
-        yield
-    except DeepCabacError as error:
-        if str(error).startswith(tuple(f"{name}: " for path in paths if path for name in (path, repr(str(path))))):
-            raise
-        raise type(error)(f"{paths[0]}: {error}") from error
-    except OSError as error:  # e.g. a pipe, in which nothing can be sought
-        raise CheckpointError(f"{paths[0]}: cannot be read: {reason(error)}") from error
-
-
-def read_arrays(path: Path) -> dict[str, Any]:
-    """All tensors of a checkpoint."""
-    with naming_paths(path), open_checkpoint(path) as source:
-        return {spec.name: source.read(spec.tied_to or spec.name) for spec in source.specs}
-
-
-@contextlib.contextmanager
-def measured_options(
-    settings: Mapping[str, Any], curvature: Path | None, importance: Path | None
-) -> Iterator[Options]:
-    """``settings`` with what these files say about the weights."""
-    options = Options(**settings, importance=None if importance is None else read_arrays(importance))
-    if curvature is None:
-        yield options
-        return
-    with opened_curvature(curvature) as held:
-        yield replace(options, curvature=held)
-
-
-@contextlib.contextmanager
-def opened_curvature(path: Path) -> Iterator[Curvature]:
-    """A curvature's file. Exit code 1 is for damaged models and .dcb files; what is wrong with this one is mended
-    by giving another.
-    """
-    try:
-        with Curvature.load(path) as curvature:
-            yield curvature
-    except DamagedFileError as error:
-        if not str(error).startswith(f"{path}: "):
-            raise
-        raise Failure(str(error)) from error
-
-
-@contextlib.contextmanager
-def decoding(path: Path, *others: Path | None) -> Iterator[None]:
-    """:func:`naming_paths`, and a word to who gives a checkpoint where a .dcb file belongs."""
-    try:
-        with naming_paths(path, *others):
-            yield
-    except DamagedFileError as error:
-        if "not a .dcb file" not in str(error) or kind_of_path(path) is None:
-            raise
-        hint = f"'deepcabac compress {path}' makes a .dcb file of a checkpoint"
-        raise Failure(str(error), DAMAGED, hint) from error
+FORCE = option("--force", "-f", is_flag=True, help="Replace files that exist.")
+QUIET = option("--quiet", "-q", is_flag=True, heading=OTHER, help="Print notes and errors only.")
+VERBOSE = option("--verbose", "-v", is_flag=True, heading=OTHER, help="Print a line for each tensor when it is done.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..dcb.container import VERSION
@@ -55,12 +54,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
     return text
 
 
-def compressed(output: Path, report: Report, seconds: float, width: int | None) -> list[str]:
+def compressed(name: str, report: Report, seconds: float, width: int | None) -> list[str]:
     """What ``compress`` prints: sizes and quality of the whole, then the largest tensors."""
-    bits = f", {report.bits_per_weight:.3g} bits a weight" if report.file_bytes else ""
+    bits = f", {report.bits_per_weight:.3g} bits per weight" if report.file_bytes else ""
     lines = [
         f"before   {report.raw_bytes:,} bytes of tensors",
-        f"after    {report.file_bytes:,} bytes in {printable(output)}",
+        f"after    {report.file_bytes:,} bytes in {printable(name)}",
         f"ratio    {_ratio(report.raw_bytes, report.file_bytes)}{bits}",
         f"quality  {_quality(report.tensors)}",
         f"time     {seconds:.2f} s",
@@ -87,7 +86,7 @@ def compressed(output: Path, report: Report, seconds: float, width: int | None) 
     return [*lines, "", *table(header, rows, width)]
 
 
-def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
+def inspected(name: str, opened: OpenFile, width: int | None) -> list[str]:
     """What ``inspect`` prints: where the bytes go, then every tensor."""
     infos = [opened.info(name) for name in opened]
     totals = _totals(opened, infos)
@@ -126,7 +125,7 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
     scales = ["times"] if totals["scales"] else []
     origin = f"from {printable(opened.kind)}" if opened.kind else "from arrays"
     return [
-        f"{printable(path)}: format version {VERSION}, {origin}",
+        f"{printable(name)}: format version {VERSION}, {origin}",
         f"{tensor_bytes:,} bytes of tensors in {opened.file_bytes:,} bytes: {_ratio(tensor_bytes, opened.file_bytes)}",
         "",
         *table(["", ">elements", ">bits", ">bytes", ">of file"], rows, width),
@@ -136,12 +135,12 @@ def inspected(path: Path, opened: OpenFile, width: int | None) -> list[str]:
     ]
 
 
-def inspected_json(path: Path, opened: OpenFile) -> dict[str, Any]:
+def inspected_json(name: str, opened: OpenFile) -> dict[str, Any]:
     """What ``inspect --json`` prints. Keys stay; new ones may come. Sizes in bytes, bits per element."""
     infos = [opened.info(name) for name in opened]
     totals = _totals(opened, infos)
     return {
-        "path": str(path),
+        "path": name,
         "format_version": VERSION,
         "made_from": opened.kind,
         "base": None if opened.base_name is None else {"name": opened.base_name, "sha256": opened.base_digest},

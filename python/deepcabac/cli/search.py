@@ -18,74 +18,98 @@ from ..trials.trials import Reference
 from . import report
 from .compress import compress
 from .output import print_lines, say, search_progress
-from .parameters import OUTPUT, QUIET, examples, keep_apart, measured_options, naming_paths, parse_path
+from .parameters import FORCE, OTHER, QUIET, SEARCH, Command, FileType, examples, option, refuse_together
+from .places import keep_apart, measured_options, naming_paths, refuse_to_replace
 from .report import printable
 
 
 @click.command(
+    cls=Command,
     short_help="Find the smallest file that keeps a metric.",
     epilog=examples(
-        "deepcabac search model.safetensors --eval my_model:accuracy --max-drop 0.003",
-        "deepcabac search model.pt --eval my_model:loss --lower-is-better --max-drop 0.01",
+        "deepcabac search model.safetensors --eval my_model:score --max-drop 0.003",
+        "deepcabac search model.pt --eval my.py:loss --lower-is-better --max-drop 0.1",
     ),
 )
-@click.argument("model", type=parse_path)
-@OUTPUT
-@click.option(
+@click.argument("model", type=FileType())
+@option("--output", "-o", type=FileType(), metavar="OUT.dcb", help="File to write. [default: MODEL's name with .dcb]")
+@FORCE
+@option(
     "--eval",
     "evaluate",
     required=True,
     metavar="MODULE:FUNCTION",
     help="Takes a dict of arrays by name, returns a number. MODULE is imported, or the path of a .py file.",
 )
-@click.option(
-    "--max-drop", type=float, required=True, metavar="X", help="What the metric may lose, in its own unit, 0 or more."
+@option("--max-drop", type=float, required=True, metavar="X", help="What the metric may lose, in its own unit.")
+@option("--lower-is-better", is_flag=True, help="The metric is a loss: less is better.")
+@option(
+    "--evaluations",
+    type=int,
+    metavar="N",
+    default=EVALUATIONS,
+    show_default=True,
+    heading=SEARCH,
+    help="Most evaluations to make.",
 )
-@click.option("--lower-is-better", is_flag=True, help="The metric is a loss: less is better.")
-@click.option(
-    "--evaluations", type=int, metavar="N", default=EVALUATIONS, show_default=True, help="Evaluations at most."
+@option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    heading=SEARCH,
+    help="Try this method only. Repeatable.",
 )
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="Try this one. Can be repeated.")
-@click.option("--grid", is_flag=True, help="Try a full grid instead, whatever that takes.")
-@click.option("--jobs", type=int, metavar="N", default=1, show_default=True, help="Trials at once.")
-@click.option("--patience", type=float, metavar="SECONDS", help="What one evaluation may take. [default: no limit]")
-@click.option("--trials", type=parse_path, metavar="CSV", help="Where trials are kept. [default: OUT.search.csv]")
+@option("--jobs", type=int, metavar="N", default=1, show_default=True, heading=SEARCH, help="Trials to run at once.")
+@option(
+    "--patience",
+    type=float,
+    metavar="SECONDS",
+    heading=SEARCH,
+    help="Longest that one evaluation may take. [default: no limit]",
+)
+@option(
+    "--trials", type=FileType(), metavar="CSV", heading=SEARCH, help="Where trials are kept. [default: OUT.search.csv]"
+)
 @QUIET
+@option("--verbose", "-v", is_flag=True, heading=OTHER, help="Print a line for each trial, even on a terminal.")
 def search(
     model: Path,
     output: Path | None,
     evaluate: str,
     trials: Path | None,
     methods: Sequence[str],
+    force: bool,
     quiet: bool,
+    verbose: bool,
     curvature: Path | None,
     importance: Path | None,
     max_drop: float,
     lower_is_better: bool,
     evaluations: int,
-    grid: bool,
     jobs: int,
     patience: float | None,
     **settings: Any,
 ) -> None:
     """Find the smallest .dcb file of MODEL that loses at most X of its metric.
 
-    FUNCTION measures the decoded tensors. What it measures on chooses the file, so
-    give it other data than you will report on. Trials are kept as they finish:
-    after Ctrl-C the same command goes on where it was.
+    FUNCTION measures the decoded tensors. The file is chosen by what it measures,
+    so use other data than you will report on. Trials are kept as they finish: after
+    Ctrl-C the same command continues where it was.
 
     Writes the .dcb file, a CSV file of all trials, and plots of them (.png and
-    .svg, if matplotlib is installed). The file that is chosen is decoded and
-    measured once more.
+    .svg, if matplotlib is installed). The chosen file is decoded and measured once
+    more.
     """
+    refuse_together("quiet", ["verbose"], "one prints less, the other more")
     target = output or files.default_output(model)
+    drawn = target.with_suffix(".search.png")
+    refuse_to_replace(target, drawn, drawn.with_suffix(".svg"), force=force)
+    keep_apart(target, model, curvature, importance)
     with contextlib.ExitStack() as stack:
         options = stack.enter_context(measured_options(settings, curvature, importance))
         stack.enter_context(naming_paths(model, target, curvature, importance, trials))
-        for read in (model, curvature, importance):
-            if read is not None:
-                keep_apart(read, target)
-        watch = stack.enter_context(search_progress(quiet))
+        watch = stack.enter_context(search_progress(quiet, verbose))
         result = find(
             model,
             Reference(evaluate),
@@ -94,7 +118,6 @@ def search(
             lower_is_better=lower_is_better,
             evaluations=evaluations,
             methods=list(methods) or None,
-            grid=grid,
             jobs=jobs,
             patience=patience,
             trials=trials,
@@ -104,9 +127,9 @@ def search(
     if not quiet:
         print_lines(report.searched(result))
     try:
-        drawn = plotting.plot(result.trials, result.best, max_drop, lower_is_better, target.with_suffix(".search.png"))
+        plots = plotting.plot(result.trials, result.best, max_drop, lower_is_better, drawn)
         if not quiet:
-            print_lines([f"plots    {', '.join(printable(path) for path in drawn)}"])
+            print_lines([f"plots    {', '.join(printable(path) for path in plots)}"])
     except UnsupportedError as error:
         say(f"note: {error}")
 

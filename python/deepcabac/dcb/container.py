@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import _core
 from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
-from ..errors import DamagedFileError, LimitError, OptionError, UnsupportedError
+from ..errors import DamagedFileError, LimitError, OptionError, UnsupportedError, WrongKindError
 from ..quantize import exact
 from ..quantize.exact import Form
 from ..wire import Cursor, blob, varint
@@ -235,9 +235,11 @@ def header(index: bytes, offset: int) -> bytes:
 def read_header(head: bytes, file_size: int) -> tuple[int, range]:
     """The checksum and the place of the index, from the first bytes of a file."""
     if not head:
-        raise DamagedFileError("not a .dcb file: it is empty")
+        raise DamagedFileError("damaged .dcb file: it is empty")
     if head[: len(MAGIC)] != MAGIC[: len(head)]:
-        raise DamagedFileError("not a .dcb file: it does not begin like one")
+        if head[1:4] == MAGIC[1:4]:
+            raise DamagedFileError("damaged .dcb file: its first bytes were changed, as by a transfer in text mode")
+        raise WrongKindError("not a .dcb file: it does not begin like one")
     if len(head) < HEADER.size:
         raise DamagedFileError(f"damaged .dcb file: it ends after {len(head)} bytes")
     _, version, crc, offset, length = HEADER.unpack(head)

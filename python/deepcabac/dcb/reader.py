@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 _BATCH = 3 << 18
 #: Bytes of tensors that are decoded before they are asked for, unless a single one is larger.
 _AHEAD = 1 << 26
+
+#: Called with the bytes of tensors that are done and those of all.
+OnProgress = Callable[[int, int], None]
+Count = Callable[[int], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -171,12 +178,15 @@ class OpenFile:
             ((_, array),) = self._decode([entry], executor)
             return array
 
-    def items(self, into: Mapping[str, Array] | None = None, *, keep: bool = False) -> Iterator[tuple[str, Array]]:
+    def items(
+        self, into: Mapping[str, Array] | None = None, *, keep: bool = False, progress: OnProgress | None = None
+    ) -> Iterator[tuple[str, Array]]:
         """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array.
 
         Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the
         tensor's shape and data type; a damaged tensor leaves its array in part overwritten. With ``keep``, for who
-        keeps all arrays, threads need not wait for what is handed out.
+        keeps all arrays, threads need not wait for what is handed out. ``progress`` is called with the bytes of tensors
+        decoded so far and those of all.
         """
         tied: dict[int, Array] = {}
         needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
@@ -186,7 +196,7 @@ class OpenFile:
             if self._max_bytes is not None and total > self._max_bytes:
                 raise LimitError(f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}")
             own = [entry for entry in entries if entry.method != TIED]
-            decoded = self._decode(own, executor, into or {}, total if keep else _AHEAD)
+            decoded = self._decode(own, executor, into or {}, total if keep else _AHEAD, _counter(progress, total))
             for number, entry in enumerate(entries):
                 if entry.method == TIED:
                     yield entry.name, tied[entry.tied_to]
@@ -196,14 +206,19 @@ class OpenFile:
                     tied[number] = array
                 yield entry.name, array
 
-    def check(self) -> Iterator[tuple[str, str]]:
-        """Decode everything; yields (tensor name, what is wrong) for each damaged tensor and goes on."""
+    def check(self, progress: OnProgress | None = None) -> Iterator[tuple[str, str]]:
+        """Decode everything; yields (tensor name, what is wrong) for each damaged tensor and goes on.
+
+        ``progress`` as for :meth:`items`.
+        """
+        count = _counter(progress, sum(entry.nbytes for entry in self._index.entries if entry.method != TIED))
         with pool(self._threads) as executor:
             for entry in self._index.entries:
                 if entry.method == TIED:
                     continue
                 try:
-                    deque(self._decode([entry], executor), maxlen=0)
+                    deque(self._decode([entry], executor, count=count), maxlen=0)
+                    _log.info("%s: good", entry.name)
                 except DamagedFileError as error:
                     yield entry.name, str(error)
 
@@ -248,8 +263,11 @@ class OpenFile:
         executor: Executor,
         into: Mapping[str, Array] = MappingProxyType({}),
         most: int = _AHEAD,
+        count: Count | None = None,
     ) -> Iterator[tuple[Entry, Array]]:
-        """Decode ``entries`` in order, small ones together in one batch, ``most`` bytes ahead."""
+        """Decode ``entries`` in order, small ones together in one batch, ``most`` bytes ahead. ``count`` is called with
+        the number of bytes that were decoded since the last time.
+        """
         waiting: deque[_Decoding] = deque()
         batch: list[_Part] = []
         ahead = gathered = 0
@@ -266,7 +284,7 @@ class OpenFile:
             while waiting and ahead + entry.nbytes > most:
                 submit()
                 ahead -= waiting[0].entry.nbytes
-                yield waiting.popleft().wait()
+                yield waiting.popleft().wait(count)
             if self._max_bytes is not None and entry.nbytes > self._max_bytes:
                 raise LimitError(
                     f"tensor {entry.name!r} takes {entry.nbytes} bytes, more than max_bytes = {self._max_bytes}"
@@ -283,7 +301,7 @@ class OpenFile:
                     submit()
         submit()
         while waiting:
-            yield waiting.popleft().wait()
+            yield waiting.popleft().wait(count)
 
     def _decode_batch(self, parts: Sequence[_Part]) -> None:
         """Read, check and decode some chunks."""
@@ -365,6 +383,20 @@ def apply_scales(values: npt.NDArray[Any], entry: Entry, start: int) -> None:
             rows *= scale_factors(np.frombuffer(entry.column_scales, np.int8))
 
 
+def _counter(progress: OnProgress | None, total: int) -> Count | None:
+    """Adds up bytes for ``progress``."""
+    if progress is None:
+        return None
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return count
+
+
 @dataclass
 class _Decoding:
     """A tensor on its way."""
@@ -380,9 +412,13 @@ class _Decoding:
         assert self.base is not None
         return self.base.reshape(-1)
 
-    def wait(self) -> tuple[Entry, Array]:
-        for future in self.futures:
-            future.result()
+    def wait(self, count: Count | None) -> tuple[Entry, Array]:
+        nbytes, pieces = self.entry.nbytes, max(len(self.futures), 1)
+        for number in range(pieces):
+            if self.futures:
+                self.futures[number].result()
+            if count is not None:
+                count(nbytes * (number + 1) // pieces - nbytes * number // pieces)
         if self.entry.form is not None and self.entry.form.kind == exact.SAME:
             self.flat[:] = self.base_flat
         return self.entry, self.flat.reshape(self.entry.shape)

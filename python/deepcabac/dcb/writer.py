@@ -5,6 +5,7 @@ Work is spread over threads, but what is written depends on the tensors and opti
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,7 @@ from ..quantize.tensor import Decision, TensorQuantizer
 from ..source import Correct, Corrected, Source
 from . import container
 from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
-from .reader import OpenFile
+from .reader import OnProgress, OpenFile
 from .updates import Base, Digest
 
 #: Bytes of tensors that are held at once, unless a single one is larger.
@@ -38,8 +39,7 @@ _SMALL = 1 << 18
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
-#: Called with the bytes done and the bytes in all.
-OnProgress = Callable[[int, int], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -299,6 +299,10 @@ class _Writer:
             )
         )
         self._report.raw_bytes += raw_bytes
+        quality = "" if quantized is None else f" at {quantized.sqnr:.1f} dB"
+        _log.info(
+            "%s: %s%s, %s to %s bytes", entry.name, entry.mode, quality, f"{raw_bytes:,}", f"{entry.coded_bytes:,}"
+        )
         if self._progress is not None:
             self._progress(self._report.raw_bytes, self._total)
 

@@ -82,19 +82,21 @@ def restore(
     base: PathLike | Sequence[PathLike] | None = None,
     *,
     apply: bool = False,
+    overwrite: bool = False,
     max_bytes: int | None = None,
     threads: int | None = None,
 ) -> tuple[Path, int]:
-    """Write the tensors of a stream as a checkpoint, by default .safetensors. Returns its path and their bytes."""
+    """Write the tensors of a stream as a checkpoint, by default .safetensors. Returns its path and their bytes.
+
+    Raises :class:`~deepcabac.atomic.ExistsError` when there is a file already and ``overwrite`` is false.
+    """
     target = Path(path).with_suffix(".safetensors") if model is None else Path(model)
-    if model is None and target.exists():
-        raise OptionError(f"{target}: exists and may be the original; name the file to write")
     kind = kind_of_path(target)
     if kind is None:
         raise OptionError(f"{target}: the suffix names no kind of checkpoint; use .safetensors, .npz or .pt")
     arrays = load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
     specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
-    with create_checkpoint(target, kind=kind, specs=specs, extra=b"", extra_kind="") as writer:
+    with create_checkpoint(target, kind=kind, specs=specs, extra=b"", extra_kind="", overwrite=overwrite) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
     return target, sum(array.nbytes for array in arrays.values())
@@ -106,8 +108,13 @@ def make(
     base: PathLike | Sequence[PathLike] | None,
     settings: Settings,
     threads: int | None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Path, StreamReport]:
-    """Compress a checkpoint into a stream, or the difference to ``base``."""
+    """Compress a checkpoint into a stream, or the difference to ``base``.
+
+    Raises :class:`~deepcabac.atomic.ExistsError` when there is a file already and ``overwrite`` is false.
+    """
     target = Path(model).with_suffix(SUFFIX) if path is None else Path(path)
     if kind_of_path(target) is not None:
         raise OptionError(f"{target}: the output is a .nnc file, not a checkpoint")
@@ -119,7 +126,7 @@ def make(
     if tied:
         count = f"{len(tied):,} tied tensor{'' if len(tied) == 1 else 's'}"
         report.notes.append(f"{count} stored again: a .nnc file cannot share tensors")
-    with AtomicFile(target) as file:
+    with AtomicFile(target, overwrite=overwrite) as file:
         file.file.write(code)
     return target, report
 

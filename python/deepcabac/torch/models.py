@@ -17,8 +17,8 @@ from ..checkpoint.base import DTYPES, Array, TensorSpec
 from ..checkpoint.skeleton import assemble, dissolve
 from ..dcb import writer
 from ..dcb.bases import BaseLike
-from ..dcb.reader import OpenFile
-from ..dcb.writer import OnProgress, Report
+from ..dcb.reader import OnProgress, OpenFile
+from ..dcb.writer import Report
 from ..errors import CheckpointError, OptionError, UnsupportedError
 from ..files import check_output, open_file, opened_base
 from ..options import OptionFields, Options
