@@ -160,7 +160,7 @@ def _header(offset: int | None = None, length: int | None = None) -> bytes:
     return head + data[HEADER.size :]
 
 
-attack("index-behind-the-end.dcb", "the index lies outside the file", "should have")(lambda: _header(offset=1 << 40))
+attack("index-beyond-the-end.dcb", "the index lies outside the file", "should have")(lambda: _header(offset=1 << 40))
 attack("index-in-the-header.dcb", "the index overlaps the header", "should have")(
     lambda: _header(offset=HEADER.size - 1, length=len(good()) - HEADER.size + 1)
 )
@@ -376,7 +376,7 @@ attack("scales-chunk-damaged.dcb", "scales, and a chunk that does not decode, ch
 # Exact values and updates ---------------------------------------------------------------------------------------------
 
 PLAIN = bytes([0, 96, 20, 16])  # chunks of 16 rows of 20
-DETAILS = b"\0" + bytes(80)  # every value is below half of 2^0 units: a sign and nothing else, 320 bits of them
+REFINEMENT = b"\0" + bytes(80)  # every value is below half of 2^0 units: a sign and nothing else, 320 bits of them
 FLOATS_AT_0 = bytes([0, 0])  # form 0, k = 0
 
 
@@ -385,7 +385,7 @@ def exact(
     params: bytes | None = PLAIN,
     *,
     code: bytes | None = None,
-    details: bytes = DETAILS[:41],
+    refinement: bytes = REFINEMENT[:41],
     dtype: int = 2,
     shape: tuple[int, ...] = (16, 20),
     method: int = EXACT,
@@ -393,9 +393,9 @@ def exact(
 ) -> bytes:
     """320 zeros stored exactly, or with something else about them."""
     code = _code(PLAIN, 320) if code is None else code
-    rest = form + (blob(params) if params is not None else b"") + varint(len(code)) + varint(len(details))
-    rest += struct.pack("<I", zlib.crc32(code + details))
-    return Parts(code + details, plain_index([entry(b"w", dtype, shape, method, rest)]) + behind).file()
+    rest = form + (blob(params) if params is not None else b"") + varint(len(code)) + varint(len(refinement))
+    rest += struct.pack("<I", zlib.crc32(code + refinement))
+    return Parts(code + refinement, plain_index([entry(b"w", dtype, shape, method, rest)]) + behind).file()
 
 
 def codebook(
@@ -411,7 +411,7 @@ def codebook(
     values = b"\7\2" if values is None else values
     code = _core.encode_numbers(np.zeros(320, np.uint16), 2, 0, 20) if code is None else code
     form = b"\5" + b"".join(map(varint, (entries, usual, width, rows))) + values
-    return exact(form, None, code=code, details=b"", dtype=dtype)
+    return exact(form, None, code=code, refinement=b"", dtype=dtype)
 
 
 def update(form: bytes = b"\6", name: bytes = b"old.dcb", **others: Any) -> bytes:
@@ -437,13 +437,21 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
         lambda: exact(b"\2\0" + varint(256) + b"\0", dtype=14),
     ),
     "exact-params-none": ("no parameters", "parameters", lambda: exact(params=b"")),
-    "exact-details-cut": ("details without their last byte", DECODES_NOT, lambda: exact(details=DETAILS[:40])),
-    "exact-details-added": ("a byte of details too many", DECODES_NOT, lambda: exact(details=DETAILS[:42])),
-    "exact-details-none": ("no details", DECODES_NOT, lambda: exact(details=b"")),
-    "exact-precision": ("24 of 23 bits left out", DECODES_NOT, lambda: exact(details=b"\x18" + DETAILS[1:41])),
-    "exact-row-precision": ("rows of 63 bits left out", DECODES_NOT, lambda: exact(details=b"\xff" * 41)),
+    "exact-refinement-cut": (
+        "refinement bits without their last byte",
+        DECODES_NOT,
+        lambda: exact(refinement=REFINEMENT[:40]),
+    ),
+    "exact-refinement-added": (
+        "a byte of refinement bits too many",
+        DECODES_NOT,
+        lambda: exact(refinement=REFINEMENT[:42]),
+    ),
+    "exact-refinement-none": ("no refinement bits", DECODES_NOT, lambda: exact(refinement=b"")),
+    "exact-precision": ("24 of 23 bits left out", DECODES_NOT, lambda: exact(refinement=b"\x18" + REFINEMENT[1:41])),
+    "exact-row-precision": ("rows of 63 bits left out", DECODES_NOT, lambda: exact(refinement=b"\xff" * 41)),
     "exact-levels-cut": ("levels without their last byte", DECODES_NOT, lambda: exact(code=_code(PLAIN, 320)[:-1])),
-    "exact-levels-none": ("details and no levels", "no bytes", lambda: exact(code=b"")),
+    "exact-levels-none": ("refinement bits and no levels", "no bytes", lambda: exact(code=b"")),
     "exact-levels-bomb": (
         "2^40 values in a chunk for 320",
         "ends early",
@@ -457,12 +465,12 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "exact-row-unmoved": (
         "integers: a row without differences, and with levels",
         DECODES_NOT,
-        lambda: exact(b"\2\0\0\0", code=_core.encode(PLAIN, np.ones(320, np.int32)), details=bytes(2), dtype=8),
+        lambda: exact(b"\2\0\0\0", code=_core.encode(PLAIN, np.ones(320, np.int32)), refinement=bytes(2), dtype=8),
     ),
     "exact-bool-2": (
         "a bool of 2",
         "neither 0 nor 1",
-        lambda: exact(b"\2\0\2\0", details=bytes(2), dtype=15),
+        lambda: exact(b"\2\0\2\0", refinement=bytes(2), dtype=15),
     ),
     "codebook-none": ("a codebook of no entries", "a codebook of", lambda: codebook(0, values=b"")),
     "codebook-4097": ("a codebook of too many entries", "a codebook of", lambda: codebook(4097, values=bytes(4097))),
@@ -500,8 +508,8 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
         "is coded in form 7",
         lambda: update(b"\7" + struct.pack("<f", 1), params=PLAIN, dtype=8),
     ),
-    "update-quantized-details": (
-        "quantised differences with details",
+    "update-quantized-refinement": (
+        "quantised differences with refinement bits",
         "that its form does not have",
         lambda: update(b"\7" + struct.pack("<f", 1), params=PLAIN),
     ),
@@ -661,7 +669,7 @@ BAD_PARAMS = {
     "regression-chunk": (bytes([64, 96]) + varint(8192) + varint(513) + b"\4", "regression in more than 2^22 levels"),
     "states-none": (bytes([8, 96, 20, 16]), "a trellis without a number of states"),
     "cut": (bytes([3, 96, 20, 16, 3]), "parameters that end early"),
-    "trailing": (bytes([0, 96, 20, 16, 0]), "a byte behind the parameters"),
+    "trailing": (bytes([0, 96, 20, 16, 0]), "a byte after the parameters"),
     "none": (b"", "no parameters"),
 }
 for label, (params, what) in BAD_PARAMS.items():
@@ -714,7 +722,7 @@ def sparse(alter: Callable[[bytes], bytes]) -> bytes:
 
 
 BAD_SPARSE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "byte-left": (lambda code: code + b"\0", "a byte behind the chunk"),
+    "byte-left": (lambda code: code + b"\0", "a byte after the chunk"),
     "byte-missing": (lambda code: code[:-1], "the last byte is missing"),
     "half": (lambda code: code[: len(code) // 2], "half of the chunk is missing"),
     "ones": (lambda code: b"\xff" * len(code), "no bit is zero"),
@@ -747,7 +755,7 @@ attack("regression-extremes.dcb", "the largest levels regressed on each other, a
 
 
 def widest(chunks: int, rows: int, size: int | None = None) -> bytes:
-    """As many columns as regression may have, all zero; a byte behind the last chunk, or zeros in its place."""
+    """As many columns as regression may have, all zero; a byte after the last chunk, or zeros in its place."""
     params = bytes([64, 0]) + varint(8192) + varint(rows) + b"\0"
     code = _core.encode(params, np.zeros(8192 * rows, np.int32))
     codes = [code] * (chunks - 1) + [code + b"\0" if size is None else bytes(size)]
