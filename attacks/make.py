@@ -409,7 +409,7 @@ def codebook(
 ) -> bytes:
     """320 times the byte 7 of a codebook of 7 and 9, or with something else about it."""
     values = b"\7\2" if values is None else values
-    code = _core.encode_numbers(np.zeros(320, np.uint16), 2, 0, 20) if code is None else code
+    code = _core.encode_indices(np.zeros(320, np.uint16), 2, 0, 20) if code is None else code
     form = b"\5" + b"".join(map(varint, (entries, usual, width, rows))) + values
     return exact(form, None, code=code, refinement=b"", dtype=dtype)
 
@@ -486,7 +486,7 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "codebook-number": (
         "number 3 of 3 entries",
         DECODES_NOT,
-        lambda: codebook(3, values=b"\7\2\1", code=_core.encode_numbers(np.full(320, 3, np.uint16), 4, 0, 20)),
+        lambda: codebook(3, values=b"\7\2\1", code=_core.encode_indices(np.full(320, 3, np.uint16), 4, 0, 20)),
     ),
     "codebook-code-cut": ("numbers without their last byte", DECODES_NOT, lambda: codebook(code=b"\xff")),
     "codebook-bool-2": ("a bool of 7", "neither 0 nor 1", lambda: codebook(dtype=15)),

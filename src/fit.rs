@@ -19,7 +19,7 @@ const DEFAULT_WIDTH: usize = 1 << 10;
 const FINE_FROM: usize = 1 << 16;
 /// What is more important.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Level {
+pub enum Preset {
     /// Speed, above all of decoding.
     Fast,
     /// Both.
@@ -28,7 +28,7 @@ pub enum Level {
     Small,
 }
 
-impl Level {
+impl Preset {
     /// Levels a chunk should have. Larger chunks learn better (MiniLM: 2^16 costs 0.2 % more than 2^17), smaller ones share
     /// out better. The fast coder shares out inside a chunk.
     const fn chunk_target(self) -> usize {
@@ -106,15 +106,15 @@ pub fn fit(
     count: usize,
     sampled: usize,
     states: Option<States>,
-    effort: Level,
+    preset: Preset,
     regression: bool,
     level: impl Fn(usize) -> f64 + Copy,
 ) -> Params {
     let width = layout.width.min(count.max(1));
     let rows = count.div_ceil(width).max(1);
-    let chunks = count.div_ceil(effort.chunk_target()).max(1);
+    let chunks = count.div_ceil(preset.chunk_target()).max(1);
     let mut chunk_rows = rows.div_ceil(chunks);
-    if effort == Level::Fast && chunks > 1 {
+    if preset == Preset::Fast && chunks > 1 {
         chunk_rows = chunk_rows.next_multiple_of(fast::LANES);
     }
     let chunk_rows = chunk_rows.min(MAX_CHUNK / width);
@@ -124,7 +124,7 @@ pub fn fit(
     let all = layout.kernel.map(|_| moments.solve(FEATURES));
     let row_gain = moments.gain(&row) * count as f64 - 16.0;
     let all_gain = all.map_or(0.0, |all| moments.gain(&all) * count as f64 - 72.0);
-    let least = effort.least_gain() * count as f64;
+    let least = preset.least_gain() * count as f64;
     let weights = match all {
         Some(all) if all_gain > least && all_gain > row_gain => Some(all),
         _ if row_gain > least => Some(row),
@@ -136,7 +136,7 @@ pub fn fit(
     // With two quantisers, magnitudes are those of indices, half as large.
     let unit = if states.is_some() { 2048.0 } else { 4096.0 };
     let params = Params {
-        coder: if effort == Level::Fast { Coder::Fast } else { Coder::Binary },
+        coder: if preset == Preset::Fast { Coder::Fast } else { Coder::Binary },
         resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
         mean_log: scale::log((mean * unit).clamp(16.0, 16_777_215.0) as i32) as u8,
         width,
@@ -150,10 +150,10 @@ pub fn fit(
         states,
         regression: None,
     };
-    if effort == Level::Fast {
+    if preset == Preset::Fast {
         return params;
     }
-    let params = sparse_if_smaller(params, layout, effort, sampled, level);
+    let params = sparse_if_smaller(params, layout, preset, sampled, level);
     if regression && may_regress(&params) { with_regression(params, count) } else { params }
 }
 
@@ -161,7 +161,7 @@ pub fn fit(
 fn sparse_if_smaller(
     params: Params,
     layout: Layout,
-    effort: Level,
+    preset: Preset,
     sampled: usize,
     level: impl Fn(usize) -> f64,
 ) -> Params {
@@ -181,7 +181,7 @@ fn sparse_if_smaller(
         dispatch::encode(&Params { states: None, ..params.clone() }, &sample, &mut code);
         code.len() as f64
     };
-    if size(&sparse) < effort.least_ratio() * size(&params) { sparse } else { params }
+    if size(&sparse) < preset.least_ratio() * size(&params) { sparse } else { params }
 }
 
 /// What a regression's prior counts for, as a logarithm: about one and a half times as many rows as there are columns. Twice or
@@ -357,9 +357,9 @@ mod tests {
     fn a_smooth_kernel_is_predicted_and_noise_is_not() {
         let layout = Layout { width: 90, kernel: Some((3, 9)) };
         let smooth =
-            fit(layout, 9000, 9000, None, Level::Default, false, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
+            fit(layout, 9000, 9000, None, Preset::Default, false, |i| f64::from((i / 9 * 7919 % 41) as i32 - 20));
         assert!(smooth.kernel.is_some());
-        let noise = fit(layout, 9000, 9000, None, Level::Default, false, |i| {
+        let noise = fit(layout, 9000, 9000, None, Preset::Default, false, |i| {
             f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20)
         });
         assert_eq!((noise.kernel, noise.row), (None, None));
@@ -368,9 +368,9 @@ mod tests {
     #[test]
     fn chunks_are_even_and_within_their_limit() {
         for (width, count) in [(384, 384 * 384), (1, 1 << 24), (65_536, 1 << 24), (1000, 999), (7, 0)] {
-            for effort in [Level::Fast, Level::Default, Level::Small] {
+            for preset in [Preset::Fast, Preset::Default, Preset::Small] {
                 for regression in [false, true] {
-                    let params = fit(Layout { width, kernel: None }, count, 0, None, effort, regression, |_| 1.0);
+                    let params = fit(Layout { width, kernel: None }, count, 0, None, preset, regression, |_| 1.0);
                     let most = if params.regression.is_some() { MAX_REGRESSED_CHUNK } else { MAX_CHUNK };
                     assert!(params.chunk_levels() <= most);
                     let mut bytes = Vec::new();

@@ -131,7 +131,7 @@ def test_columns_that_depend_on_each_other_are_regressed_with_preset_small(shape
     data = [deepcabac.encode(levels, preset="small", threads=threads) for threads in (1, 4)]
     assert data[0] == data[1]
     params, chunks = coded_with(data[0])
-    assert _core.has_regression(params) and len(chunks) == -(-levels.size // (1 << 22))
+    assert _core.parameters(params).regression and len(chunks) == -(-levels.size // (1 << 22))
     assert len(data[0]) < 0.95 * len(deepcabac.encode(levels))
     for threads in 1, 3:
         assert (deepcabac.decode(data[0], threads=threads) == levels).all()
@@ -140,8 +140,8 @@ def test_columns_that_depend_on_each_other_are_regressed_with_preset_small(shape
 def test_columns_that_do_not_are_not():
     levels = np.rint(np.random.default_rng(0).normal(scale=2, size=(300, 60))).astype(np.int32)
     for preset in PRESETS:
-        assert not _core.has_regression(coded_with(deepcabac.encode(levels, preset=preset))[0])
-    assert not _core.has_regression(coded_with(deepcabac.encode(correlated(300, 30)))[0])
+        assert not _core.parameters(coded_with(deepcabac.encode(levels, preset=preset))[0]).regression
+    assert not _core.parameters(coded_with(deepcabac.encode(correlated(300, 30)))[0]).regression
 
 
 def test_the_bytes_depend_on_the_values_alone():

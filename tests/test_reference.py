@@ -224,6 +224,36 @@ def test_any_regression(case: tuple[bytes, list[int]]) -> None:
     assert [_core.encode(record, piece) for piece in pieces] == chunks
 
 
+def record_fields() -> st.SearchStrategy[bytes]:
+    """Parameter records, most of them with every field that their flags ask for, and some of them out of range."""
+    number = st.integers(1, 9000).map(encode.varint)
+    parts = (st.integers(0, 127).map(lambda flags: bytes([flags])), st.integers(0, 193).map(lambda log: bytes([log])))
+    rest = st.lists(st.integers(0, 9) | st.integers(0, 255), max_size=11).map(bytes)
+    return st.tuples(*parts, number, number, rest).map(b"".join)
+
+
+@given(record=record_fields())
+@settings(max_examples=2000, deadline=None)
+def test_any_parameter_record_says_the_same(record: bytes) -> None:
+    """The package, which asks the core, and the reference read the same, or both refuse."""
+    # Of all lengths, at most one is right.
+    for length in range(max(len(record) - 11, 0), len(record) + 1):
+        try:
+            params = decode.Params(record[:length])
+        except decode.Damaged:
+            with pytest.raises(deepcabac.DamagedFileError):
+                _core.parameters(record[:length])
+            with pytest.raises(deepcabac.DamagedFileError):
+                _core.chunk_levels(record[:length])
+            continue
+        said = _core.parameters(record[:length])
+        coder = "fast" if params.fast else "sparse" if params.sparse else "binary"
+        states = 1 << record[length - 1] if params.dependent else 1
+        lanes = 8 if coder == "binary" and not params.regression else 1
+        assert said == (params.width, lanes, coder, params.regression, states)
+        assert _core.chunk_levels(record[:length]) == params.chunk_levels
+
+
 @pytest.mark.parametrize("flags", [64, 65])
 def test_rows_that_spoil_a_regression_by_rounding(flags: int) -> None:
     """Rows nearly dependent on each other and as large as can be: a wrong rounding anywhere shows."""

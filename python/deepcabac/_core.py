@@ -8,24 +8,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcabac._native import ffi, lib
-from deepcabac.errors import DamagedFileError
+from ._border import bytes_pointer, checked, deliver, ffi, is_undamaged, lib, pointer, result, structure, structures
+from ._native_types import (
+    DcCodebook,
+    DcExact,
+    DcFit,
+    DcJob,
+    DcMeasure,
+    DcParams,
+    DcQuantize,
+    DcQuantizeCoupled,
+    DcSample,
+    DcSums,
+    Pointer,
+)
+from .errors import DamagedFileError
 
-_INTERFACE = 9
-_OK, _ARGUMENT, _DAMAGED, _ROOM = 0, 1, 2, 3
-
-if lib.dc_interface() != _INTERFACE:
-    raise ImportError("deepcabac's native library and its Python code are of different versions: reinstall deepcabac")
-
-#: Chunks that the core decodes in turn at most: see :func:`lanes`.
-LANES = 8
-#: From speed to size.
-LEVELS = ("fast", "default", "small")
+#: Presets, and entropy coders, as the core numbers them.
+_PRESETS = ("fast", "default", "small")
+_CODERS = ("binary", "fast", "sparse")
 #: Largest magnitude of a level that the quantiser may choose: it stays exact in float32 arithmetic up to 2^24.
 MAX_LEVEL = 1 << 24
 
@@ -40,34 +47,16 @@ class Sums:
     levels: float  #: of q^2
 
 
-def _pointer(array: npt.NDArray[Any], kind: str) -> Any:
-    return ffi.cast(kind, array.ctypes.data) if array.size else ffi.NULL
-
-
-def _checked(status: int) -> None:
-    if status == _DAMAGED:
-        raise DamagedFileError("damaged data: the coded bytes are not what an encoder wrote")
-    if status != _OK:
-        raise AssertionError(f"native call failed with status {status}: please report this as a bug in deepcabac")
-
-
-def _deliver(call: Any, capacity: int, length: Any = None) -> bytes:
-    """Run ``call(out, capacity, length)``, again with more room if it needs more."""
-    length = ffi.new("uintptr_t *") if length is None else length
-    out = np.empty(capacity, np.uint8)  # what is not needed is never touched
-    status = call(_pointer(out, "uint8_t *"), out.size, length)
-    if status == _ROOM:
-        out = np.empty(length[0], np.uint8)
-        status = call(_pointer(out, "uint8_t *"), out.size, length)
-    _checked(status)
-    return out[: length[0]].tobytes()
+def _sums(native: Pointer[DcSums]) -> Sums:
+    sums = native[0]
+    return Sums(sums.energy, sums.error, sums.correlation, sums.levels)
 
 
 def measure(weights: npt.NDArray[np.float32]) -> tuple[float, float, int]:
     """Sum of w^2, largest |w|, and how many weights are not finite (those are left out)."""
-    out = np.empty(3)
-    _checked(lib.dc_measure(_pointer(weights, "float *"), weights.size, _pointer(out, "double *")))
-    return float(out[0]), float(out[1]), int(out[2])
+    out = result(DcMeasure)
+    checked(lib.dc_measure(pointer(weights), weights.size, out))
+    return out[0].energy, out[0].largest, out[0].special
 
 
 #: Elements from which parameters are fitted.
@@ -86,40 +75,43 @@ def sample_runs(shape: Sequence[int], size: int, sample: int = SAMPLE) -> list[s
     return [slice(start, start + length) for start in starts]
 
 
+def _sampled(elements: npt.NDArray[Any], step: float) -> Pointer[DcSample]:
+    levels = elements.dtype == np.int32
+    return structure(
+        DcSample(
+            levels=pointer(elements if levels else None),
+            weights=pointer(None if levels else elements),
+            count=elements.size,
+            step=step,
+        )
+    )
+
+
 def fit(
     shape: Sequence[int],
     sample: npt.NDArray[np.int32] | npt.NDArray[np.float32],
     step: float = 1.0,
     state_bits: int = 0,
-    level: str = "default",
+    preset: str = "default",
     regression: bool = False,
 ) -> bytes:
     """Coding parameters for a tensor of this shape, from the elements of :func:`sample_runs`.
 
     They are levels (int32), or weights (float32) to be quantised with ``step``. There are two quantisers and
-    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``level`` is one of LEVELS. With
-    ``regression`` where there can be one.
+    ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``preset`` is "fast", "default" or "small".
+    With ``regression`` where there can be one.
     """
-    dimensions = np.array(shape, np.uint64)
-    levels = sample.dtype == np.int32
-    return _deliver(
-        lambda out, capacity, length: lib.dc_fit(
-            _pointer(dimensions, "uint64_t *"),
-            len(shape),
-            math.prod(shape),
-            _pointer(sample, "int32_t *") if levels else ffi.NULL,
-            ffi.NULL if levels else _pointer(sample, "float *"),
-            sample.size,
-            step,
-            state_bits,
-            LEVELS.index(level),
-            regression,
-            out,
-            capacity,
-            length,
-        ),
-        64,
+    given = structure(
+        DcFit(
+            shape=pointer(np.array(shape, np.uint64)),
+            dimensions=len(shape),
+            state_bits=state_bits,
+            preset=_PRESETS.index(preset),
+            regression=regression,
+        )
     )
+    elements = _sampled(sample, step)
+    return deliver(lambda out: lib.dc_fit(given, elements, out), 64)
 
 
 def first(shape: Sequence[int]) -> int:
@@ -133,51 +125,53 @@ def fit_whole(
     elements: npt.NDArray[Any],
     step: float = 1.0,
     state_bits: int = 0,
-    level: str = "default",
+    preset: str = "default",
     regression: bool | None = None,
 ) -> bytes:
-    """What :func:`fit` returns; at level small with regression of columns on those before, if that makes it smaller.
+    """What :func:`fit` returns; at preset small with regression of columns on those before, if that makes it smaller.
 
     ``elements`` are the tensor's :func:`first` elements, by which that is decided if ``regression`` is None.
     """
-    params = fit(shape, sample, step, state_bits, level)
-    if level != "small" or regression is False:
+    params = fit(shape, sample, step, state_bits, preset)
+    if preset != "small" or regression is False:
         return params
     if regression is None:
-        levels, pays = elements.dtype == np.int32, ffi.new("uint8_t *")
-        status = lib.dc_try_regression(
-            ffi.from_buffer("uint8_t[]", params),
-            len(params),
-            _pointer(elements, "int32_t *") if levels else ffi.NULL,
-            ffi.NULL if levels else _pointer(elements, "float *"),
-            elements.size,
-            step,
-            pays,
-        )
-        _checked(status)
+        pays: Pointer[bool] = ffi.new("bool *")
+        checked(lib.dc_try_regression(bytes_pointer(params), len(params), _sampled(elements, step), pays))
         if not pays[0]:
             return params
-    return fit(shape, sample, step, state_bits, level, regression=True)
+    return fit(shape, sample, step, state_bits, preset, regression=True)
 
 
-def has_regression(params: bytes) -> bool:
-    """Whether levels are coded with regression (FORMAT.md, 4.8); not if there are no parameters."""
-    return bool(params and params[0] & 64)
+_BAD_PARAMETERS = "damaged data: coding parameters out of range"
 
 
-def lanes(params: bytes) -> int:
-    """Chunks that the core decodes in turn: a call should get a multiple of them, so that no lane stays empty.
+class Parameters(NamedTuple):
+    """What stored coding parameters say (FORMAT.md, 4.8)."""
 
-    Only the binary coder's, without regression: the fast coder has lanes inside a chunk.
-    """
-    return 1 if params and params[0] & (16 | 32 | 64) else LANES
+    width: int  #: levels in a row
+    lanes: int  #: chunks that the core decodes in turn: a call should get a multiple of them, so that none stays empty
+    coder: str  #: the entropy coder: "binary", "fast" or "sparse"
+    regression: bool  #: whether there is regression on the columns before
+    states: int  #: of the trellis that the levels were quantised with; 1 without one
+
+
+@lru_cache(1 << 12)
+def parameters(params: bytes) -> Parameters:
+    """What ``params`` say. Raises DamagedFileError if they are not valid."""
+    out = result(DcParams)
+    if not is_undamaged(lib.dc_params(bytes_pointer(params), len(params), out)):
+        raise DamagedFileError(_BAD_PARAMETERS)
+    said = out[0]
+    coder, states = _CODERS[said.coder], 1 << said.state_bits
+    return Parameters(said.width, said.lanes, coder, said.regression, states)
 
 
 def chunk_levels(params: bytes) -> int:
     """Levels in every chunk but the last. Raises DamagedFileError if ``params`` are not valid."""
-    levels = int(lib.dc_chunk_levels(ffi.from_buffer("uint8_t[]", params), len(params)))
+    levels = lib.dc_chunk_levels(bytes_pointer(params), len(params))
     if levels == 0:
-        raise DamagedFileError("damaged data: coding parameters out of range")
+        raise DamagedFileError(_BAD_PARAMETERS)
     return levels
 
 
@@ -188,18 +182,8 @@ def most_levels(length: int) -> int:
 
 def encode(params: bytes, levels: npt.NDArray[np.int32]) -> bytes:
     """The code of one chunk of levels."""
-    return _deliver(
-        lambda out, capacity, length: lib.dc_encode(
-            ffi.from_buffer("uint8_t[]", params),
-            len(params),
-            _pointer(levels, "int32_t *"),
-            levels.size,
-            out,
-            capacity,
-            length,
-        ),
-        2 * levels.size + 64,
-    )
+    record, given = bytes_pointer(params), pointer(levels)
+    return deliver(lambda out: lib.dc_encode(record, len(params), given, levels.size, out), 2 * levels.size + 64)
 
 
 def quantize(
@@ -219,28 +203,24 @@ def quantize(
     of each weight, and its terms in the sums, count ``importance`` times; levels but the nearest cost at most ``reach``
     squared steps in error. With ``keeps_zeros`` weights of zero stay zero.
     """
-    sums = np.empty(4)
-    code = _deliver(
-        lambda out, capacity, length: lib.dc_quantize(
-            ffi.from_buffer("uint8_t[]", params),
-            len(params),
-            _pointer(weights, "float *"),
-            weights.size,
-            ffi.NULL if importance is None else _pointer(importance, "float *"),
-            step,
-            rate_weight,
-            reach,
-            limit,
-            keeps_zeros,
-            ffi.NULL if levels is None else _pointer(levels, "int32_t *"),
-            _pointer(sums, "double *"),
-            out,
-            capacity,
-            length,
-        ),
-        2 * weights.size + 64,
+    sums = result(DcSums)
+    given = structure(
+        DcQuantize(
+            params=bytes_pointer(params),
+            params_length=len(params),
+            weights=pointer(weights),
+            count=weights.size,
+            importance=pointer(importance),
+            levels=pointer(levels),
+            step=step,
+            rate_weight=rate_weight,
+            reach=reach,
+            limit=limit,
+            keeps_zeros=keeps_zeros,
+        )
     )
-    return code, Sums(*sums.tolist())
+    code = deliver(lambda out: lib.dc_quantize(given, sums, out), 2 * weights.size + 64)
+    return code, _sums(sums)
 
 
 @dataclass(frozen=True)
@@ -267,33 +247,29 @@ def quantize_coupled(
 
     Chunks of a matrix with ``coupling.rows`` are to be quantised in order. Chosen levels are written to ``levels``.
     """
-    sums = np.empty(4)
+    sums = result(DcSums)
     groups, width, _ = coupling.columns.shape
-    code = _deliver(
-        lambda out, capacity, length: lib.dc_quantize_coupled(
-            ffi.from_buffer("uint8_t[]", params),
-            len(params),
-            _pointer(weights, "float *"),
-            weights.size,
-            coupling.height,
-            width,
-            first_row,
-            _pointer(coupling.columns, "float *"),
-            coupling.height // groups,
-            ffi.NULL if coupling.rows is None else _pointer(coupling.rows, "float *"),
-            ffi.NULL if coupling.errors is None else _pointer(coupling.errors, "float *"),
-            rate_weight,
-            limit,
-            keeps_zeros,
-            _pointer(levels, "int32_t *"),
-            _pointer(sums, "double *"),
-            out,
-            capacity,
-            length,
-        ),
-        5 * weights.size + 64,
+    given = structure(
+        DcQuantizeCoupled(
+            params=bytes_pointer(params),
+            params_length=len(params),
+            weights=pointer(weights),
+            count=weights.size,
+            height=coupling.height,
+            width=width,
+            first_row=first_row,
+            columns=pointer(coupling.columns),
+            group_rows=coupling.height // groups,
+            rows=pointer(coupling.rows),
+            errors=pointer(coupling.errors),
+            levels=pointer(levels),
+            rate_weight=rate_weight,
+            limit=limit,
+            keeps_zeros=keeps_zeros,
+        )
     )
-    return code, Sums(*sums.tolist())
+    code = deliver(lambda out: lib.dc_quantize_coupled(given, sums, out), 5 * weights.size + 64)
+    return code, _sums(sums)
 
 
 @dataclass(frozen=True)
@@ -308,30 +284,29 @@ class Job:
 
 def decode(jobs: Sequence[Job]) -> list[bool]:
     """Decode chunks, several at a time on this thread. Returns for each whether its bytes were exactly its code."""
-    native = ffi.new("DcJob[]", len(jobs))
-    keep = []
-    for slot, job in zip(native, jobs, strict=True):
-        params, code = ffi.from_buffer("uint8_t[]", job.params), ffi.from_buffer("uint8_t[]", job.code)
-        keep += [params, code]
-        slot.params, slot.params_length = params, len(job.params)
-        slot.bytes, slot.bytes_length = code, len(job.code)
-        slot.count, slot.step = job.out.size, job.step
-        if job.out.dtype == np.int32:
-            slot.levels = _pointer(job.out, "int32_t *")
-        else:
-            slot.values = _pointer(job.out, "float *")
-    _checked(lib.dc_decode(native, len(jobs)))
-    return [slot.status == _OK for slot in native]
+    native = structures(DcJob, [_job(job) for job in jobs])
+    checked(lib.dc_decode(native, len(jobs)))
+    return [native[number].good for number in range(len(jobs))]
+
+
+def _job(job: Job) -> DcJob:
+    levels = job.out.dtype == np.int32
+    return DcJob(
+        params=bytes_pointer(job.params),
+        params_length=len(job.params),
+        bytes=bytes_pointer(job.code),
+        bytes_length=len(job.code),
+        count=job.out.size,
+        levels=pointer(job.out if levels else None),
+        values=pointer(None if levels else job.out),
+        step=job.step,
+    )
 
 
 def encode_bytes(data: bytes) -> bytes:
     """The code of bytes without a model of their own (names, metadata)."""
-    return _deliver(
-        lambda out, capacity, length: lib.dc_encode_bytes(
-            ffi.from_buffer("uint8_t[]", data), len(data), out, capacity, length
-        ),
-        len(data) + 64,
-    )
+    given = bytes_pointer(data)
+    return deliver(lambda out: lib.dc_encode_bytes(given, len(data), out), len(data) + 64)
 
 
 def decode_bytes(code: bytes | memoryview, length: int) -> bytes:
@@ -339,131 +314,81 @@ def decode_bytes(code: bytes | memoryview, length: int) -> bytes:
     if length > most_levels(len(code)) // 8:
         raise DamagedFileError(f"damaged data: {len(code)} coded bytes cannot stand for {length}")
     out = bytearray(length)
-    _checked(
-        lib.dc_decode_bytes(
-            ffi.from_buffer("uint8_t[]", code),
-            len(code),
-            ffi.from_buffer("uint8_t[]", out, require_writable=True),
-            length,
-        )
-    )
+    checked(lib.dc_decode_bytes(bytes_pointer(code), len(code), bytes_pointer(out), length))
     return bytes(out)
 
 
 @dataclass(frozen=True)
 class Exact:
-    """How exact values become levels and details (``src/exact.rs``)."""
+    """How exact values become levels and refinement bits (``src/exact.rs``)."""
 
-    kind: int  #: FLOAT, FLOAT_ZEROS, INTEGER, STEPS or DIFFERENCES of :mod:`deepcabac.exact`
+    kind: int  #: FLOAT, FLOAT_ZEROS, INTEGER, STEPS or DIFFERENCES of :mod:`deepcabac.quantize.exact`
     mantissa: int  #: bits of the mantissa; 0 for integers
     exponent: int  #: log2 of a step in units
     centre: int  #: what integers are counted from
     width: int  #: values in a row
     base: npt.NDArray[Any] | None = None  #: unsigned patterns, as many as values
 
-    def native(self, item: int) -> tuple[Any, Any]:
-        """The C structure for values of ``item`` bytes, and what has to live as long."""
-        slot = ffi.new("DcExact *")
-        slot.kind, slot.mantissa, slot.item = self.kind, self.mantissa, item
-        slot.exponent, slot.centre, slot.width = self.exponent, self.centre, self.width
-        base = None if self.base is None else np.ascontiguousarray(self.base)
-        slot.base = ffi.NULL if base is None else _pointer(base, "uint8_t *")
-        return slot, base
-
-
-def row_width(params: bytes) -> int:
-    """Levels in a row (FORMAT.md, 4.8)."""
-    width = shift = 0
-    for byte in params[2:5]:
-        width |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-    return width
+    def of(self, patterns: npt.NDArray[Any]) -> Pointer[DcExact]:
+        """The C structure for these values."""
+        base = None if self.base is None else np.ascontiguousarray(self.base).view(np.uint8)
+        return structure(
+            DcExact(
+                values=pointer(patterns.view(np.uint8)),
+                base=pointer(base),
+                count=patterns.size,
+                width=self.width,
+                centre=self.centre,
+                exponent=self.exponent,
+                kind=self.kind,
+                mantissa=self.mantissa,
+                item=patterns.dtype.itemsize,
+            )
+        )
 
 
 def split(form: Exact, patterns: npt.NDArray[Any], room: int) -> tuple[npt.NDArray[np.int32], bytes]:
-    """Levels and details of unsigned patterns; ``room`` is a guess at the bytes of details."""
+    """Levels and refinement bits of unsigned patterns; ``room`` is a guess at the bytes of refinement bits."""
     levels = np.empty(patterns.size, np.int32)
-    slot, keep = form.native(patterns.dtype.itemsize)
-    details = _deliver(
-        lambda out, capacity, length: lib.dc_split(
-            slot,
-            _pointer(patterns, "uint8_t *"),
-            patterns.size,
-            _pointer(levels, "int32_t *"),
-            out,
-            capacity,
-            length,
-        ),
-        room,
-    )
-    del keep
-    return levels, details
+    given, chosen = form.of(patterns), pointer(levels)
+    refinement = deliver(lambda out: lib.dc_split(given, chosen, out), room)
+    return levels, refinement
 
 
 def encode_exact(params: bytes, form: Exact, patterns: npt.NDArray[Any]) -> tuple[bytes, int]:
-    """One chunk of values coded: the code of their levels with details behind, and how many bytes those are."""
-    slot, keep = form.native(patterns.dtype.itemsize)
-    lengths = ffi.new("uintptr_t[2]")
-    code = _deliver(
-        lambda out, capacity, length: lib.dc_encode_exact(
-            ffi.from_buffer("uint8_t[]", params),
-            len(params),
-            slot,
-            _pointer(patterns, "uint8_t *"),
-            patterns.size,
-            out,
-            capacity,
-            length,
-        ),
+    """One chunk of values coded: the code of their levels, then refinement bits, and how many bytes those are."""
+    record, given = bytes_pointer(params), form.of(patterns)
+    length: Pointer[int] = ffi.new("uintptr_t *")
+    code = deliver(
+        lambda out: lib.dc_encode_exact(record, len(params), given, length, out),
         patterns.nbytes + 64,
-        lengths,
     )
-    del keep
-    return code, int(lengths[1])
+    return code, length[0]
 
 
-def join(form: Exact, levels: npt.NDArray[np.int32], details: bytes | memoryview, patterns: npt.NDArray[Any]) -> bool:
-    """Fill ``patterns`` from levels and details; whether they belong together."""
-    slot, keep = form.native(patterns.dtype.itemsize)
-    status = lib.dc_join(
-        slot,
-        _pointer(levels, "int32_t *"),
-        levels.size,
-        ffi.from_buffer("uint8_t[]", details),
-        len(details),
-        _pointer(patterns, "uint8_t *"),
-    )
-    del keep
-    if status != _DAMAGED:
-        _checked(status)
-    return bool(status == _OK)
-
-
-def encode_numbers(numbers: npt.NDArray[np.uint16], entries: int, usual: int, width: int) -> bytes:
-    """The code of one chunk of numbers below ``entries``."""
-    return _deliver(
-        lambda out, capacity, length: lib.dc_encode_numbers(
-            _pointer(numbers, "uint16_t *"), numbers.size, entries, usual, width, out, capacity, length
-        ),
-        2 * numbers.size + 64,
-    )
-
-
-def decode_numbers(
-    code: bytes | memoryview, entries: int, usual: int, width: int, numbers: npt.NDArray[np.uint16]
+def join(
+    form: Exact, levels: npt.NDArray[np.int32], refinement: bytes | memoryview, patterns: npt.NDArray[Any]
 ) -> bool:
-    """Fill ``numbers``; whether ``code`` was exactly their code."""
-    status = lib.dc_decode_numbers(
-        ffi.from_buffer("uint8_t[]", code),
-        len(code),
-        entries,
-        usual,
-        width,
-        _pointer(numbers, "uint16_t *"),
-        numbers.size,
+    """Fill ``patterns`` from levels and refinement bits; whether they belong together."""
+    given, bits = form.of(patterns), bytes_pointer(refinement)
+    return is_undamaged(lib.dc_join(given, pointer(levels), bits, len(refinement)))
+
+
+def _book(entries: int, usual: int, width: int) -> Pointer[DcCodebook]:
+    return structure(DcCodebook(entries=entries, width=width, usual=usual))
+
+
+def encode_indices(indices: npt.NDArray[np.uint16], entries: int, usual: int, width: int) -> bytes:
+    """The code of one chunk of indices into a codebook of so many ``entries``, whose most frequent one is ``usual``."""
+    book, given = _book(entries, usual, width), pointer(indices)
+    return deliver(lambda out: lib.dc_encode_indices(book, given, indices.size, out), 2 * indices.size + 64)
+
+
+def decode_indices(
+    code: bytes | memoryview, entries: int, usual: int, width: int, indices: npt.NDArray[np.uint16]
+) -> bool:
+    """Fill ``indices``; whether ``code`` was exactly their code."""
+    book = _book(entries, usual, width)
+    return is_undamaged(
+        lib.dc_decode_indices(book, bytes_pointer(code), len(code), pointer(indices), indices.size)
     )
-    if status != _DAMAGED:
-        _checked(status)
-    return bool(status == _OK)

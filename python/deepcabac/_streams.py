@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcabac._native import ffi, lib
-
-from ._core import _DAMAGED, _checked, _deliver, _pointer
+from ._border import bytes_pointer, checked, deliver, lib, pointer, structures
+from ._native_types import DcLayer, DcNncTensor, Pointer
 
 
 @dataclass
@@ -35,29 +33,41 @@ class NncTensor:
     skip_rows: bool = False  #: for the encoder
 
 
-def _nnc_tensors(tensors: Sequence[NncTensor], known: bool) -> Any:
-    native = ffi.new("DcNncTensor[]", len(tensors))
-    for slot, tensor in zip(native, tensors, strict=True):
-        slot.rows, slot.width = tensor.levels.shape
-        slot.block, slot.unary = tensor.block, tensor.unary
-        slot.base = ffi.NULL if tensor.base is None else _pointer(tensor.base, "int32_t *")
-        slot.history = ffi.NULL if tensor.history is None else _pointer(tensor.history, "uint8_t *")
-        slot.levels = _pointer(tensor.levels, "int32_t *")
-        if tensor.entries is not None:
-            slot.entries, slot.entries_count = _pointer(tensor.entries, "uint64_t *"), tensor.entries.size
-        slot.codebook_size, slot.codebook_zero = tensor.codebook
-        slot.qp_bits, slot.qp = tensor.qp_bits, tensor.qp
-        slot.dependent, slot.extended, slot.update = tensor.dependent, tensor.extended, tensor.update
-        slot.skip_rows = tensor.skip_rows
-        slot.chosen = tensor.entries_known if known else tensor.choose_settings
-    return native
+def _nnc_tensors(tensors: Sequence[NncTensor]) -> Pointer[DcNncTensor]:
+    return structures(DcNncTensor, [_nnc_tensor(tensor) for tensor in tensors])
+
+
+def _nnc_tensor(tensor: NncTensor) -> DcNncTensor:
+    rows, width = tensor.levels.shape
+    size, zero = tensor.codebook
+    return DcNncTensor(
+        rows=rows,
+        width=width,
+        block=tensor.block,
+        unary=tensor.unary,
+        base=pointer(tensor.base),
+        history=pointer(tensor.history),
+        levels=pointer(tensor.levels),
+        entries=pointer(tensor.entries),
+        entries_count=0 if tensor.entries is None else tensor.entries.size,
+        codebook_size=size,
+        codebook_zero=zero,
+        qp_bits=tensor.qp_bits,
+        qp=tensor.qp,
+        dependent=tensor.dependent,
+        extended=tensor.extended,
+        update=tensor.update,
+        skip_rows=tensor.skip_rows,
+        choose_settings=tensor.choose_settings,
+        entries_known=tensor.entries_known,
+    )
 
 
 def nnc_encode(tensors: Sequence[NncTensor]) -> bytes:
-    """The stream of a unit with these tensors. Their levels are such as a decoder can give."""
-    native = _nnc_tensors(tensors, known=False)
-    return _deliver(
-        lambda out, capacity, length: lib.dc_nnc_encode(native, len(tensors), out, capacity, length),
+    """The stream of a unit with these tensors. Raises OptionError if a decoder could not give their levels."""
+    native = _nnc_tensors(tensors)
+    return deliver(
+        lambda out: lib.dc_nnc_encode(native, len(tensors), out),
         64 + sum(2 * tensor.levels.size for tensor in tensors),
     )
 
@@ -67,10 +77,10 @@ def nnc_decode(code: bytes | memoryview, tensors: Sequence[NncTensor]) -> None:
 
     Raises DamagedFileError unless ``code`` is exactly their stream.
     """
-    native = _nnc_tensors(tensors, known=True)
-    _checked(lib.dc_nnc_decode(ffi.from_buffer("uint8_t[]", code), len(code), native, len(tensors)))
-    for slot, tensor in zip(native, tensors, strict=True):
-        tensor.qp = slot.qp
+    native = _nnc_tensors(tensors)
+    checked(lib.dc_nnc_decode(bytes_pointer(code), len(code), native, len(tensors)))
+    for number, tensor in enumerate(tensors):
+        tensor.qp = native[number].qp
 
 
 def most_bins(length: int) -> int:
@@ -79,15 +89,16 @@ def most_bins(length: int) -> int:
 
 
 def nnc_quantize(tensor: NncTensor, weights: npt.NDArray[np.float32], step: float, rate_weight: float) -> bool:
-    """Choose ``tensor.levels`` for as many weights: the least sum of squared errors in steps and ``rate_weight`` a bit.
+    """Choose ``tensor.levels`` for as many weights: the least sum of squared errors in steps and ``rate_weight`` per
+    bit.
 
     False if the step is too small for 32 bits, or a weight is not finite; then levels are undefined.
     """
-    native = _nnc_tensors([tensor], known=False)
-    status = lib.dc_nnc_quantize(native, _pointer(weights, "float *"), weights.size, step, rate_weight)
-    if status == _DAMAGED:
+    native = _nnc_tensors([tensor])
+    status = lib.dc_nnc_quantize(native, pointer(weights), weights.size, step, rate_weight)
+    if status == lib.DC_STATUS_RANGE:
         return False
-    _checked(status)
+    checked(status)
     return True
 
 
@@ -102,25 +113,27 @@ class Layer:
 
 
 def dc2019_encode(layers: Sequence[Layer]) -> bytes:
-    """The stream of the DeepCABAC authors' software. Raises DamagedFileError if a level does not fit 32 bits."""
-    native = ffi.new("DcLayer[]", len(layers))
-    shapes = [np.array(layer.weights.shape, np.uint64) for layer in layers]
-    for slot, layer, shape in zip(native, layers, shapes, strict=True):
-        slot.shape, slot.dimensions = _pointer(shape, "uint64_t *"), shape.size
-        slot.weights = _pointer(layer.weights, "float *")
-        slot.intervals, slot.intervals_count = _pointer(layer.intervals, "float *"), layer.intervals.size
-        slot.step, slot.rate_weight = layer.step, layer.rate_weight
-    return _deliver(
-        lambda out, capacity, length: lib.dc_dc2019_encode(native, len(layers), out, capacity, length),
+    """The stream of the DeepCABAC authors' software. Raises OptionError if a level does not fit 32 bits."""
+    native = structures(DcLayer, [_layer(layer) for layer in layers])
+    return deliver(
+        lambda out: lib.dc_dc2019_encode(native, len(layers), out),
         64 + sum(2 * layer.weights.size for layer in layers),
+    )
+
+
+def _layer(layer: Layer) -> DcLayer:
+    return DcLayer(
+        shape=pointer(np.array(layer.weights.shape, np.uint64)),
+        dimensions=layer.weights.ndim,
+        weights=pointer(layer.weights),
+        intervals=pointer(layer.intervals),
+        intervals_count=layer.intervals.size,
+        step=layer.step,
+        rate_weight=layer.rate_weight,
     )
 
 
 def dc2019_decode(code: bytes | memoryview) -> bytes:
     """Numbers of four bytes: for each layer the number of dimensions, the dimensions, the step, the levels."""
-    return _deliver(
-        lambda out, capacity, length: lib.dc_dc2019_decode(
-            ffi.from_buffer("uint8_t[]", code), len(code), out, capacity, length
-        ),
-        64 * len(code) + 64,
-    )
+    given = bytes_pointer(code)
+    return deliver(lambda out: lib.dc_dc2019_decode(given, len(code), out), 64 * len(code) + 64)

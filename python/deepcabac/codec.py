@@ -42,7 +42,7 @@ def encode(levels: npt.ArrayLike, *, preset: str = "default", threads: int | Non
         raise OptionError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     flat = np.ascontiguousarray(array, np.int32).reshape(-1)
     sample = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size)])
-    params = _core.fit_whole(array.shape, sample, flat[: _core.first(array.shape)], level=preset)
+    params = _core.fit_whole(array.shape, sample, flat[: _core.first(array.shape)], preset=preset)
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)
@@ -86,7 +86,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
         code = cursor.take(chunk.length)
         chunk.check(code, "levels")
         jobs.append(_core.Job(params, code, out[number * each : (number + 1) * each]))
-    lanes = _core.lanes(params)
+    lanes = _core.parameters(params).lanes
     batches = [jobs[start : start + lanes] for start in range(0, len(jobs), lanes)]
     if not all(all(good) for good in run_all([partial(_core.decode, batch) for batch in batches], threads)):
         raise DamagedFileError("damaged coded levels: a chunk does not decode to its number of levels")

@@ -121,6 +121,17 @@ pub(crate) fn decode_in_turn<M: Machine, const KIND: u8>(lanes: &mut [Lane], cou
     }
 }
 
+/// Chunks with these parameters that [`decode`] decodes in turn.
+#[must_use]
+pub fn in_turn(params: &Params) -> usize {
+    match params.coder {
+        params::Coder::Binary if params.regression.is_some() => REGRESSED_LANES,
+        params::Coder::Binary => LANES,
+        // The fast coder has lanes inside a chunk.
+        params::Coder::Fast | params::Coder::Sparse { .. } => 1,
+    }
+}
+
 /// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
 #[inline(always)]
 pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {

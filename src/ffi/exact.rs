@@ -1,6 +1,6 @@
 //! The C boundary of values that must come back bit for bit.
 
-use super::{DC_DAMAGED, DC_OK, deliver, guarded, input, output};
+use super::{DcBuffer, DcStatus, deliver, guarded, input, one, one_mut, output};
 use crate::chunk;
 use crate::coding::arithmetic;
 use crate::coding::codebook;
@@ -8,9 +8,21 @@ use crate::cpu::dispatch;
 use crate::exact::{self, Form, Origin, Pattern};
 use crate::model::params::Params;
 
-/// How exact values become levels and details.
+/// Values, and how they become levels and refinement bits.
 #[repr(C)]
 pub struct DcExact {
+    /// The values' bits: read when they are coded, and written when they are decoded.
+    pub values: *mut u8,
+    /// The base's values, as many, or null.
+    pub base: *const u8,
+    /// Their number.
+    pub count: usize,
+    /// Values in a row.
+    pub width: usize,
+    /// What integers are counted from.
+    pub centre: u64,
+    /// log2 of a step in units.
+    pub exponent: u32,
     /// 0: floating-point numbers; 1: with a level for zero alone; 2: integers; 3: differences to a base in representable
     /// numbers; 4: the same, scaled by the base's exponents.
     pub kind: u8,
@@ -18,14 +30,6 @@ pub struct DcExact {
     pub mantissa: u8,
     /// Bytes of a value: 1, 2, 4 or 8.
     pub item: u8,
-    /// log2 of a step in units.
-    pub exponent: u32,
-    /// What integers are counted from.
-    pub centre: u64,
-    /// Values in a row.
-    pub width: usize,
-    /// The base's values, as many as there are levels, or null.
-    pub base: *const u8,
 }
 
 /// Calls `$body` with the pattern type of so many bytes.
@@ -53,11 +57,11 @@ macro_rules! for_item {
     };
 }
 
-/// The form and origin that a caller describes, for `count` values.
+/// The form and origin that a caller describes.
 ///
 /// # Safety
 /// The base, if there is one, is valid for `count` values.
-unsafe fn described<'a, P: Pattern>(given: &DcExact, count: usize) -> Option<(Form, Origin<'a, P>)> {
+unsafe fn described<'a, P: Pattern>(given: &DcExact) -> Option<(Form, Origin<'a, P>)> {
     let mantissa = u32::from(given.mantissa);
     let form = Form { mantissa, float: mantissa > 0, exponent: given.exponent };
     // A float has at least one bit of an exponent besides its sign.
@@ -65,7 +69,7 @@ unsafe fn described<'a, P: Pattern>(given: &DcExact, count: usize) -> Option<(Fo
         return None;
     }
     // SAFETY: valid by this function's contract.
-    let base = || unsafe { input(given.base.cast::<P>(), count) };
+    let base = || unsafe { input(given.base.cast::<P>(), given.count) };
     let origin = match given.kind {
         0 | 1 if form.float => Origin::Float { zeros: given.kind == 1 },
         2 if !form.float => Origin::Integer(P::of(given.centre)),
@@ -76,157 +80,166 @@ unsafe fn described<'a, P: Pattern>(given: &DcExact, count: usize) -> Option<(Fo
     Some((form, origin))
 }
 
-/// Splits `count` values into levels and details.
+/// Splits values: as many levels, and the refinement bits behind `refinement`.
 ///
 /// # Safety
-/// Every pointer is valid for its length.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_split(
-    form: *const DcExact,
-    values: *const u8,
-    count: usize,
-    levels: *mut i32,
-    out: *mut u8,
-    capacity: usize,
-    length: *mut usize,
-) -> i32 {
-    guarded(|| {
+/// Every pointer is valid for its length, `levels` for `count`.
+unsafe fn split(given: &DcExact, levels: &mut [i32], refinement: &mut Vec<u8>) -> Option<()> {
+    for_item!(given.item, P => {
         // SAFETY: valid by this function's contract.
-        let (given, levels) = unsafe { (input(form, 1)?.first()?, output(levels, count)?) };
+        let (form, origin) = unsafe { described::<P>(given)? };
         // SAFETY: as above.
-        let (out, length) = unsafe { (output(out, capacity)?, output(length, 1)?) };
-        let mut details = Vec::new();
-        for_item!(given.item, P => {
-            // SAFETY: as above.
-            let (values, (form, origin)) = unsafe { (input(values.cast::<P>(), count)?, described::<P>(given, count)?) };
-            dispatch::split(form, origin, given.width, values, levels, &mut details);
-            deliver(&details, out, length)
-        })
+        let values = unsafe { input(given.values.cast::<P>().cast_const(), given.count)? };
+        dispatch::split(form, origin, given.width, values, levels, refinement);
+        Some(())
     })
 }
 
-/// Encodes one chunk of `count` values: the code of their levels, then details. `lengths` receives the bytes of both
-/// together and of the details.
+/// Splits values into as many levels, and refinement bits.
 ///
 /// # Safety
-/// Every pointer is valid for its length, `lengths` for two.
+/// Every pointer is valid for its length, `levels` for `count`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_split(given: *const DcExact, levels: *mut i32, out: *mut DcBuffer) -> DcStatus {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let given = unsafe { one(given)? };
+        // SAFETY: as above.
+        let levels = unsafe { output(levels, given.count)? };
+        let mut refinement = Vec::new();
+        // SAFETY: as above.
+        unsafe { split(given, levels, &mut refinement)? };
+        // SAFETY: as above.
+        unsafe { deliver(&refinement, out) }
+    })
+}
+
+/// Encodes one chunk of values: the code of their levels, then refinement bits, whose bytes `refinement_length` receives.
+///
+/// # Safety
+/// Every pointer is valid for its length.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dc_encode_exact(
     params: *const u8,
     params_length: usize,
-    form: *const DcExact,
-    values: *const u8,
-    count: usize,
-    out: *mut u8,
-    capacity: usize,
-    lengths: *mut usize,
-) -> i32 {
+    given: *const DcExact,
+    refinement_length: *mut usize,
+    out: *mut DcBuffer,
+) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (params, given) = unsafe { (input(params, params_length)?, input(form, 1)?.first()?) };
+        let (params, given) = unsafe { (input(params, params_length)?, one(given)?) };
         // SAFETY: as above.
-        let (out, lengths) = unsafe { (output(out, capacity)?, output(lengths, 2)?) };
+        let refinement_length = unsafe { one_mut(refinement_length)? };
         let params = Params::read(params)?;
-        for_item!(given.item, P => {
-            // SAFETY: as above.
-            let (values, (form, origin)) = unsafe { (input(values.cast::<P>(), count)?, described::<P>(given, count)?) };
-            let (mut levels, mut details) = (vec![0; count], Vec::new());
-            dispatch::split(form, origin, given.width, values, &mut levels, &mut details);
-            if !chunk::has_code(&params, &levels) {
-                return None;
-            }
-            let mut coded = Vec::new();
-            dispatch::encode(&params, &levels, &mut coded);
-            coded.extend_from_slice(&details);
-            lengths[1] = details.len();
-            deliver(&coded, out, lengths)
-        })
-    })
-}
-
-/// Joins levels and details to `count` values.
-///
-/// # Safety
-/// Every pointer is valid for its length.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_join(
-    form: *const DcExact,
-    levels: *const i32,
-    count: usize,
-    details: *const u8,
-    details_length: usize,
-    values: *mut u8,
-) -> i32 {
-    guarded(|| {
-        // SAFETY: valid by this function's contract.
-        let (given, levels) = unsafe { (input(form, 1)?.first()?, input(levels, count)?) };
+        let (mut levels, mut refinement) = (vec![0; given.count], Vec::new());
         // SAFETY: as above.
-        let details = unsafe { input(details, details_length)? };
-        for_item!(given.item, P => {
-            // SAFETY: as above.
-            let (values, (form, origin)) = unsafe { (output(values.cast::<P>(), count)?, described::<P>(given, count)?) };
-            let good = exact::join(form, origin, given.width, levels, details, values);
-            Some(if good { DC_OK } else { DC_DAMAGED })
-        })
-    })
-}
-
-/// Whether numbers of a codebook's entries can be coded with these parameters.
-fn codebook_is_valid(entries: usize, usual: u16, width: usize) -> bool {
-    let known = (1..=codebook::MOST_ENTRIES).contains(&entries) && usize::from(usual) < entries;
-    known && (1..=codebook::MOST_WIDTH).contains(&width)
-}
-
-/// Encodes numbers of a codebook's entries.
-///
-/// # Safety
-/// Every pointer is valid for its length.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_encode_numbers(
-    numbers: *const u16,
-    count: usize,
-    entries: usize,
-    usual: u16,
-    width: usize,
-    out: *mut u8,
-    capacity: usize,
-    length: *mut usize,
-) -> i32 {
-    guarded(|| {
-        // SAFETY: valid by this function's contract.
-        let (numbers, out, length) = unsafe { (input(numbers, count)?, output(out, capacity)?, output(length, 1)?) };
-        let known = codebook_is_valid(entries, usual, width) && numbers.iter().all(|n| usize::from(*n) < entries);
-        if !known {
+        unsafe { split(given, &mut levels, &mut refinement)? };
+        if !chunk::has_code(&params, &levels) {
             return None;
         }
         let mut coded = Vec::new();
-        codebook::encode(numbers, entries, usual, width, &mut coded);
-        deliver(&coded, out, length)
+        dispatch::encode(&params, &levels, &mut coded);
+        coded.extend_from_slice(&refinement);
+        *refinement_length = refinement.len();
+        // SAFETY: as above.
+        unsafe { deliver(&coded, out) }
     })
 }
 
-/// Decodes `count` numbers of a codebook's entries.
+/// Joins as many levels, and refinement bits, to values.
+///
+/// # Safety
+/// Every pointer is valid for its length, `levels` for `count`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_join(
+    given: *const DcExact,
+    levels: *const i32,
+    refinement: *const u8,
+    refinement_length: usize,
+) -> DcStatus {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (given, refinement) = unsafe { (one(given)?, input(refinement, refinement_length)?) };
+        // SAFETY: as above.
+        let levels = unsafe { input(levels, given.count)? };
+        for_item!(given.item, P => {
+            // SAFETY: as above.
+            let (form, origin) = unsafe { described::<P>(given)? };
+            // SAFETY: as above.
+            let values = unsafe { output(given.values.cast::<P>(), given.count)? };
+            let good = exact::join(form, origin, given.width, levels, refinement, values);
+            Some(if good { DcStatus::Ok } else { DcStatus::Damaged })
+        })
+    })
+}
+
+/// A codebook, as far as its indices' code depends on it.
+#[repr(C)]
+pub struct DcCodebook {
+    /// Its number of entries.
+    pub entries: usize,
+    /// Indices in a row.
+    pub width: usize,
+    /// The index of the usual entry.
+    pub usual: u16,
+}
+
+impl DcCodebook {
+    /// Whether indices can be coded with it.
+    fn is_valid(&self) -> bool {
+        (1..=codebook::MOST_ENTRIES).contains(&self.entries)
+            && usize::from(self.usual) < self.entries
+            && (1..=codebook::MOST_WIDTH).contains(&self.width)
+    }
+}
+
+/// Encodes codebook indices.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_decode_numbers(
-    coded: *const u8,
-    coded_length: usize,
-    entries: usize,
-    usual: u16,
-    width: usize,
-    numbers: *mut u16,
+pub unsafe extern "C" fn dc_encode_indices(
+    book: *const DcCodebook,
+    indices: *const u16,
     count: usize,
-) -> i32 {
+    out: *mut DcBuffer,
+) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (coded, numbers) = unsafe { (input(coded, coded_length)?, output(numbers, count)?) };
-        if !codebook_is_valid(entries, usual, width) {
+        let (book, indices) = unsafe { (one(book)?, input(indices, count)?) };
+        if !book.is_valid() || indices.iter().any(|&index| usize::from(index) >= book.entries) {
+            return None;
+        }
+        let mut coded = Vec::new();
+        codebook::encode(indices, book.entries, book.usual, book.width, &mut coded);
+        // SAFETY: as above.
+        unsafe { deliver(&coded, out) }
+    })
+}
+
+/// Decodes `count` codebook indices.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_decode_indices(
+    book: *const DcCodebook,
+    coded: *const u8,
+    coded_length: usize,
+    indices: *mut u16,
+    count: usize,
+) -> DcStatus {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (book, coded) = unsafe { (one(book)?, input(coded, coded_length)?) };
+        // SAFETY: as above.
+        let indices = unsafe { output(indices, count)? };
+        if !book.is_valid() {
             return None;
         }
         let possible = count <= arithmetic::most_decisions(coded.len());
-        let good = possible && codebook::decode(coded, entries, usual, width, numbers);
-        Some(if good { DC_OK } else { DC_DAMAGED })
+        let good = possible && codebook::decode(coded, book.entries, book.usual, book.width, indices);
+        Some(if good { DcStatus::Ok } else { DcStatus::Damaged })
     })
 }

@@ -1,6 +1,6 @@
 //! The C boundary of streams of ISO/IEC 15938-17 and of the software of 2019.
 
-use super::{DC_DAMAGED, DC_OK, deliver, guarded, input, output};
+use super::{DcBuffer, DcStatus, deliver, guarded, input, one, optional, output};
 use crate::cpu::dispatch;
 use crate::nnc::cabac;
 use crate::nnc::dc2019;
@@ -44,8 +44,10 @@ pub struct DcNncTensor {
     pub update: bool,
     /// For the encoder: rows of zeros may be skipped.
     pub skip_rows: bool,
-    /// For the encoder: contexts' settings are chosen. For the decoder: `entries` are known.
-    pub chosen: bool,
+    /// For the encoder: contexts' settings are chosen.
+    pub choose_settings: bool,
+    /// For the decoder: `entries` are known.
+    pub entries_known: bool,
 }
 
 /// A tensor from C, checked.
@@ -58,9 +60,7 @@ unsafe fn nnc_tensor<'a>(given: &DcNncTensor) -> Option<Tensor<'a>> {
         && given.qp_bits <= 32
         && (given.codebook_size == 0 || given.codebook_zero < given.codebook_size);
     // SAFETY: valid by this function's contract.
-    let base = if given.base.is_null() { None } else { Some(unsafe { input(given.base, count)? }) };
-    // SAFETY: as above.
-    let history = if given.history.is_null() { None } else { Some(unsafe { input(given.history, count)? }) };
+    let (base, history) = unsafe { (optional(given.base, count)?, optional(given.history, count)?) };
     let tensor = Tensor {
         rows: given.rows,
         width: given.width,
@@ -77,31 +77,28 @@ unsafe fn nnc_tensor<'a>(given: &DcNncTensor) -> Option<Tensor<'a>> {
     (valid && [0, tensor.entries()].contains(&given.entries_count)).then_some(tensor)
 }
 
-/// Encodes the stream of a unit.
+/// Encodes the stream of a unit; `Range` if there are levels that a decoder could not give.
 ///
 /// # Safety
 /// `tensors` is valid for `count` tensors, every pointer in them for its length.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_nnc_encode(
-    tensors: *const DcNncTensor,
-    count: usize,
-    out: *mut u8,
-    capacity: usize,
-    length: *mut usize,
-) -> i32 {
+pub unsafe extern "C" fn dc_nnc_encode(tensors: *const DcNncTensor, count: usize, out: *mut DcBuffer) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (tensors, out, length) = unsafe { (input(tensors, count)?, output(out, capacity)?, output(length, 1)?) };
+        let tensors = unsafe { input(tensors, count)? };
         let mut encoder = UnitEncoder::default();
         for given in tensors {
             // SAFETY: as above.
             let tensor = unsafe { nnc_tensor(given)? };
             // SAFETY: as above.
             let levels = unsafe { input(given.levels.cast_const(), tensor.count())? };
-            let tools = Tools { settings: given.chosen, rows: given.skip_rows };
-            dispatch::nnc_encode(&mut encoder, &tensor, given.qp, levels, tools).then_some(())?;
+            let tools = Tools { settings: given.choose_settings, rows: given.skip_rows };
+            if !dispatch::nnc_encode(&mut encoder, &tensor, given.qp, levels, tools) {
+                return Some(DcStatus::Range);
+            }
         }
-        deliver(&encoder.finish(), out, length)
+        // SAFETY: as above.
+        unsafe { deliver(&encoder.finish(), out) }
     })
 }
 
@@ -115,7 +112,7 @@ pub unsafe extern "C" fn dc_nnc_decode(
     bytes_length: usize,
     tensors: *mut DcNncTensor,
     count: usize,
-) -> i32 {
+) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
         let (bytes, tensors) = unsafe { (input(bytes, bytes_length)?, output(tensors, count)?) };
@@ -127,13 +124,14 @@ pub unsafe extern "C" fn dc_nnc_decode(
             let (levels, known) =
                 unsafe { (output(given.levels, tensor.count())?, output(given.entries, given.entries_count)?) };
             let mut found = vec![0; tensor.entries()];
-            let (entries, known) = if known.is_empty() { (&mut found[..], false) } else { (known, given.chosen) };
+            let (entries, known) =
+                if known.is_empty() { (&mut found[..], false) } else { (known, given.entries_known) };
             match dispatch::nnc_decode(&mut decoder, &tensor, levels, entries, known) {
                 Some(qp) => given.qp = qp,
-                None => return Some(DC_DAMAGED),
+                None => return Some(DcStatus::Damaged),
             }
         }
-        Some(if decoder.finish() == Some(bytes.len()) { DC_OK } else { DC_DAMAGED })
+        Some(if decoder.finish() == Some(bytes.len()) { DcStatus::Ok } else { DcStatus::Damaged })
     })
 }
 
@@ -143,8 +141,8 @@ pub extern "C" fn dc_most_bins(bytes_length: usize) -> usize {
     cabac::most_bins(bytes_length)
 }
 
-/// Quantises the weights of a tensor, as many as it has levels. `step` is finite and positive, `lambda` finite, not negative
-/// and in squared steps a bit. The status is `DC_DAMAGED` if the step is too small for 32 bits, or a weight is not finite.
+/// Quantises the weights of a tensor, as many as it has levels. `step` is finite and positive, `rate_weight` finite, not
+/// negative, and in squared steps per bit. `Range` if the step is too small for 32 bits, or a weight is not finite.
 ///
 /// # Safety
 /// Every pointer is valid for its length.
@@ -154,17 +152,20 @@ pub unsafe extern "C" fn dc_nnc_quantize(
     weights: *const f32,
     count: usize,
     step: f32,
-    lambda: f64,
-) -> i32 {
+    rate_weight: f64,
+) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (given, weights) = unsafe { (input(given, 1)?.first()?, input(weights, count)?) };
+        let (given, weights) = unsafe { (one(given)?, input(weights, count)?) };
         // SAFETY: as above.
         let (tensor, levels) = unsafe { (nnc_tensor(given)?, output(given.levels, count)?) };
-        let valid = step.is_normal() && step > 0.0 && lambda.is_finite() && lambda >= 0.0 && count == tensor.count();
-        let quantizer = quantize::Quantizer { step, lambda, settings: given.chosen };
-        let done = valid.then(|| dispatch::nnc_quantize(&tensor, weights, quantizer, levels))?;
-        Some(if done { DC_OK } else { DC_DAMAGED })
+        let positive = step.is_normal() && step > 0.0 && rate_weight.is_finite() && rate_weight >= 0.0;
+        if !positive || count != tensor.count() {
+            return None;
+        }
+        let quantizer = quantize::Quantizer { step, lambda: rate_weight, settings: given.choose_settings };
+        let done = dispatch::nnc_quantize(&tensor, weights, quantizer, levels);
+        Some(if done { DcStatus::Ok } else { DcStatus::Range })
     })
 }
 
@@ -187,21 +188,15 @@ pub struct DcLayer {
     pub rate_weight: f32,
 }
 
-/// Quantises and encodes layers as the software of 2019 does. The status is `DC_DAMAGED` if a level does not fit.
+/// Quantises and encodes layers as the software of 2019 does; `Range` if a level does not fit 32 bits.
 ///
 /// # Safety
 /// `layers` is valid for `count` layers, every pointer in them for its length.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_dc2019_encode(
-    layers: *const DcLayer,
-    count: usize,
-    out: *mut u8,
-    capacity: usize,
-    length: *mut usize,
-) -> i32 {
+pub unsafe extern "C" fn dc_dc2019_encode(layers: *const DcLayer, count: usize, out: *mut DcBuffer) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (given, out, length) = unsafe { (input(layers, count)?, output(out, capacity)?, output(length, 1)?) };
+        let given = unsafe { input(layers, count)? };
         let mut layers = Vec::with_capacity(given.len());
         for layer in given {
             // SAFETY: as above.
@@ -217,8 +212,9 @@ pub unsafe extern "C" fn dc_dc2019_encode(
             layers.push(dc2019::Layer { shape, weights, intervals, step: layer.step, lambda: layer.rate_weight });
         }
         match dc2019::encode(&layers) {
-            Some(code) => deliver(&code, out, length),
-            None => Some(DC_DAMAGED),
+            // SAFETY: as above.
+            Some(code) => unsafe { deliver(&code, out) },
+            None => Some(DcStatus::Range),
         }
     })
 }
@@ -229,17 +225,11 @@ pub unsafe extern "C" fn dc_dc2019_encode(
 /// # Safety
 /// Every pointer is valid for its length.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dc_dc2019_decode(
-    bytes: *const u8,
-    bytes_length: usize,
-    out: *mut u8,
-    capacity: usize,
-    length: *mut usize,
-) -> i32 {
+pub unsafe extern "C" fn dc_dc2019_decode(bytes: *const u8, bytes_length: usize, out: *mut DcBuffer) -> DcStatus {
     guarded(|| {
         // SAFETY: valid by this function's contract.
-        let (bytes, out, length) = unsafe { (input(bytes, bytes_length)?, output(out, capacity)?, output(length, 1)?) };
-        let Some(layers) = dc2019::decode(bytes) else { return Some(DC_DAMAGED) };
+        let bytes = unsafe { input(bytes, bytes_length)? };
+        let Some(layers) = dc2019::decode(bytes) else { return Some(DcStatus::Damaged) };
         let mut numbers = Vec::new();
         for layer in layers {
             numbers.extend((layer.shape.len() as u32).to_le_bytes());
@@ -247,6 +237,7 @@ pub unsafe extern "C" fn dc_dc2019_decode(
             numbers.extend(layer.step.to_le_bytes());
             numbers.extend(layer.levels.iter().flat_map(|level| level.to_le_bytes()));
         }
-        deliver(&numbers, out, length)
+        // SAFETY: as above.
+        unsafe { deliver(&numbers, out) }
     })
 }

@@ -32,10 +32,6 @@ RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
 CODED = (LEVELS, SCALED)
 #: Forms of floating-point values.
 _FLOAT_FORMS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED)
-#: A flag of coding parameters (FORMAT.md, 4.8): their last byte is log2 of a trellis's states.
-_TWO_QUANTIZERS = 8
-#: Others: its chunks are coded by the fast coder, or by the sparse one.
-_FAST, _SPARSE = 16, 32
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -110,8 +106,7 @@ class Entry:
     @property
     def states(self) -> int:
         """States of the trellis that it was quantised with; 1 without one (LEVELS, SCALED)."""
-        params = self.coding_params
-        return 1 << params[-1] if params[0] & _TWO_QUANTIZERS else 1
+        return _core.parameters(self.coding_params).states
 
     @property
     def distance(self) -> float:
@@ -135,10 +130,8 @@ class Entry:
     @property
     def coder(self) -> str:
         """The entropy coder of a quantised tensor: "binary", that with "regression", "fast" or "sparse"."""
-        flags = self.coding_params[0]
-        if _core.has_regression(self.coding_params):
-            return "regression"
-        return "sparse" if flags & _SPARSE else "fast" if flags & _FAST else "binary"
+        params = _core.parameters(self.coding_params)
+        return "regression" if params.regression else params.coder
 
     @property
     def coded_bytes(self) -> int:

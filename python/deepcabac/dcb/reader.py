@@ -293,7 +293,7 @@ class OpenFile:
             owner = _Decoding(entry, _room(entry, into.get(entry.name)), base)
             waiting.append(owner)
             ahead += entry.nbytes
-            lanes = _core.lanes(entry.coding_params)
+            lanes = _core.parameters(entry.coding_params).lanes if entry.coding_params else 1
             for number in range(len(entry.chunks)):
                 batch.append(_Part(owner, number))
                 gathered += _size_of(entry.chunk_range(number))

@@ -146,7 +146,7 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     if book is not None:
         piece = sample[: form.chunk_size]
         indices = np.searchsorted(book.entries, piece) if book.entries is not None else piece
-        as_indices = len(_core.encode_numbers(indices.astype(np.uint16), *_book(book)))
+        as_indices = len(_core.encode_indices(indices.astype(np.uint16), *_book(book)))
         entries = 0 if book.entries is None else book.entries.nbytes
         share = piece.size / flat.size
         code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
@@ -172,8 +172,8 @@ def _fitted(
 
     levels = levels_of(sample)
     if first is None:
-        return replace(form, params=_core.fit(array.shape, levels, level=preset))
-    return replace(form, params=_core.fit_whole(array.shape, levels, levels_of(first), level=preset))
+        return replace(form, params=_core.fit(array.shape, levels, preset=preset))
+    return replace(form, params=_core.fit_whole(array.shape, levels, levels_of(first), preset=preset))
 
 
 def _float_exponent(sample: Array, dtype: np.dtype[Any]) -> int:
@@ -233,13 +233,13 @@ def _encode_indices(flat: Array, form: Form, run: Run) -> Coded:
 
     def chunk(start: int) -> tuple[bytes, int]:
         indices = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
-        return _core.encode_numbers(indices, *_book(form)), 0
+        return _core.encode_indices(indices, *_book(form)), 0
 
     return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, form.chunk_size)]))
 
 
 def _native(form: Form, dtype: np.dtype[Any], base: Array | None = None) -> _core.Exact:
-    width = _core.row_width(form.params) if form.params else 1 << 16
+    width = _core.parameters(form.params).width if form.params else 1 << 16
     return _core.Exact(form.kind, mantissa(dtype), form.exponent, form.centre, width, base)
 
 
@@ -298,7 +298,7 @@ def _typical_distance(kind: int, dtype: np.dtype[Any], changed: Array, before: A
 def decode(form: Form, code: bytes | memoryview, out: Array) -> bool:
     """Decode a chunk of codebook indices into ``out`` (flat, of ``dtype``). Returns whether it was one."""
     indices = np.empty(out.size, np.uint16)
-    if form.entries is None or not _core.decode_numbers(code, *_book(form), indices):
+    if form.entries is None or not _core.decode_indices(code, *_book(form), indices):
         return False
     patterns(out)[:] = form.entries[indices]
     return True
