@@ -9,10 +9,12 @@ import os
 import re
 from pathlib import Path
 
+import click
 import pytest
 from test_readme import ROOT, check_install, checkout, run
 
 import deepcabac
+from deepcabac.cli import program
 
 __all__ = ["checkout"]  # a fixture
 
@@ -22,6 +24,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+COMMAND_LINE = (ROOT / "docs" / "guide" / "command-line.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index", "docs/nnc"))]
 
@@ -80,6 +83,26 @@ def test_every_public_name_is_in_the_reference(module):
     entries = [operator.attrgetter(name.removeprefix("deepcabac."))(deepcabac) for name in documented()]
     assert public
     assert [name for name in sorted(public) if not any(getattr(there, name) is entry for entry in entries)] == []
+
+
+def commands() -> dict[str, set[str]]:
+    """The options of each command, ``--help`` aside."""
+    with click.Context(program) as context:
+        found = {name: program.get_command(context, name) for name in program.list_commands(context)}
+    return {
+        name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)} - {"--help", "-h"}
+        for name, command in found.items()
+        if command is not None
+    }
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_guide_lists_the_options_of_each_command(name):
+    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", COMMAND_LINE, re.MULTILINE | re.DOTALL)
+    assert section, f"{name} has no section"
+    rows = re.findall(r"^\| (`-[^|]*) \|", section[1], re.MULTILINE)
+    listed = {option for row in rows for option in re.findall(r"(?<![\w-])-{1,2}[A-Za-z][\w-]*", row)}
+    assert listed == {option for option in commands()[name] if option.startswith("-")}
 
 
 def test_the_files_named_are_where_pages_are_made_from():
