@@ -6,7 +6,7 @@ use crate::coding::arithmetic::Encoder;
 use crate::coding::binarisation::{self, Learner};
 use crate::coding::fast;
 use crate::coding::sparse;
-use crate::model::context::{ContextSet, Portable};
+use crate::model::context::{ContextSet, Task};
 use crate::model::params::{Coder, MAX_WIDTH, Params};
 use crate::model::rows::{self, Rows, Site, for_kind};
 use crate::quantize::feedback::{Coupling, Feedback};
@@ -40,29 +40,14 @@ pub fn has_code(params: &Params, levels: &[i32]) -> bool {
     }
 }
 
-/// [`quantize_on`] in plain Rust. Not inlined: the search takes long to compile, and tests want it several times.
-#[inline(never)]
-pub(crate) fn quantize_portable(
-    params: &Params,
-    weights: &[f32],
-    quantizer: Quantizer<'_>,
-    coupling: Option<Coupling>,
-    chosen: Option<&mut [i32]>,
-    out: &mut Vec<u8>,
-) -> Sums {
-    quantize_on::<Portable>(params, weights, quantizer, coupling, chosen, out)
-}
-
-#[inline(always)]
 pub(crate) fn encode_on<M: AddCompareSelect>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     match params.coder {
         Coder::Binary => code::<M, _, _>(params, levels.len(), &mut Given(levels), Encoder::new()).finish(out),
-        Coder::Fast => fast::encode(params, levels, out),
+        Coder::Fast => fast::encode::<M>(params, levels, out),
         Coder::Sparse { density_log } => sparse::encode::<M>(params, density_log, levels, out),
     }
 }
 
-#[inline(always)]
 pub(crate) fn quantize_on<M: AddCompareSelect>(
     params: &Params,
     weights: &[f32],
@@ -105,6 +90,7 @@ const REGRESSED_BLOCK: usize = 512;
 struct Given<'a>(&'a [i32]);
 
 impl Source for Given<'_> {
+    const DEPENDENT: Option<bool> = None;
     const BLOCK: usize = MAX_WIDTH;
 
     #[inline(always)]
@@ -120,6 +106,7 @@ struct Quantized<'a, S> {
 }
 
 impl<S: Source> Source for Quantized<'_, S> {
+    const DEPENDENT: Option<bool> = S::DEPENDENT;
     const BLOCK: usize = S::BLOCK;
 
     #[inline(always)]
@@ -149,7 +136,6 @@ struct Outcome<'a> {
 
 impl Outcome<'_> {
     /// Codes the levels that the source chooses.
-    #[inline(always)]
     fn of<M: AddCompareSelect>(self, source: impl Source, params: &Params, out: &mut Vec<u8>) -> Sums {
         let count = self.weights.len();
         let mut quantized = Quantized { source, outcome: self };
@@ -195,7 +181,6 @@ impl Sums {
     }
 }
 
-#[inline(always)]
 fn code<M: AddCompareSelect, S: Source, C: binarisation::Coder>(
     params: &Params,
     count: usize,
@@ -205,37 +190,69 @@ fn code<M: AddCompareSelect, S: Source, C: binarisation::Coder>(
     for_kind!(params, code_kind::<KIND, M, S, C>(params, count, source, coder))
 }
 
-#[inline(always)]
 fn code_kind<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::Coder>(
     params: &Params,
     count: usize,
     source: &mut S,
-    mut coder: C,
+    coder: C,
 ) -> C {
-    let mut rows = Rows::new(params, count);
-    let mut strips = fast::strips(params, count).map(|strip| strip.start).peekable();
-    let mut start = 0;
-    while start < count {
-        if params.coder == Coder::Fast && strips.next_if_eq(&start).is_some() {
-            rows.state = 0;
-        }
-        let width = params.width.min(count - start);
-        let block = if rows::regressed(KIND) { S::BLOCK.min(REGRESSED_BLOCK) } else { S::BLOCK };
-        for first in (0..width).step_by(block) {
-            let columns = first..width.min(first + block);
-            source.begin::<M, KIND>(&rows, start + first, columns.clone());
-            for column in columns.clone() {
-                let site = rows.site::<KIND>(column);
-                let set = rows.contexts(site);
-                let level = source.level::<KIND>(set, site, start + column, column);
-                let residual = site.residual::<KIND>(level);
-                binarisation::code::<_, M, KIND>(&mut coder, set, site.low, site.leaning, residual);
-                rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
-            }
-            source.end(start + first, &rows.row(width)[columns]);
-        }
-        rows.end_row::<KIND>();
-        start += width;
+    // What never occurs is not compiled: an `if` without `const` would not keep it out.
+    if const { occurs::<S, C>(KIND) } {
+        M::apart(Coding::<KIND, S, C> { params, count, source, coder })
+    } else {
+        unreachable!("no tensor of this kind has such levels")
     }
-    coder
+}
+
+/// Whether levels of such a source are ever coded so, in tensors of this kind.
+const fn occurs<S: Source, C: binarisation::Coder>(kind: u8) -> bool {
+    let has_source = match S::DEPENDENT {
+        Some(dependent) => dependent == rows::dependent(kind),
+        None => true,
+    };
+    // Regression is of the binary coder alone.
+    has_source && (C::WRITES || !rows::regressed(kind))
+}
+
+/// The loop over a chunk's levels.
+struct Coding<'a, const KIND: u8, S, C> {
+    params: &'a Params,
+    count: usize,
+    source: &'a mut S,
+    coder: C,
+}
+
+impl<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::Coder> Task<M> for Coding<'_, KIND, S, C> {
+    type Output = C;
+
+    #[inline(always)]
+    fn run(self) -> C {
+        let Self { params, count, source, mut coder } = self;
+        let mut rows = Rows::new(params, count);
+        let mut strips = fast::strips(params, count).map(|strip| strip.start).peekable();
+        let mut start = 0;
+        while start < count {
+            if params.coder == Coder::Fast && strips.next_if_eq(&start).is_some() {
+                rows.state = 0;
+            }
+            let width = params.width.min(count - start);
+            let block = if rows::regressed(KIND) { S::BLOCK.min(REGRESSED_BLOCK) } else { S::BLOCK };
+            for first in (0..width).step_by(block) {
+                let columns = first..width.min(first + block);
+                source.begin::<M, KIND>(&rows, start + first, columns.clone());
+                for column in columns.clone() {
+                    let site = rows.site::<KIND>(column);
+                    let set = rows.contexts(site);
+                    let level = source.level::<KIND>(set, site, start + column, column);
+                    let residual = site.residual::<KIND>(level);
+                    binarisation::code::<_, M, KIND>(&mut coder, set, site.low, site.leaning, residual);
+                    rows.commit::<KIND>(column, site, level, residual.unsigned_abs());
+                }
+                source.end(start + first, &rows.row(width)[columns]);
+            }
+            rows.end_row::<KIND>();
+            start += width;
+        }
+        coder
+    }
 }

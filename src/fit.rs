@@ -252,8 +252,9 @@ impl Moments {
             for (column, present) in present[..here].iter_mut().enumerate() {
                 *present = level(start + column);
             }
-            for column in 0..here {
-                moments.add(layout.kernel, &present, &above, &means, column);
+            match layout.kernel {
+                Some(kernel) => moments.add_row::<FEATURES>(kernel, &present[..here], &above, &means),
+                None => moments.add_row::<ROW_FEATURES>((0, 0), &present[..here], &above, &means),
             }
             for (mean, present) in means.iter_mut().zip(&present[..here]) {
                 *mean += (present - *mean) * rate;
@@ -264,8 +265,22 @@ impl Moments {
         moments
     }
 
+    /// Adds a row, with its neighbours up to `USED`.
+    fn add_row<const USED: usize>(&mut self, kernel: (usize, usize), row: &[f64], above: &[f64], means: &[f64]) {
+        for column in 0..row.len() {
+            self.add::<USED>(kernel, row, above, means, column);
+        }
+    }
+
     #[inline(always)]
-    fn add(&mut self, kernel: Option<(usize, usize)>, row: &[f64], above: &[f64], means: &[f64], column: usize) {
+    fn add<const USED: usize>(
+        &mut self,
+        (width, size): (usize, usize),
+        row: &[f64],
+        above: &[f64],
+        means: &[f64],
+        column: usize,
+    ) {
         let level = row[column];
         self.count += 1.0;
         self.magnitude += level.abs();
@@ -273,9 +288,7 @@ impl Moments {
         let mut features = [0.0; FEATURES];
         features[0] = above[column];
         features[1] = means[column];
-        let mut used = ROW_FEATURES;
-        if let Some((width, size)) = kernel {
-            used = FEATURES;
+        if USED > ROW_FEATURES {
             let (x, y) = (column % size % width, column % size / width);
             for (k, (left, up)) in [(1, 0), (0, 1), (1, 1), (2, 0), (0, 2)].into_iter().enumerate() {
                 if x >= left && y >= up {
@@ -283,7 +296,7 @@ impl Moments {
                 }
             }
         }
-        for a in 0..used {
+        for a in 0..USED {
             for b in 0..=a {
                 self.matrix[a][b] += features[a] * features[b];
             }

@@ -19,6 +19,8 @@ pub trait Coder {
     const ADAPTS: bool;
     /// What is rare is better kept out of the loop.
     const APART: bool;
+    /// Something comes of it but what contexts learn.
+    const WRITES: bool = true;
     /// Up to four decisions: `ones` times one, then a zero unless all four are one.
     fn group(&mut self, contexts: &[u32; GROUP], ones: usize) -> usize;
     /// A decision if `coded`, else zero.
@@ -89,6 +91,7 @@ impl Coder for Decoder {
 pub struct Learner;
 
 impl Coder for Learner {
+    const WRITES: bool = false;
     const ADAPTS: bool = true;
     const APART: bool = true;
 

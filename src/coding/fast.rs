@@ -21,9 +21,9 @@ use frequencies::{BITS, ESCAPE, Frequencies, PLACES, SYMBOLS};
 use strip::{Sites, Strips};
 
 use crate::coding::output::Output;
-use crate::model::context::{Portable, SETS};
+use crate::model::context::{Machine, Portable, SETS, Task};
 use crate::model::params::Params;
-use crate::model::rows::for_kind;
+use crate::model::rows::{self, for_kind};
 
 /// Strips that are coded in step.
 pub(crate) const LANES: usize = 16;
@@ -68,19 +68,53 @@ impl Operation {
 }
 
 /// Appends the code of `levels` to `out`.
-#[inline(always)]
-pub(crate) fn encode(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
+pub(crate) fn encode<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     let each = strip_levels(params, levels.len());
     let (together, rest) = levels.split_at(LANES * each);
     let mut encoder = Encoder { frequencies: Frequencies::new(), operations: Vec::with_capacity(levels.len()) };
-    for_kind!(params, encode_kind::<KIND>(params, together, rest, &mut encoder));
-    encoder.finish(if each > 0 { LANES } else { 1 }, out);
+    for_kind!(params, encode_kind::<KIND, M>(params, together, rest, &mut encoder));
+    M::apart(Finish { encoder, lanes: if each > 0 { LANES } else { 1 }, out });
 }
 
-#[inline(always)]
-fn encode_kind<const KIND: u8>(params: &Params, together: &[i32], rest: &[i32], encoder: &mut Encoder) {
-    encoder.strips::<KIND, LANES>(params, together);
-    encoder.strips::<KIND, 1>(params, rest);
+fn encode_kind<const KIND: u8, M: Machine>(params: &Params, together: &[i32], rest: &[i32], encoder: &mut Encoder) {
+    if const { rows::regressed(KIND) } {
+        unreachable!("regression is of the binary coder alone");
+    } else {
+        M::apart(Encoding::<KIND, LANES> { encoder, params, levels: together });
+        M::apart(Encoding::<KIND, 1> { encoder, params, levels: rest });
+    }
+}
+
+/// Levels of `N` strips.
+struct Encoding<'a, const KIND: u8, const N: usize> {
+    encoder: &'a mut Encoder,
+    params: &'a Params,
+    levels: &'a [i32],
+}
+
+impl<M, const KIND: u8, const N: usize> Task<M> for Encoding<'_, KIND, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.encoder.strips::<KIND, N>(self.params, self.levels);
+    }
+}
+
+/// What was collected becomes words.
+struct Finish<'a> {
+    encoder: Encoder,
+    lanes: usize,
+    out: &'a mut Vec<u8>,
+}
+
+impl<M> Task<M> for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.encoder.finish(self.lanes, self.out);
+    }
 }
 
 struct Encoder {
@@ -330,14 +364,12 @@ impl Decoder {
     }
 
     /// Decodes a chunk; false if `bytes` are not exactly its code.
-    #[inline(always)]
-    pub(crate) fn decode<L: Look>(&mut self, params: &Params, bytes: &[u8], output: &mut Output) -> bool {
-        for_kind!(params, decode_kind::<KIND, L>(self, params, bytes, output))
+    pub(crate) fn decode<M: Machine + Look>(&mut self, params: &Params, bytes: &[u8], output: &mut Output) -> bool {
+        for_kind!(params, decode_kind::<KIND, M>(self, params, bytes, output))
     }
 }
 
-#[inline(always)]
-fn decode_kind<const KIND: u8, L: Look>(
+fn decode_kind<const KIND: u8, M: Machine + Look>(
     decoder: &mut Decoder,
     params: &Params,
     bytes: &[u8],
@@ -353,19 +385,18 @@ fn decode_kind<const KIND: u8, L: Look>(
     }
     let mut good = states.iter().all(|state| *state >= LEAST_STATE);
     if each > 0 {
-        good = good && decode_strips::<L, KIND, LANES>(decoder, params, &mut words, &mut states, output, 0, each);
+        good = good && decode_strips::<M, KIND, LANES>(decoder, params, &mut words, &mut states, output, 0, each);
     }
     let (first, mut last) = (LANES * each, [states[0]]);
     let rest = output.len() - first;
-    good = good && decode_strips::<L, KIND, 1>(decoder, params, &mut words, &mut last, output, first, rest);
+    good = good && decode_strips::<M, KIND, 1>(decoder, params, &mut words, &mut last, output, first, rest);
     [states[0]] = last;
     (decoder.states, decoder.read) = (states, words.next);
     good && words.next == bytes.len() && states == [LEAST_STATE; LANES]
 }
 
 /// Decodes `N` strips of `count` levels each; false if the chunk has fewer words.
-#[inline(always)]
-fn decode_strips<L: Look, const KIND: u8, const N: usize>(
+fn decode_strips<M: Machine + Look, const KIND: u8, const N: usize>(
     decoder: &mut Decoder,
     params: &Params,
     words: &mut Words,
@@ -374,29 +405,54 @@ fn decode_strips<L: Look, const KIND: u8, const N: usize>(
     first: usize,
     count: usize,
 ) -> bool {
-    let mut strips = Strips::<N>::new::<KIND>(params, count);
-    let frequencies = &mut decoder.frequencies;
-    let mut start = 0;
-    while start < count {
-        let width = params.width.min(count - start);
-        for column in 0..width {
-            let sites = strips.locate::<KIND>(column);
-            let residuals = take::<L, N>(frequencies, words, states, &sites);
-            strips.commit::<KIND>(column, &sites, &sites.indices::<KIND>(&residuals));
-            if column % BLOCK == BLOCK - 1 || column == width - 1 {
-                frequencies.pass(N * (column % BLOCK + 1));
+    if const { rows::regressed(KIND) } {
+        unreachable!("regression is of the binary coder alone");
+    } else {
+        let frequencies = &mut decoder.frequencies;
+        M::apart(Decoding::<KIND, N> { frequencies, params, words, states, output, first, count })
+    }
+}
+
+/// `N` strips to decode.
+struct Decoding<'a, 'o, const KIND: u8, const N: usize> {
+    frequencies: &'a mut Frequencies,
+    params: &'a Params,
+    words: &'a mut Words,
+    states: &'a mut [u32; N],
+    output: &'a mut Output<'o>,
+    first: usize,
+    count: usize,
+}
+
+impl<M: Look, const KIND: u8, const N: usize> Task<M> for Decoding<'_, '_, KIND, N> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let Self { frequencies, params, words, states, output, first, count } = self;
+        let mut strips = Strips::<N>::new::<KIND>(params, count);
+        let mut start = 0;
+        while start < count {
+            let width = params.width.min(count - start);
+            for column in 0..width {
+                let sites = strips.locate::<KIND>(column);
+                let residuals = take::<M, N>(frequencies, words, states, &sites);
+                strips.commit::<KIND>(column, &sites, &sites.indices::<KIND>(&residuals));
+                if column % BLOCK == BLOCK - 1 || column == width - 1 {
+                    frequencies.pass(N * (column % BLOCK + 1));
+                }
+            }
+            for k in 0..N {
+                output.put_strided(first + k * count + start, strips.levels[..width].iter().map(|levels| levels[k]));
+            }
+            strips.end_row::<KIND>();
+            start += width;
+            if !words.plausible() {
+                return false;
             }
         }
-        for k in 0..N {
-            output.put_strided(first + k * count + start, strips.levels[..width].iter().map(|levels| levels[k]));
-        }
-        strips.end_row::<KIND>();
-        start += width;
-        if !words.plausible() {
-            return false;
-        }
+        true
     }
-    true
 }
 
 /// Takes the residuals at these sites.
@@ -590,7 +646,7 @@ mod tests {
             all_kinds(|random, params| {
                 let count = 1 + random.below(180 * params.width.min(300) as u64);
                 let mut bytes = Vec::new();
-                encode(&params, &levels(random, &params, count), &mut bytes);
+                encode::<Portable>(&params, &levels(random, &params, count), &mut bytes);
                 match random.below(4) {
                     0 => bytes.iter_mut().skip(64).for_each(|byte| *byte = random.next() as u8),
                     1 => bytes.truncate(random.below(bytes.len() as u64)),
@@ -611,7 +667,7 @@ mod tests {
         let extremes = [i32::MIN, i32::MAX, -i32::MAX, 0, 1, -1, 14, 15, 16, -14, -15, -16, 1 << 30, 65_536, 65_535];
         let given: Vec<i32> = (0..100 * params.width).map(|k| extremes[k * 7 % extremes.len()]).collect();
         let mut bytes = Vec::new();
-        encode(params, &given, &mut bytes);
+        encode::<Portable>(params, &given, &mut bytes);
         let (good, levels, _) = decoded(params, &bytes, given.len(), true);
         assert!(good && levels == given);
     }

@@ -11,7 +11,7 @@ use crate::coding::binarisation::{self, Magnitude};
 use crate::coding::fast::{self, Look};
 use crate::coding::output::Output;
 use crate::coding::sparse;
-use crate::model::context::{Machine, Portable};
+use crate::model::context::{Machine, Portable, Task};
 use crate::model::params::{self, Params};
 use crate::model::rows::{self, DEPENDENT, KERNEL, PLAIN, REGRESSED, ROW, Rows, Site};
 
@@ -133,10 +133,12 @@ pub fn in_turn(params: &Params) -> usize {
 }
 
 /// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
-#[inline(always)]
 pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
     let mut kinds = [const { Vec::new() }; (DEPENDENT + REGRESSED) as usize + 1];
     let mut fast = None;
+    // Longest first, from the end, so that the lanes finish together.
+    let mut jobs: Vec<&mut Job> = jobs.iter_mut().collect();
+    jobs.sort_by_key(|job| job.output.len());
     for job in jobs {
         job.good = false;
         if job.output.len() == 0 {
@@ -158,37 +160,42 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
         decoder.leave();
     }
     let [plain, row, kernel, regressed, dependent_plain, dependent_row, dependent_kernel, dependent_regressed] = kinds;
-    decode_kind::<M, PLAIN>(plain);
-    decode_kind::<M, ROW>(row);
-    decode_kind::<M, KERNEL>(kernel);
-    decode_kind::<M, REGRESSED>(regressed);
-    decode_kind::<M, { DEPENDENT + PLAIN }>(dependent_plain);
-    decode_kind::<M, { DEPENDENT + ROW }>(dependent_row);
-    decode_kind::<M, { DEPENDENT + KERNEL }>(dependent_kernel);
-    decode_kind::<M, { DEPENDENT + REGRESSED }>(dependent_regressed);
+    M::apart(Decoding::<PLAIN>(plain));
+    M::apart(Decoding::<ROW>(row));
+    M::apart(Decoding::<KERNEL>(kernel));
+    M::apart(Decoding::<REGRESSED>(regressed));
+    M::apart(Decoding::<{ DEPENDENT + PLAIN }>(dependent_plain));
+    M::apart(Decoding::<{ DEPENDENT + ROW }>(dependent_row));
+    M::apart(Decoding::<{ DEPENDENT + KERNEL }>(dependent_kernel));
+    M::apart(Decoding::<{ DEPENDENT + REGRESSED }>(dependent_regressed));
 }
 
-#[inline(always)]
-fn decode_kind<M: Lanes, const KIND: u8>(jobs: Vec<&mut Job>) {
-    // Longest first, so that the lanes finish together.
-    let mut jobs = jobs;
-    jobs.sort_by_key(|job| job.output.len());
-    let mut next = || jobs.pop().map(Lane::new);
-    let most = if rows::regressed(KIND) { REGRESSED_LANES } else { LANES };
-    let mut lanes: Vec<Lane> = (0..most).map_while(|_| next()).collect();
-    while !lanes.is_empty() {
-        let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
-        M::decode::<KIND>(&mut lanes, steps);
-        let mut index = 0;
-        while index < lanes.len() {
-            let lane = &mut lanes[index];
-            if lane.column < lane.width || lane.end_row::<KIND>() {
-                index += 1;
-            } else if let Some(lane) = next() {
-                lanes[index] = lane;
-                index += 1;
-            } else {
-                lanes.swap_remove(index);
+/// Jobs of one kind, the longest last.
+struct Decoding<'j, 'a, const KIND: u8>(Vec<&'j mut Job<'a>>);
+
+impl<M: Lanes, const KIND: u8> Task<M> for Decoding<'_, '_, KIND> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut jobs = self.0;
+        let mut next = || jobs.pop().map(Lane::new);
+        let most = if rows::regressed(KIND) { REGRESSED_LANES } else { LANES };
+        let mut lanes: Vec<Lane> = (0..most).map_while(|_| next()).collect();
+        while !lanes.is_empty() {
+            let steps = lanes.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
+            M::decode::<KIND>(&mut lanes, steps);
+            let mut index = 0;
+            while index < lanes.len() {
+                let lane = &mut lanes[index];
+                if lane.column < lane.width || lane.end_row::<KIND>() {
+                    index += 1;
+                } else if let Some(lane) = next() {
+                    lanes[index] = lane;
+                    index += 1;
+                } else {
+                    lanes.swap_remove(index);
+                }
             }
         }
     }

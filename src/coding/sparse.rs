@@ -8,7 +8,7 @@
 use crate::coding::arithmetic::{Decoder, Encoder};
 use crate::coding::binarisation::{self, Coder};
 use crate::coding::output::Output;
-use crate::model::context::{self, Contexts, Machine};
+use crate::model::context::{self, Contexts, Machine, Task};
 use crate::model::dependent::{self, States, Taps};
 use crate::model::params::{LAST_DENSITY_LOG, Params};
 use crate::model::scale::{self, CLASSES};
@@ -142,40 +142,71 @@ impl Model {
 }
 
 /// Appends the code of `levels` to `out`.
-#[inline(always)]
 pub(crate) fn encode<M: Machine>(params: &Params, density_log: u8, levels: &[i32], out: &mut Vec<u8>) {
-    let mut encoder = Encoder::new();
-    let mut model = Model::new(params, density_log, levels.len());
-    for row in levels.chunks(params.width) {
-        for (column, level) in row.iter().enumerate() {
-            model.code::<_, M>(&mut encoder, column, *level);
+    let model = Model::new(params, density_log, levels.len());
+    M::apart(Encoding { model, width: params.width, levels }).finish(out);
+}
+
+struct Encoding<'a> {
+    model: Model,
+    width: usize,
+    levels: &'a [i32],
+}
+
+impl<M: Machine> Task<M> for Encoding<'_> {
+    type Output = Encoder;
+
+    #[inline(always)]
+    fn run(self) -> Encoder {
+        let Self { mut model, width, levels } = self;
+        let mut encoder = Encoder::new();
+        for row in levels.chunks(width) {
+            for (column, level) in row.iter().enumerate() {
+                model.code::<_, M>(&mut encoder, column, *level);
+            }
+            if row.len() == width {
+                model.end_row();
+            }
         }
-        if row.len() == params.width {
-            model.end_row();
-        }
+        encoder
     }
-    encoder.finish(out);
 }
 
 /// Decodes a chunk. False if `bytes` are not exactly one of so many levels.
-#[inline(always)]
 #[must_use]
 pub(crate) fn decode<M: Machine>(params: &Params, density_log: u8, bytes: &[u8], output: &mut Output) -> bool {
-    let mut decoder = Decoder::new(bytes);
-    let mut model = Model::new(params, density_log, output.len());
-    let mut row = vec![0; params.width.min(output.len())];
-    for start in (0..output.len()).step_by(params.width) {
-        let width = params.width.min(output.len() - start);
-        for (column, level) in row[..width].iter_mut().enumerate() {
-            *level = model.code::<_, M>(&mut decoder, column, 0);
+    let model = Model::new(params, density_log, output.len());
+    M::apart(Decoding { model, width: params.width, bytes, output })
+}
+
+struct Decoding<'a, 'o> {
+    model: Model,
+    width: usize,
+    bytes: &'a [u8],
+    output: &'a mut Output<'o>,
+}
+
+impl<M: Machine> Task<M> for Decoding<'_, '_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let Self { mut model, width, bytes, output } = self;
+        let mut decoder = Decoder::new(bytes);
+        let mut row = vec![0; width.min(output.len())];
+        for start in (0..output.len()).step_by(width) {
+            let width = width.min(output.len() - start);
+            for (column, level) in row[..width].iter_mut().enumerate() {
+                *level = model.code::<_, M>(&mut decoder, column, 0);
+            }
+            output.put(start, &row[..width]);
+            if !decoder.plausible() {
+                return false;
+            }
+            model.end_row();
         }
-        output.put(start, &row[..width]);
-        if !decoder.plausible() {
-            return false;
-        }
-        model.end_row();
+        decoder.check()
     }
-    decoder.check()
 }
 
 #[cfg(test)]

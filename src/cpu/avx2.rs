@@ -14,20 +14,33 @@ use crate::cpu::quads;
 use crate::cpu::vector::{
     OCTET, load_f32, load_i32, load_octet, load_u16, load_u32, store_f32, store_i32, store_octet, store_u32,
 };
-use crate::model::context::{self, GROUP, Lesson, Machine, Portable, SETS};
+use crate::model::context::{self, GROUP, Lesson, Machine, Portable, SETS, Task};
 use crate::model::dependent::MAX_STATES;
 use crate::quantize::survivors::{AddCompareSelect, Costs, ENTRIES, Predecessors, Sites, TABULATED, advance_in_turn};
 
-/// AVX2. Only `dispatch.rs` names it, in functions that are compiled with these features and called after a check for them.
+/// AVX2. Only `dispatch.rs` names it, after a check for these features; [`Machine::apart`] compiles a task with them.
 pub(crate) struct Avx2;
 
 impl Machine for Avx2 {
     #[inline(always)]
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize) {
-        // SAFETY: only dispatch.rs names this type, in functions that are compiled with, and called only after a check
-        // for, the features that adapt_group needs.
+        // SAFETY: only dispatch.rs names this type, after a check for the features that adapt_group needs.
         unsafe { adapt_group(contexts, context::lesson(ones)) }
     }
+
+    // Has not the features itself: the compiler forgets `inline(never)` where there are features, but does not inline a
+    // function that has them into one that has not.
+    #[inline(never)]
+    fn apart<T: Task<Self>>(task: T) -> T::Output {
+        // SAFETY: as above.
+        unsafe { apart(task) }
+    }
+}
+
+/// [`Machine::apart`].
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,movbe,popcnt")]
+fn apart<T: Task<Avx2>>(task: T) -> T::Output {
+    task.run()
 }
 
 impl AddCompareSelect for Avx2 {
@@ -164,11 +177,8 @@ fn compete<const S: usize>(costs: &mut [f32; S], metrics: impl Fn(usize, usize) 
     let mut cheapest = [_mm256_setzero_ps(); MAX_STATES / OCTET];
     let mut odd = 0;
     for (octet, after) in after.iter_mut().enumerate() {
-        let [even_cost, odd_cost] = [0, 1].map(|parity| {
-            let (part, order) = &Entrances::<S>::FROM[parity][octet];
-            let [a, b, c, d, e, f, g, h] = *order;
-            _mm256_permutevar8x32_ps(parts[parity][*part], _mm256_setr_epi32(a, b, c, d, e, f, g, h))
-        });
+        let even_cost = Entrances::<S>::in_order(0, octet, &parts[0]);
+        let odd_cost = Entrances::<S>::in_order(1, octet, &parts[1]);
         let cheaper = _mm256_cmp_ps::<_CMP_LT_OQ>(odd_cost, even_cost);
         // Of equal numbers, the second.
         cheapest[octet] = _mm256_min_ps(odd_cost, even_cost);
@@ -200,31 +210,28 @@ fn compete<const S: usize>(costs: &mut [f32; S], metrics: impl Fn(usize, usize) 
 #[target_feature(enable = "avx2")]
 fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
     let octets = S / OCTET;
-    let mut parts = [[_mm256_setzero_si256(); MAX_STATES / OCTET]; 2];
+    let mut parts = [[_mm256_setzero_ps(); MAX_STATES / OCTET]; 2];
     for (values, parts) in values.into_iter().zip(&mut parts) {
         let (values, _) = values.as_chunks::<OCTET>();
         if octets == 1 {
-            parts[0] = load_i32(&values[0]);
+            parts[0] = _mm256_castsi256_ps(load_i32(&values[0]));
             continue;
         }
         for pair in 0..octets / 2 {
             let low = _mm256_castsi256_ps(load_i32(&values[2 * pair]));
             let high = _mm256_castsi256_ps(load_i32(&values[2 * pair + 1]));
-            parts[pair] = _mm256_castps_si256(_mm256_shuffle_ps::<0b1000_1000>(low, high));
-            parts[octets / 2 + pair] = _mm256_castps_si256(_mm256_shuffle_ps::<0b1101_1101>(low, high));
+            parts[pair] = _mm256_shuffle_ps::<0b1000_1000>(low, high);
+            parts[octets / 2 + pair] = _mm256_shuffle_ps::<0b1101_1101>(low, high);
         }
     }
     let mut inherited = [0; N];
     let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     for (octet, inherited) in inherited.as_chunks_mut::<OCTET>().0.iter_mut().enumerate() {
-        let [even_value, odd_value] = [0, 1].map(|parity| {
-            let (part, order) = &Entrances::<S>::FROM[parity][octet];
-            let [a, b, c, d, e, f, g, h] = *order;
-            _mm256_permutevar8x32_epi32(parts[parity][*part], _mm256_setr_epi32(a, b, c, d, e, f, g, h))
-        });
+        let even_value = Entrances::<S>::in_order(0, octet, &parts[0]);
+        let odd_value = Entrances::<S>::in_order(1, octet, &parts[1]);
         let here = _mm256_set1_epi32(i32::from((odd >> (OCTET * octet)) as u8));
-        let from_odd = _mm256_cmpeq_epi32(_mm256_and_si256(here, bits), bits);
-        store_i32(inherited, _mm256_blendv_epi8(even_value, odd_value, from_odd));
+        let from_odd = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(here, bits), bits));
+        store_i32(inherited, _mm256_castps_si256(_mm256_blendv_ps(even_value, odd_value, from_odd)));
     }
     inherited
 }
@@ -362,7 +369,8 @@ fn choose<const N: usize>(
                 let twice = _mm256_cvttps_epi32(_mm256_floor_ps(exact));
                 _mm256_add_epi32(_mm256_add_epi32(twice, twice), _mm256_set1_epi32(1))
             };
-            let (first, second) = [nearest, octet.inward(nearest)].map(|index| octet.cost(costs, limit, index)).into();
+            let first = octet.cost(costs, limit, nearest);
+            let second = octet.cost(costs, limit, octet.inward(nearest));
             let better = _mm256_cmp_ps::<_CMP_LT_OQ>(second.0, first.0);
             let metric = _mm256_min_ps(second.0, first.0);
             let level = _mm256_blendv_ps(_mm256_castsi256_ps(first.1), _mm256_castsi256_ps(second.1), better);
@@ -458,6 +466,15 @@ impl<const S: usize> Entrances<S> {
         }
         from
     };
+
+    /// Eight numbers of one parity, in the order of the states that they lead to.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn in_order(parity: usize, octet: usize, parts: &[__m256; MAX_STATES / OCTET]) -> __m256 {
+        let (part, order) = &Self::FROM[parity][octet];
+        let [a, b, c, d, e, f, g, h] = *order;
+        _mm256_permutevar8x32_ps(parts[*part], _mm256_setr_epi32(a, b, c, d, e, f, g, h))
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub fn quantize(
     if available() {
         return avx2::quantize(params, weights, quantizer, coupling, chosen, out);
     }
-    chunk::quantize_portable(params, weights, quantizer, coupling, chosen, out)
+    chunk::quantize_on::<Portable>(params, weights, quantizer, coupling, chosen, out)
 }
 
 /// Levels and refinement bits of `patterns`, in rows of `width`. Appends the refinement bits to `out`.

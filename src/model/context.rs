@@ -153,6 +153,23 @@ pub fn lesson(ones: usize) -> &'static Lesson {
 pub trait Machine {
     /// Adapts those contexts of a group that a run of `ones <= 4` and the zero behind it have used.
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize);
+
+    /// Runs a task in a function of its own, compiled for this machine and never inlined.
+    fn apart<T: Task<Self>>(task: T) -> T::Output;
+}
+
+/// A loop that is a function of its own on each machine.
+///
+/// [`Task::run`] is `#[inline(always)]`, and so is what it calls where speed matters: what is not inlined is compiled without
+/// the machine's features. The same is true of closures that go to functions of the standard library, `map` of an array among
+/// them, so loops in tasks are written out. Loops are kept apart because a compiler's time grows faster than the size of a
+/// function; `tests/test_build.py` has the largest size allowed.
+pub trait Task<M: ?Sized> {
+    /// What comes of it.
+    type Output;
+
+    /// The loop.
+    fn run(self) -> Self::Output;
 }
 
 /// Plain Rust.
@@ -166,6 +183,11 @@ impl Machine for Portable {
             let half = half_step(*context, target) & used;
             *context = context.wrapping_add(half << 1);
         }
+    }
+
+    #[inline(never)]
+    fn apart<T: Task<Self>>(task: T) -> T::Output {
+        task.run()
     }
 }
 

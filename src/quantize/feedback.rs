@@ -168,7 +168,10 @@ impl Targets for Feedback<'_> {
                 *target += error * factor;
             }
         }
-        targets.map(|target| target.clamp(-self.limit, self.limit))
+        for target in &mut targets {
+            *target = target.clamp(-self.limit, self.limit);
+        }
+        targets
     }
 
     #[inline(always)]
@@ -190,10 +193,11 @@ impl Targets for Feedback<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::quantize_portable;
+    use crate::chunk::quantize_on;
     use crate::coding::lanes::Job;
     use crate::coding::output::Output;
     use crate::cpu::dispatch::{self, quantize};
+    use crate::model::context::Portable;
     use crate::model::dependent::States;
     use crate::model::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::model::scale::Resolution;
@@ -343,7 +347,7 @@ mod tests {
                             let mut coded = Vec::new();
                             let sums = if portable {
                                 let (coupling, levels) = (Some(coupling), Some(&mut *levels));
-                                quantize_portable(&params, weights, quantizer, coupling, levels, &mut coded)
+                                quantize_on::<Portable>(&params, weights, quantizer, coupling, levels, &mut coded)
                             } else {
                                 let (coupling, levels) = (Some(coupling), Some(&mut *levels));
                                 quantize(&params, weights, quantizer, coupling, levels, &mut coded)

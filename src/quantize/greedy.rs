@@ -218,6 +218,7 @@ impl<'a> Greedy<'a> {
 }
 
 impl Source for Greedy<'_> {
+    const DEPENDENT: Option<bool> = Some(false);
     const BLOCK: usize = BLOCK;
 
     /// All that does not hang on the weights before: the machine does several at once.
@@ -254,6 +255,7 @@ impl<'a> Weighted<'a> {
 }
 
 impl Source for Weighted<'_> {
+    const DEPENDENT: Option<bool> = Some(false);
     const BLOCK: usize = MAX_WIDTH;
 
     #[inline(always)]
@@ -281,6 +283,7 @@ impl<'a> Coupled<'a> {
 }
 
 impl Source for Coupled<'_> {
+    const DEPENDENT: Option<bool> = Some(false);
     const BLOCK: usize = MAX_WIDTH;
 
     #[inline(always)]

@@ -9,6 +9,8 @@ use crate::quantize::survivors::AddCompareSelect;
 /// Where the levels to code come from. A trait, because closures cannot be told to be inlined, and what is not inlined is
 /// compiled without the machine's features.
 pub(crate) trait Source {
+    /// Whether it is for tensors with two quantisers; None is for all.
+    const DEPENDENT: Option<bool>;
     /// Levels come in blocks of so many, or fewer at the end of a row.
     const BLOCK: usize;
 

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use crate::coding::binarisation;
-use crate::model::context::{self, COST_BITS, ContextSet, SETS};
+use crate::model::context::{self, COST_BITS, ContextSet, SETS, Task};
 use crate::model::dependent::{MAX_STATES, States};
 use crate::model::rows::{self, Rows, Site};
 use crate::model::scale;
@@ -101,14 +101,12 @@ pub(crate) struct Search<T> {
 }
 
 impl<T: Targets> Source for Search<T> {
+    const DEPENDENT: Option<bool> = Some(true);
     const BLOCK: usize = T::BLOCK;
 
     /// Decides the block's levels.
     #[inline(always)]
     fn begin<M: AddCompareSelect, const KIND: u8>(&mut self, rows: &Rows, index: usize, columns: Range<usize>) {
-        if !rows::dependent(KIND) {
-            return;
-        }
         let (column, count) = (columns.start, columns.len());
         let left = self.targets.count() - index;
         let ahead = self.width.clamp(LEAST_AHEAD, MOST_AHEAD).min(left - count);
@@ -157,7 +155,6 @@ impl<T: Targets> Search<T> {
         }
     }
 
-    #[inline(always)]
     fn run<M: AddCompareSelect, const KIND: u8, const S: usize>(
         &mut self,
         rows: &Rows,
@@ -165,14 +162,13 @@ impl<T: Targets> Search<T> {
         column: usize,
         count: usize,
     ) {
-        if rows::in_kernels(KIND) || !T::SHARED {
-            self.follow::<M, KIND, S, S>(rows, index, column, count);
+        if const { rows::in_kernels(KIND) || !T::SHARED } {
+            M::apart(Follow::<KIND, S, S, T> { search: self, rows, index, column, count });
         } else {
-            self.follow::<M, KIND, S, 2>(rows, index, column, count);
+            M::apart(Follow::<KIND, S, 2, T> { search: self, rows, index, column, count });
         }
     }
 
-    /// Viterbi's algorithm over the next `count` weights; the best survivor's levels become the path.
     #[inline(always)]
     fn follow<M: AddCompareSelect, const KIND: u8, const S: usize, const N: usize>(
         &mut self,
@@ -210,7 +206,10 @@ impl<T: Targets> Search<T> {
             };
             let predictions = neighbours.predictions::<KIND>(rows, column, above);
             let sites = Sites::of::<KIND>(rows, share, &row, &predictions);
-            let shifts = sites.sets.map(|set| self.tables.ready::<KIND>(rows, set as usize));
+            let mut shifts = [0; N];
+            for (shift, set) in shifts.iter_mut().zip(sites.sets) {
+                *shift = self.tables.ready::<KIND>(rows, set as usize);
+            }
             let costs_of = &self.tables.costs;
             let (odd, levels);
             (odd, best, levels) = match self.targets.importance(index) {
@@ -232,7 +231,10 @@ impl<T: Targets> Search<T> {
                 }
                 neighbours.follow::<M, KIND, S>(odd, &came);
                 if !T::SHARED {
-                    let ways: [(usize, i32); N] = std::array::from_fn(|s| step.back::<S>(s));
+                    let mut ways = [(0, 0); N];
+                    for (s, way) in ways.iter_mut().enumerate() {
+                        *way = step.back::<S>(s);
+                    }
                     self.targets.follow(index, &ways);
                 }
             } else {
@@ -250,6 +252,27 @@ impl<T: Targets> Search<T> {
             }
             state = from;
         }
+    }
+}
+
+/// Viterbi's algorithm over the next `count` weights; the best survivor's levels become the path.
+struct Follow<'a, const KIND: u8, const S: usize, const N: usize, T> {
+    search: &'a mut Search<T>,
+    rows: &'a Rows,
+    index: usize,
+    column: usize,
+    count: usize,
+}
+
+impl<M: AddCompareSelect, const KIND: u8, const S: usize, const N: usize, T: Targets> Task<M>
+    for Follow<'_, KIND, S, N, T>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { search, rows, index, column, count } = self;
+        search.follow::<M, KIND, S, N>(rows, index, column, count);
     }
 }
 
@@ -290,7 +313,9 @@ impl<const N: usize> Neighbours<N> {
                 self.0[place] = M::inherit::<S, N>(odd, [&self.0[place - 1]; 2]);
             }
             if let Some(last) = self.0.first_mut() {
-                *last = levels.map(rows::clamped);
+                for (last, level) in last.iter_mut().zip(levels) {
+                    *last = rows::clamped(*level);
+                }
             }
         }
     }
@@ -298,10 +323,11 @@ impl<const N: usize> Neighbours<N> {
 
 #[cfg(test)]
 mod tests {
-    use crate::chunk::{Sums, quantize_portable};
+    use crate::chunk::{Sums, quantize_on};
     use crate::coding::lanes::Job;
     use crate::coding::output::Output;
     use crate::cpu::dispatch::{self, quantize};
+    use crate::model::context::Portable;
     use crate::model::dependent::States;
     use crate::model::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::model::scale::Resolution;
@@ -358,7 +384,7 @@ mod tests {
                 let (mut bytes, mut again) = (Vec::new(), Vec::new());
                 let (mut levels, mut decoded) = (vec![0; weights.len()], vec![0; weights.len()]);
                 let sums = quantize(&params, &weights, quantizer, None, Some(&mut levels), &mut bytes);
-                assert_eq!(quantize_portable(&params, &weights, quantizer, None, None, &mut again), sums);
+                assert_eq!(quantize_on::<Portable>(&params, &weights, quantizer, None, None, &mut again), sums);
                 assert_eq!(bytes, again);
                 assert!(params.states.is_some_and(|states| states.has_path(&levels)));
                 assert!(levels.iter().all(|level| level.abs() <= limit));
