@@ -267,7 +267,7 @@ def test_a_curvature_s_file_means_what_it_means_to_the_library(curvatures, given
         ("--curvature empty.dcb", "empty.dcb: "),
         ("--curvature short.curvature", "short.curvature: "),
         ("--curvature nan.curvature", "nan.curvature: "),
-        ("--curvature other.curvature", "the curvature knows none of these tensors"),
+        ("--curvature other.curvature", "the curvature has none of these tensors"),
         ("--curvature narrow.curvature", "the curvature of 'a.weight' is not that of a tensor of shape (64, 48)"),
         ("--curvature indefinite.curvature", "'a.weight' has a factor that is not positive semidefinite"),
         ("--curvature good.curvature --step 0.1", "choose one of --curvature and --step"),

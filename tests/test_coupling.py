@@ -564,11 +564,11 @@ def test_a_curvature_that_is_none_is_refused_by_name():
 
 def test_a_curvature_of_other_tensors_and_one_of_zero_are_refused():
     weights, factors, _ = layer(32, (40, 30))
-    with pytest.raises(OptionError, match="knows none of these tensors"):
+    with pytest.raises(OptionError, match="has none of these tensors"):
         deepcabac.compress({"w": weights}, curvature=curvature_of(v=factors))
-    with pytest.raises(OptionError, match="knows none of these tensors"):
+    with pytest.raises(OptionError, match="has none of these tensors"):
         deepcabac.compress({"w": weights}, curvature={})
-    with pytest.raises(OptionError, match="knows none of these tensors"):
+    with pytest.raises(OptionError, match="has none of these tensors"):
         deepcabac.compress({"w": np.arange(1200).reshape(40, 30)}, curvature=curvature_of(w=factors))
     with pytest.raises(OptionError, match="every tensor is zero"):
         deepcabac.compress({"w": weights}, curvature=curvature_of(w=replace(factors, total=0.0)))

@@ -151,7 +151,7 @@ def test_parameters_that_no_sample_reaches_are_left_out_with_a_warning():
         (lambda net, x: dt.fisher({}, [x]), OptionError, r"must be a torch.nn.Module"),
         (lambda net, x: dt.fisher(net, [x * torch.nan]), CalibrationError, "not finite"),
         (lambda net, x: dt.fisher(torch.nn.ReLU(), [x]), OptionError, "no parameters"),
-        (lambda net, x: dt.variational(net, iter([x]), torch.mean), OptionError, "no generator"),
+        (lambda net, x: dt.variational(net, iter([x]), torch.mean), OptionError, "not a generator"),
         (lambda net, x: dt.variational(net, [x], "likelihood"), OptionError, "loss must be a function"),
         (lambda net, x: dt.variational(net, [x], torch.mean, passes=0), OptionError, "passes must be"),
         (lambda net, x: dt.variational(net, [x], torch.mean, samples=0), OptionError, "samples must be"),

@@ -73,7 +73,7 @@ class Corrected:
         self.changed: dict[str, Array] = {}
         for name, array in changed.items():
             if name not in own or np.shape(array) != own[name].shape:
-                raise OptionError(f"the correction has {name!r} of shape {np.shape(array)}, which is no tensor here")
+                raise OptionError(f"the correction has {name!r} of shape {np.shape(array)}: there is no such tensor")
             if not np.isfinite(array).all():
                 raise OptionError(f"the correction of {name!r} is not finite")
             self.changed[name] = np.asarray(array).astype(own[name].dtype)

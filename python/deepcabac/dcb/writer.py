@@ -83,7 +83,7 @@ class Report:
         notes = [f"{tensor.name}: {tensor.note}" for tensor in self.tensors if tensor.note]
         raised = [tensor.raised for tensor in self.tensors if tensor.raised]
         if raised:
-            notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, for they are fragile")
+            notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, because they are fragile")
         return notes
 
 

@@ -114,7 +114,7 @@ class Calibrated:
                 signal += factors.total / spec.size * _core.measure(array)[0]
                 count += spec.size
         if not found:
-            raise OptionError("the curvature knows none of these tensors: was it measured on another model?")
+            raise OptionError("the curvature has none of these tensors: was it measured on another model?")
         if count == 0:
             raise OptionError("the curvature of every tensor is zero: were the samples those of this model?")
         self._signal = signal / count

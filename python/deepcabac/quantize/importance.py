@@ -65,7 +65,7 @@ class Weighted:
             total += float(factors.sum())
             count += factors.size
         if count == 0:
-            raise OptionError("importance knows none of the tensors that can be quantised")
+            raise OptionError("importance has an array for none of the tensors that can be quantised")
         self._signal, self._mean = signal / count, total / count
 
     def __contains__(self, name: str) -> bool:
@@ -115,7 +115,7 @@ class Weighted:
             given = np.asarray(self._given[name])
             values = given.astype(np.float64).reshape(-1)
         except (TypeError, ValueError):
-            raise OptionError(f"the importance of {name!r} is no array of numbers") from None
+            raise OptionError(f"the importance of {name!r} is not an array of numbers") from None
         if given.shape != shape:
             raise OptionError(f"the importance of {name!r} has shape {given.shape}, but the tensor {shape}")
         if not np.isfinite(values).all():

@@ -80,7 +80,7 @@ def correction(
         found = {name: value.detach().cpu().numpy() for name, value in changed.items() if name in decoded}
         for name, array in found.items():
             if not np.isfinite(array).all():
-                raise CalibrationError(f"the correction of {name!r} is not finite: are these samples the model's?")
+                raise CalibrationError(f"the correction of {name!r} is not finite: do the samples fit the model?")
         return found
 
     return correct
@@ -101,7 +101,7 @@ def _with_values(model: nn.Module, decoded: Mapping[str, Array]) -> nn.Module:
                 target.copy_(torch.from_numpy(plain))
             known = True
     if not known:
-        raise OptionError("no tensor has a name of the model's: is the correction of another model?")
+        raise OptionError("no tensor has a name from the model: was the correction made for another model?")
     return quantised
 
 

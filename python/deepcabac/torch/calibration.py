@@ -102,7 +102,7 @@ def calibrate(
     groups = _groups(weights, layers_at_once, max_memory)
     if len(groups) > 1 and isinstance(batches, Iterator):
         raise OptionError(
-            f"batches can be gone through once and {len(groups)} times are needed; give a list or a DataLoader, or "
+            f"batches is an iterator, and {len(groups)} passes are needed; give a list or a DataLoader, or "
             "raise layers_at_once or max_memory"
         )
     order = [name for name in model.state_dict(keep_vars=True) if isinstance(name, str)]

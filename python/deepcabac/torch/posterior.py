@@ -107,7 +107,7 @@ def variational(
     expectation is that of one draw a batch, ``w = mean + sigma * noise`` (Kingma & Welling 2014), and sigma starts
     where bound and curvature balance, ``1 / sqrt(samples * F)``.
 
-    ``batches`` (gone through ``passes`` times, and once more for F: no generator) are as for :func:`calibrate`.
+    ``batches`` (iterated ``passes`` times, and once more for F, so not a generator) are as for :func:`calibrate`.
     ``loss`` is a function of ``(outputs, batch)`` that returns the MEAN negative log-likelihood of the batch.
     ``samples`` is the number of samples that the model was trained on, by default that of ``batches``.
     ``learning_rate`` is Adam's, for log sigma, and falls to zero.
@@ -124,7 +124,7 @@ def variational(
     Raises :class:`CalibrationError`, :class:`OptionError` and whatever the model raises.
     """
     if isinstance(batches, Iterator):
-        raise OptionError("batches are gone through several times; give a list or a DataLoader, no generator")
+        raise OptionError("batches are iterated several times; give a list or a DataLoader, not a generator")
     if not callable(loss):
         raise OptionError(f"loss must be a function of outputs and batch, not {loss!r}")
     if samples is not None and (type(samples) is not int or samples < 1):

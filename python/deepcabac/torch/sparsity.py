@@ -97,7 +97,7 @@ class MagnitudePruning:
                 raise OptionError(f"sparsity must be at least 0 and below 1, not {share!r}")
             chosen = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
             if not chosen:
-                raise OptionError(f"no layer's weight matches {pattern!r} that has no sparsity yet")
+                raise OptionError(f"no layer's weight matches {pattern!r}, or only ones that have a sparsity already")
             self._groups.append((float(share), [layers.pop(name) for name in chosen]))
         self._groups.append((0.0, list(layers.values())))  # what is zero there stays zero too
         self._steps, self._every, self._done = steps, every, 0
@@ -246,7 +246,7 @@ def log_alpha(weight: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def divergence(log_alpha: Tensor) -> Tensor:
-    """KL(q || log-uniform prior), summed, but for a constant (equation 14 of Molchanov et al. 2017)."""
+    """KL(q || log-uniform prior), summed, up to a constant (equation 14 of Molchanov et al. 2017)."""
     return -(0.63576 * torch.sigmoid(1.87320 + 1.48695 * log_alpha) - 0.5 * functional.softplus(-log_alpha)).sum()
 
 
