@@ -133,7 +133,7 @@ def chunks_of(levels: int) -> Iterator[None]:
         # Even chunks, as the encoder makes them, of whole rows; those of the fast coder of whole strips.
         rows = -(-math.prod(shape) // width)
         rows = -(-rows // max(round(math.prod(shape) / levels), 1))
-        if options.get("level", arguments[-1] if arguments else "") == "fast" and rows * width < math.prod(shape):
+        if options.get("preset", arguments[-1] if arguments else "") == "fast" and rows * width < math.prod(shape):
             rows = -(-rows // 16) * 16
         most = 1 << (22 if _core.parameters(params).regression else 20)
         rows = max(min(rows, most // width), 1)
