@@ -185,6 +185,39 @@ def test_a_name_too_long_for_the_terminal_has_its_own_line():
     assert report.table(["name", ">x"], [[long, "1"]])[1] == long + "  1"
 
 
+def test_a_table_too_wide_for_the_terminal_goes_on_in_further_lines():
+    rows = [["encoder.weight", "3x4", "float32", "22"], ["rest", "", "", "1"]]
+    assert report.table(["name", "shape", "type", ">bytes"], rows, 25) == [
+        "name",
+        "  shape  type     bytes",
+        "encoder.weight",
+        "  3x4    float32     22",
+        "rest",
+        "                      1",
+    ]
+    assert report.table(["name", "shape", "type", ">bytes"], rows, 20) == [
+        "name",
+        "  shape  type",
+        "  bytes",
+        "encoder.weight",
+        "  3x4    float32",
+        "     22",
+        "rest",
+        "      1",
+    ]
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_tables_fit_the_terminal(width):
+    name = "encoder.layer.11.attention.output.dense.weight"
+    header = ["tensor", "shape", "type", ">bits", ">step", "quantizer", ">bytes"]
+    lines = report.table(header, [[name, "30522x384", "float32", "5.06", "0.003125", "trellis 32", "93,275"]], width)
+    assert all(len(line) <= width or line == name for line in lines)
+    assert "".join("".join(lines).split()) == "".join(["tensorshapetypebitsstepquantizerbytes", name]) + (
+        "30522x384float325.060.003125trellis3293,275"
+    )
+
+
 def test_names_cannot_steer_the_terminal(folder):
     deepcabac.save_file({"a\x1b[2J\nb\u202e": np.ones(3)}, "evil.dcb")
     out = run("inspect", "evil.dcb").stdout

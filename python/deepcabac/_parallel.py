@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from .errors import OptionError
@@ -13,6 +16,49 @@ from .errors import OptionError
 Result = TypeVar("Result")
 #: What maps calls to their results, in order.
 Run = Callable[[list[Any]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """A call that codes a chunk of a tensor. Other calls take next to no time, so progress is counted by these."""
+
+    call: Callable[[], Any]
+    nbytes: int  #: of the chunk's values
+
+    def __call__(self) -> Any:
+        return self.call()
+
+
+class Tally:
+    """Bytes of tensors that are coded, and that are to be: more once a tensor has to be coded again. Thread-safe."""
+
+    def __init__(self, total: int) -> None:
+        self._lock = threading.Lock()
+        self.done, self.total = 0, total
+
+    def add(self, done: int, more: int = 0) -> None:
+        """Count ``done`` bytes as coded, and ``more`` as still to be coded."""
+        with self._lock:
+            self.done += done
+            self.total += more
+
+    def counting(self, nbytes: int, run: Run) -> tuple[Run, Callable[[], None]]:
+        """``run`` for a tensor of ``nbytes``, counted; and what is called when the tensor is done."""
+        expected = nbytes
+
+        def counted(calls: list[Any]) -> list[Any]:
+            nonlocal expected
+            planned = sum(call.nbytes for call in calls if isinstance(call, Coding))
+            self.add(0, max(planned - expected, 0))
+            expected = max(expected - planned, 0)
+            return run([partial(self._call, call) if isinstance(call, Coding) else call for call in calls])
+
+        return counted, lambda: self.add(expected)
+
+    def _call(self, call: Coding) -> Any:
+        result = call()
+        self.add(call.nbytes)
+        return result
 
 
 def thread_count(threads: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from .source import Arrays, Correct
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -250,4 +253,5 @@ def decompress_checkpoint(
             for info, (name, array) in zip(infos, opened.items(progress=progress), strict=True):
                 if info.tied_to is None:
                     target.write(name, array)
+                    _log.info("%s: %s bytes", name, f"{array.nbytes:,}")
         return Path(model)

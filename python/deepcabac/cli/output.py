@@ -21,9 +21,18 @@ def progress_bar(what: str, quiet: bool) -> Iterator[OnProgress | None]:
         return
     # Imported here: it takes longer than many a command.
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(None), DownloadColumn(), TimeRemainingColumn(), "left")
+    class Bytes(DownloadColumn):
+        def render(self, task: Task) -> Text:
+            return Text("") if task.total is None else super().render(task)
+
+    class Left(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return Text("") if task.time_remaining is None else super().render(task) + Text(" left")
+
+    columns = (TextColumn("{task.description}"), BarColumn(None), Bytes(), Left())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, expand=True, redirect_stdout=False) as bar:
         task = bar.add_task(what, total=None)

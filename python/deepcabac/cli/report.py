@@ -35,23 +35,44 @@ def plural(number: int, noun: str) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
     """Lines of a table. Columns whose heading begins with ``>`` are flush right.
 
-    A name in the first column that makes a line longer than ``width`` gets a line of its own.
+    A name in the first column that makes a line longer than ``width`` gets a line of its own. If ``width`` leaves no
+    room for names, all do, and the other columns follow on as many lines as they need.
     """
     lines = [[heading.removeprefix(">") for heading in header], *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    columns = range(len(header))
+    groups = [columns]
     if width is not None:
-        widths[0] = min(widths[0], max(width - sum(widths[1:]) - 2 * len(widths[1:]), _NARROWEST))
+        room = width - sum(widths[1:]) - 2 * len(widths[1:])
+        if room >= min(widths[0], _NARROWEST):
+            widths[0] = min(widths[0], room)
+        else:
+            widths[0] = 0
+            groups = _groups(widths, width)
     text = []
-    for first, *others in lines:
-        if len(first) > widths[0]:
-            text.append(first)
-            first = ""
-        placed = [
+    for line in lines:
+        cells = [
             cell.rjust(wide) if heading.startswith(">") else cell.ljust(wide)
-            for cell, wide, heading in zip([first, *others], widths, header, strict=True)
+            for cell, wide, heading in zip(line, widths, header, strict=True)
         ]
-        text.append("  ".join(placed).rstrip())
+        if len(line[0]) > widths[0]:
+            text.append(line[0])
+            cells[0] = " " * widths[0]
+        indent = "" if groups == [columns] else "  "
+        placed = [(indent + "  ".join(cells[column] for column in group)).rstrip() for group in groups]
+        text += [part for part in placed if part or not indent]
     return text
+
+
+def _groups(widths: Sequence[int], width: int) -> list[range]:
+    """Columns after the first, in groups of which each fits into a line, after an indentation."""
+    ends, used = [1], 0
+    for column in range(1, len(widths)):
+        used += 2 + widths[column]
+        if used > width and column > ends[-1]:
+            ends.append(column)
+            used = 2 + widths[column]
+    return [range(start, end) for start, end in zip(ends, [*ends[1:], len(widths)], strict=True)]
 
 
 def compressed(name: str, report: Report, seconds: float, width: int | None) -> list[str]:

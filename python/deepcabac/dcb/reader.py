@@ -38,7 +38,8 @@ _BATCH = 3 << 18
 #: Bytes of tensors that are decoded before they are asked for, unless a single one is larger.
 _AHEAD = 1 << 26
 
-#: Called with the bytes of tensors that are done and those of all.
+#: Called from the caller's thread with the bytes of tensors that are done, and those of all. A tensor that has to be
+#: coded again to meet its target then counts again among all, and bytes begin anew when the whole file is.
 OnProgress = Callable[[int, int], None]
 Count = Callable[[int], None]
 

@@ -9,14 +9,14 @@ import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .._parallel import pool
+from .._parallel import Run, Tally, pool
 from ..checkpoint.base import Array, TensorSpec
 from ..errors import OptionError
 from ..options import DEFAULT_SQNR, MAX_SQNR, Options
@@ -36,6 +36,8 @@ from .updates import Base, Digest
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
+#: Seconds between two words about progress.
+_PATIENCE = 0.1
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
@@ -170,7 +172,7 @@ class _Writer:
         self._report = Report()
         self._offset = container.HEADER.size
         self._numbers: dict[str, int] = {}
-        self._total = sum(spec.nbytes for spec in source.specs if spec.tied_to is None)
+        self._tally = Tally(sum(spec.nbytes for spec in source.specs if spec.tied_to is None))
 
     def run(self, keep: dict[str, Decision] | None = None, known: Mapping[str, Decision] = {}) -> Report:
         """Write the file. ``keep`` takes in how each tensor is stored; ``known`` says it of some from before."""
@@ -214,16 +216,31 @@ class _Writer:
         array = self._source.read(spec.name)
         base = None if self._base is None else self._base.like(spec.name, spec.dtype, spec.shape)
         if known is not None:
+            self._tally.add(spec.nbytes)
             return _Work(spec, array, base, lambda: known)
         if spec.size <= _SMALL or self._coupled:
-            return _Work(spec, array, base, self._executor.submit(self._quantizer.decide, spec, array, base, _in_turn))
-        return _Work(spec, array, base, partial(self._quantizer.decide, spec, array, base, self._spread))
+            return _Work(spec, array, base, self._executor.submit(self._decide, spec, array, base, _in_turn))
+        return _Work(spec, array, base, partial(self._decide, spec, array, base, self._spread))
+
+    def _decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
+        counted, end = self._tally.counting(spec.nbytes, run)
+        decision = self._quantizer.decide(spec, array, base, counted)
+        end()
+        return decision
 
     def _spread(self, calls: list[Callable[[], Any]]) -> list[Any]:
-        return [future.result() for future in [self._executor.submit(call) for call in calls]]
+        return [self._result(future) for future in [self._executor.submit(call) for call in calls]]
+
+    def _result(self, future: Future[Any]) -> Any:
+        """The result of a future, with a word about progress while it is not there."""
+        while self._progress is not None and not wait([future], _PATIENCE).done:
+            self._progress(self._tally.done, self._tally.total)
+        if self._progress is not None:
+            self._progress(self._tally.done, self._tally.total)
+        return future.result()
 
     def _finish(self, work: _Work) -> Decision:
-        decision = work.decision.result() if isinstance(work.decision, Future) else work.decision()
+        decision = self._result(work.decision) if isinstance(work.decision, Future) else work.decision()
         spec, result = work.spec, decision.result
         if isinstance(result, Coded) or (result is not None and work.base is not None):
             entry = self._formed(work, result)
@@ -304,7 +321,7 @@ class _Writer:
             "%s: %s%s, %s to %s bytes", entry.name, entry.mode, quality, f"{raw_bytes:,}", f"{entry.coded_bytes:,}"
         )
         if self._progress is not None:
-            self._progress(self._report.raw_bytes, self._total)
+            self._progress(self._tally.done, self._tally.total)
 
 
 def _in_turn(calls: list[Callable[[], Any]]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from .syntax import Payload
 from .writing import Settings, StreamReport, compress
 
 SUFFIX = ".nnc"
+_log = logging.getLogger(__name__)
 
 
 def is_stream(path: PathLike) -> bool:
@@ -99,6 +101,7 @@ def restore(
     with create_checkpoint(target, kind=kind, specs=specs, extra=b"", extra_kind="", overwrite=overwrite) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
+            _log.info("%s: %s bytes", name, f"{array.nbytes:,}")
     return target, sum(array.nbytes for array in arrays.values())
 
 
@@ -123,6 +126,8 @@ def make(
         arrays = {spec.name: checkpoint.read(spec.tied_to or spec.name) for spec in checkpoint.specs}
         tied = [spec.name for spec in checkpoint.specs if spec.tied_to is not None]
     code, report = compress(arrays, bases=bases, threads=threads, settings=settings)
+    for unit in report.tensors:
+        _log.info("%s: %s to %s bytes", unit.name, f"{arrays[unit.name].nbytes:,}", f"{unit.coded_bytes:,}")
     if tied:
         count = f"{len(tied):,} tied tensor{'' if len(tied) == 1 else 's'}"
         report.notes.append(f"{count} stored again: a .nnc file cannot share tensors")

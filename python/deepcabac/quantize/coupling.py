@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._parallel import Run
+from .._parallel import Coding, Run
 from ..checkpoint.base import Array, Float32
 from ..curvature import Curvature, Factors
 from ..errors import OptionError
@@ -331,8 +331,12 @@ def quantize(array: Array, plan: Plan, step: float, how: Quantization, run: Run)
         )
         return code
 
-    calls = [partial(chunk, start) for start in range(0, array.size, each)]
-    codes = run(calls) if errors is None else [call() for call in calls]
+    calls = [
+        Coding(partial(chunk, start), min(each, array.size - start) * array.dtype.itemsize)
+        for start in range(0, array.size, each)
+    ]
+    # Rows that make up for those before them come one after another.
+    codes = run(calls) if errors is None else [run([call])[0] for call in calls]
     values = levels.reshape(height, width).astype(np.float32) * scales
     gained = float(np.float32(step * _gain(weights / np.float32(step), values, plan)))
     if gained * float(np.abs(values).max()) <= largest(array.dtype):

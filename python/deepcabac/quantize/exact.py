@@ -9,7 +9,9 @@ Tensors of few distinct values are coded as codebook indices instead.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._parallel import Run
+from .._parallel import Coding, Run
 from ..checkpoint.base import Array
 
 FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES, CODEBOOK, SAME, QUANTIZED = range(8)
@@ -228,6 +230,11 @@ def _book(form: Form) -> tuple[int, int, int]:
     return (0 if form.entries is None else form.entries.size), form.usual, form.width
 
 
+def _calls(chunk: Callable[[int], tuple[bytes, int]], flat: Array, each: int) -> list[Coding]:
+    """Calls of ``chunk`` for every ``each`` values."""
+    return [Coding(partial(chunk, start), flat[start : start + each].nbytes) for start in range(0, flat.size, each)]
+
+
 def _encode_indices(flat: Array, form: Form, run: Run) -> Coded:
     entries = form.entries
 
@@ -235,7 +242,7 @@ def _encode_indices(flat: Array, form: Form, run: Run) -> Coded:
         indices = np.searchsorted(entries, flat[start : start + form.chunk_size]).astype(np.uint16)  # type: ignore[arg-type]
         return _core.encode_indices(indices, *_book(form)), 0
 
-    return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, form.chunk_size)]))
+    return Coded(form, run(_calls(chunk, flat, form.chunk_size)))
 
 
 def _native(form: Form, dtype: np.dtype[Any], base: Array | None = None) -> _core.Exact:
@@ -253,7 +260,7 @@ def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, ba
             return b"", 0
         return _core.encode_exact(form.params, _native(form, dtype, reference), piece)
 
-    return Coded(form, run([lambda start=start: chunk(start) for start in range(0, flat.size, each)]))
+    return Coded(form, run(_calls(chunk, flat, each)))
 
 
 def _encode_update(array: Array, base: Array, run: Run, preset: str) -> Coded:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .._parallel import Run
+from .._parallel import Coding, Run
 from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, Array, Float32
 from ..options import Quantization, Target
 
@@ -211,7 +211,9 @@ def quantize(
         error, _, _ = _core.measure(off if counts is None else off * np.sqrt(counts))
         return code, _core.Sums(sums.energy, error, sums.correlation, sums.levels)
 
-    results = run([lambda start=start: chunk(start) for start in range(0, size, each)])
+    results = run(
+        [Coding(partial(chunk, start), min(each, size - start) * dtype.itemsize) for start in range(0, size, each)]
+    )
     total = [sum(getattr(sums, name) for _, sums in results) for name in ("energy", "error", "correlation", "levels")]
     energy, error, correlation, squares = total
     if dtype.itemsize >= 4 and squares > 0 and how.rate_weight > 0:
