@@ -58,7 +58,7 @@ pub(crate) fn quantize_on<M: AddCompareSelect>(
 ) -> Sums {
     // Levels of either quantiser and parity lie so near to every target.
     let limit = (quantizer.limit - 3).max(0);
-    let Quantizer { step, lambda, limit: largest, importance, reach, keeps_zeros } = quantizer;
+    let Quantizer { step, lambda, limit: largest, importance, keeps_zeros } = quantizer;
     let step = f64::from(step);
     let mut room = Vec::new();
     let chosen = if params.coder != Coder::Binary && chosen.is_none() {
@@ -75,11 +75,11 @@ pub(crate) fn quantize_on<M: AddCompareSelect>(
         (None, Some(coupling)) => outcome.of::<M>(Coupled::new(quantizer, weights, coupled(coupling)), params, out),
         (Some(states), None) => {
             let targets = Weights { weights, importance, keeps_zeros, scale: 1.0 / step, limit: f64::from(limit) };
-            outcome.of::<M>(Search::new(targets, states, params.width, lambda, reach, largest), params, out)
+            outcome.of::<M>(Search::new(targets, states, params.width, lambda, largest), params, out)
         }
         (Some(states), Some(coupling)) => {
             let targets = coupled(coupling);
-            outcome.of::<M>(Search::new(targets, states, params.width, lambda, reach, largest), params, out)
+            outcome.of::<M>(Search::new(targets, states, params.width, lambda, largest), params, out)
         }
     }
 }
@@ -181,7 +181,7 @@ impl Sums {
     }
 }
 
-fn code<M: AddCompareSelect, S: Source, C: binarisation::Coder>(
+fn code<M: AddCompareSelect, S: Source, C: binarisation::BinCoder>(
     params: &Params,
     count: usize,
     source: &mut S,
@@ -190,7 +190,7 @@ fn code<M: AddCompareSelect, S: Source, C: binarisation::Coder>(
     for_kind!(params, code_kind::<KIND, M, S, C>(params, count, source, coder))
 }
 
-fn code_kind<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::Coder>(
+fn code_kind<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::BinCoder>(
     params: &Params,
     count: usize,
     source: &mut S,
@@ -205,7 +205,7 @@ fn code_kind<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::Co
 }
 
 /// Whether levels of such a source are ever coded so, in tensors of this kind.
-const fn occurs<S: Source, C: binarisation::Coder>(kind: u8) -> bool {
+const fn occurs<S: Source, C: binarisation::BinCoder>(kind: u8) -> bool {
     let has_source = match S::DEPENDENT {
         Some(dependent) => dependent == rows::dependent(kind),
         None => true,
@@ -222,7 +222,7 @@ struct Coding<'a, const KIND: u8, S, C> {
     coder: C,
 }
 
-impl<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::Coder> Task<M> for Coding<'_, KIND, S, C> {
+impl<const KIND: u8, M: AddCompareSelect, S: Source, C: binarisation::BinCoder> Task<M> for Coding<'_, KIND, S, C> {
     type Output = C;
 
     #[inline(always)]

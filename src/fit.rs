@@ -74,8 +74,8 @@ pub struct Layout {
 impl Layout {
     /// The layout of a C-ordered tensor.
     ///
-    /// Two dimensions: rows are rows. More, with at most 128 elements behind the second dimension: convolution kernels, and
-    /// a row is everything behind the first. More than that: stacked matrices, and a row is the last dimension.
+    /// Two dimensions: rows are rows. More, with at most 128 elements after the second dimension: convolution kernels, and
+    /// a row is everything after the first. More than that: stacked matrices, and a row is the last dimension.
     #[must_use]
     pub fn of_shape(shape: &[u64]) -> Self {
         let product = |dims: &[u64]| dims.iter().fold(1u64, |a, b| a.saturating_mul(*b));
@@ -115,7 +115,7 @@ pub fn fit(
     let chunks = count.div_ceil(preset.chunk_target()).max(1);
     let mut chunk_rows = rows.div_ceil(chunks);
     if preset == Preset::Fast && chunks > 1 {
-        chunk_rows = chunk_rows.next_multiple_of(fast::LANES);
+        chunk_rows = chunk_rows.next_multiple_of(fast::STRIPS);
     }
     let chunk_rows = chunk_rows.min(MAX_CHUNK / width);
 

@@ -11,15 +11,15 @@ pub struct Measure {
     pub special: usize,
 }
 
-const LANES: usize = 8;
+const PARTIAL_SUMS: usize = 8;
 
 /// Measures `weights`: eight partial sums, weight i in sum i mod 8, added up in order.
 #[must_use]
 pub fn measure(weights: &[f32]) -> Measure {
-    let mut energy = [0.0; LANES];
-    let mut largest = [0.0_f32; LANES];
-    let mut special = [0_u32; LANES];
-    for run in weights.chunks(LANES) {
+    let mut energy = [0.0; PARTIAL_SUMS];
+    let mut largest = [0.0_f32; PARTIAL_SUMS];
+    let mut special = [0_u32; PARTIAL_SUMS];
+    for run in weights.chunks(PARTIAL_SUMS) {
         for (lane, weight) in run.iter().enumerate() {
             let finite = weight.is_finite();
             let weight = if finite { *weight } else { 0.0 };

@@ -194,14 +194,12 @@ def quantize(
     levels: npt.NDArray[np.int32] | None = None,
     limit: int = MAX_LEVEL,
     importance: npt.NDArray[np.float32] | None = None,
-    reach: float = math.inf,
     keeps_zeros: bool = False,
 ) -> tuple[bytes, Sums]:
     """Quantise one chunk of weights and code it.
 
     ``rate_weight`` is lambda in squared steps per bit. Chosen levels are also written to ``levels`` if given. The error
-    of each weight, and its terms in the sums, count ``importance`` times; levels but the nearest cost at most ``reach``
-    squared steps in error. With ``keeps_zeros`` weights of zero stay zero.
+    of each weight, and its terms in the sums, count ``importance`` times. With ``keeps_zeros`` weights of zero stay zero.
     """
     sums = result(DcSums)
     given = structure(
@@ -214,7 +212,6 @@ def quantize(
             levels=pointer(levels),
             step=step,
             rate_weight=rate_weight,
-            reach=reach,
             limit=limit,
             keeps_zeros=keeps_zeros,
         )

@@ -119,7 +119,6 @@ class DcQuantize:
     levels: Pointer[np.int32]
     step: Single
     rate_weight: Single
-    reach: Single
     limit: Int32
     keeps_zeros: Bool
 

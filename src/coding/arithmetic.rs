@@ -212,7 +212,7 @@ impl Decoder {
         unused == 0 || self.buffer[PADDING + self.length() - raw_bytes] >> (8 - unused) == 0
     }
 
-    /// Reads up to four decisions, stopping behind the first zero; returns the number of ones.
+    /// Reads up to four decisions, stopping after the first zero; returns the number of ones.
     #[inline(always)]
     pub fn group(&mut self, p: &[u32; GROUP]) -> usize {
         let t = bounds(self.range, p);
@@ -249,7 +249,7 @@ impl Decoder {
         self.next += shift / 8;
     }
 
-    /// The eight bytes of arithmetic code at `next`, big end first; zero behind the chunk (on damaged input).
+    /// The eight bytes of arithmetic code at `next`, big end first; zero after the chunk (on damaged input).
     #[inline(always)]
     pub(crate) fn word_at(&self, next: u32) -> u64 {
         word_at(&self.buffer, next)
@@ -271,13 +271,13 @@ impl Decoder {
         bit
     }
 
-    /// At least 57 raw bits, the next one lowest; behind the front of the chunk they are zeros.
+    /// At least 57 raw bits, the next one lowest; past the front of the chunk they are zeros.
     #[inline(always)]
     pub(crate) fn raw_word(&self) -> u64 {
         self.raw_word_at(self.raw_bits)
     }
 
-    /// The same behind so many raw bits.
+    /// The same after so many raw bits.
     #[inline(always)]
     pub(crate) fn raw_word_at(&self, raw_bits: u32) -> u64 {
         // The last eight bytes of the chunk lie at its length, because as many bytes of padding precede it.

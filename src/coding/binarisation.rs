@@ -2,7 +2,7 @@
 //!
 //! A residual r in a class with `low` low bits, `upper = |r| >> low`:
 //!
-//! 1. up to 16 decisions "upper > k", stopping behind the first zero, four to a step of the coder;
+//! 1. up to 16 decisions "upper > k", stopping after the first zero, four to a step of the coder;
 //! 2. if all 16 are one, `x = upper - 15` as raw bits: 5 bits `n = floor(log2 x)`, then the n bits below its highest one;
 //! 3. the low bits: the highest with a context if `upper` is 0, everything else raw;
 //! 4. if r is not 0 the sign: with a context (by `upper`) where a prediction leans to one side, else raw.
@@ -14,7 +14,7 @@ use crate::model::context::{
 use crate::model::rows;
 
 /// Where decisions go to or come from. An encoder takes what is given and returns it; a decoder ignores it.
-pub trait Coder {
+pub trait BinCoder {
     /// Contexts learn from what is coded.
     const ADAPTS: bool;
     /// What is rare is better kept out of the loop.
@@ -31,7 +31,7 @@ pub trait Coder {
     fn raw(&mut self, bits: u32, count: u32) -> u32;
 }
 
-impl Coder for Encoder {
+impl BinCoder for Encoder {
     const ADAPTS: bool = true;
     const APART: bool = true;
 
@@ -62,7 +62,7 @@ impl Coder for Encoder {
     }
 }
 
-impl Coder for Decoder {
+impl BinCoder for Decoder {
     const ADAPTS: bool = true;
     const APART: bool = false;
 
@@ -90,7 +90,7 @@ impl Coder for Decoder {
 /// Lets contexts learn, and writes nothing.
 pub struct Learner;
 
-impl Coder for Learner {
+impl BinCoder for Learner {
     const WRITES: bool = false;
     const ADAPTS: bool = true;
     const APART: bool = true;
@@ -120,7 +120,7 @@ impl Coder for Learner {
 #[derive(Default)]
 pub struct Cost(pub u32);
 
-impl Coder for Cost {
+impl BinCoder for Cost {
     const ADAPTS: bool = false;
     const APART: bool = false;
 
@@ -152,7 +152,7 @@ impl Coder for Cost {
     }
 }
 
-/// Decisions of magnitudes below lie one behind the other in a set.
+/// Decisions of magnitudes below lie one after the other in a set.
 pub const TOGETHER: u32 = SIGN as u32;
 
 /// What a residual of this `magnitude < UNARY`, without low bits, costs more than one of a magnitude less with the same sign:
@@ -211,7 +211,7 @@ pub struct Magnitude {
 
 /// Codes `residual` in a class of `low` low bits; `leaning`: the sign has a context, which it never has in tensors without predictions.
 #[inline(always)]
-pub fn code<C: Coder, M: Machine, const KIND: u8>(
+pub fn code<C: BinCoder, M: Machine, const KIND: u8>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -224,7 +224,7 @@ pub fn code<C: Coder, M: Machine, const KIND: u8>(
 
 /// Codes the first half of a residual: points 1 to 3. A decoder ignores `magnitude` and returns its own.
 #[inline(always)]
-pub fn code_magnitude<C: Coder, M: Machine>(
+pub fn code_magnitude<C: BinCoder, M: Machine>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,
@@ -244,7 +244,7 @@ pub fn code_magnitude<C: Coder, M: Machine>(
 
 /// Codes the second half: point 4. A decoder ignores `negative`. Returns the residual.
 #[inline(always)]
-pub fn code_sign<C: Coder, const KIND: u8>(
+pub fn code_sign<C: BinCoder, const KIND: u8>(
     coder: &mut C,
     set: &mut ContextSet,
     leaning: bool,
@@ -278,7 +278,7 @@ fn sign_context(upper: u32) -> usize {
 
 /// Codes up to four decisions "upper > k" from `k = 4 * index` on, and returns how many are true.
 #[inline(always)]
-fn code_group<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
+fn code_group<C: BinCoder, M: Machine>(coder: &mut C, set: &mut ContextSet, index: usize, upper: u32) -> u32 {
     let contexts = group_of(set, index);
     let ones = coder.group(contexts, (upper.wrapping_sub((GROUP * index) as u32) as usize).min(GROUP));
     if C::ADAPTS {
@@ -296,7 +296,7 @@ pub(crate) fn group_of(set: &mut ContextSet, index: usize) -> &mut [u32; GROUP] 
 
 /// Codes one decision if `coded`.
 #[inline(always)]
-pub(crate) fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
+pub(crate) fn code_bit<C: BinCoder>(coder: &mut C, context: &mut u32, coded: bool, one: bool) -> bool {
     let one = coder.bit(*context, coded, one);
     if C::ADAPTS {
         context::adapt_if(coded, context, one);
@@ -304,9 +304,9 @@ pub(crate) fn code_bit<C: Coder>(coder: &mut C, context: &mut u32, coded: bool, 
     one
 }
 
-/// The decisions behind the fourth, and the escape. Returns the upper part.
+/// The decisions after the fourth, and the escape. Returns the upper part.
 #[inline(always)]
-fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
+fn code_large<C: BinCoder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
     for index in 1..UNARY / GROUP {
         let ones = code_group::<C, M>(coder, set, index, upper);
         if ones < GROUP as u32 {
@@ -319,13 +319,13 @@ fn code_large<C: Coder, M: Machine>(coder: &mut C, set: &mut ContextSet, upper: 
 /// [`code_large`], for loops that are better without it.
 #[cold]
 #[inline(never)]
-fn code_large_apart<C: Coder>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
+fn code_large_apart<C: BinCoder>(coder: &mut C, set: &mut ContextSet, upper: u32) -> u32 {
     code_large::<C, Portable>(coder, set, upper)
 }
 
 /// What follows sixteen ones. Returns the upper part.
 #[inline(always)]
-pub(crate) fn code_escape<C: Coder>(coder: &mut C, upper: u32) -> u32 {
+pub(crate) fn code_escape<C: BinCoder>(coder: &mut C, upper: u32) -> u32 {
     let x = upper.wrapping_sub(UNARY as u32 - 1).max(1);
     let bits = coder.raw(x.ilog2(), 5);
     let rest = coder.raw(x & ((1 << bits) - 1), bits);
@@ -334,7 +334,7 @@ pub(crate) fn code_escape<C: Coder>(coder: &mut C, upper: u32) -> u32 {
 
 /// The low bits. Returns the magnitude.
 #[inline(always)]
-pub(crate) fn code_low_bits<C: Coder>(
+pub(crate) fn code_low_bits<C: BinCoder>(
     coder: &mut C,
     set: &mut ContextSet,
     low: u32,

@@ -1,7 +1,7 @@
 //! The fast coder: one symbol a level, of sixteen, and many levels at once.
 //!
-//! A chunk's rows are dealt out to [`LANES`] strips, as many rows to each, which are coded in step: the first level of
-//! each strip, then the second of each, and so on. What rows are left over is one more strip, coded behind them. Strips know
+//! A chunk's rows are dealt out to [`STRIPS`] strips, as many rows to each, which are coded in step: the first level of
+//! each strip, then the second of each, and so on. What rows are left over is one more strip, coded after them. Strips know
 //! their own rows (`strip.rs`), and share what columns and context sets have seen (`frequencies.rs`).
 //!
 //! Each strip has a number of 32 bits, its state, that grows as levels are put into it, and words of 16 bits are taken
@@ -26,14 +26,14 @@ use crate::model::params::Params;
 use crate::model::rows::{self, for_kind};
 
 /// Strips that are coded in step.
-pub(crate) const LANES: usize = 16;
+pub(crate) const STRIPS: usize = 16;
 /// Rows from which a chunk has them: with less, columns would learn too little. And levels from which any chunk has them
 /// that has a row for each.
-const LEAST_ROWS: usize = 4 * LANES;
+const LEAST_ROWS: usize = 4 * STRIPS;
 const LEAST_LEVELS: usize = 1 << 17;
 /// A state at its start in an encoder and its end in a decoder; at rest it is never smaller.
 const LEAST_STATE: u32 = 1 << 16;
-/// Frequencies may change behind so many columns, and at the end of a row.
+/// Frequencies may change after so many columns, and at the end of a row.
 const BLOCK: usize = 512;
 /// Low bits that are taken with the symbol.
 const FIRST_BITS: u32 = 3;
@@ -41,14 +41,14 @@ const FIRST_BITS: u32 = 3;
 /// Where the strips of a chunk of `count` levels lie in it.
 pub(crate) fn strips(params: &Params, count: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let each = strip_levels(params, count);
-    let together = (0..LANES).map(move |k| k * each..(k + 1) * each).filter(|strip| !strip.is_empty());
-    together.chain((LANES * each < count).then_some(LANES * each..count))
+    let together = (0..STRIPS).map(move |k| k * each..(k + 1) * each).filter(|strip| !strip.is_empty());
+    together.chain((STRIPS * each < count).then_some(STRIPS * each..count))
 }
 
 /// Levels in each of the strips that are coded in step; 0 if there are too few rows.
 fn strip_levels(params: &Params, count: usize) -> usize {
     let rows = count / params.width;
-    if rows < LEAST_ROWS && count < LEAST_LEVELS { 0 } else { rows / LANES * params.width }
+    if rows < LEAST_ROWS && count < LEAST_LEVELS { 0 } else { rows / STRIPS * params.width }
 }
 
 /// What is put into a state at once: a symbol's range of places and some raw bits, or raw bits alone.
@@ -70,17 +70,17 @@ impl Operation {
 /// Appends the code of `levels` to `out`.
 pub(crate) fn encode<M: Machine>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     let each = strip_levels(params, levels.len());
-    let (together, rest) = levels.split_at(LANES * each);
+    let (together, rest) = levels.split_at(STRIPS * each);
     let mut encoder = Encoder { frequencies: Frequencies::new(), operations: Vec::with_capacity(levels.len()) };
     for_kind!(params, encode_kind::<KIND, M>(params, together, rest, &mut encoder));
-    M::apart(Finish { encoder, lanes: if each > 0 { LANES } else { 1 }, out });
+    M::apart(Finish { encoder, lanes: if each > 0 { STRIPS } else { 1 }, out });
 }
 
 fn encode_kind<const KIND: u8, M: Machine>(params: &Params, together: &[i32], rest: &[i32], encoder: &mut Encoder) {
     if const { rows::regressed(KIND) } {
         unreachable!("regression is of the binary coder alone");
     } else {
-        M::apart(Encoding::<KIND, LANES> { encoder, params, levels: together });
+        M::apart(Encoding::<KIND, STRIPS> { encoder, params, levels: together });
         M::apart(Encoding::<KIND, 1> { encoder, params, levels: rest });
     }
 }
@@ -214,12 +214,12 @@ impl Encoder {
     /// Puts everything into the states, the last first.
     #[inline(always)]
     fn finish(self, lanes: usize, out: &mut Vec<u8>) {
-        let mut states = [LEAST_STATE; LANES];
+        let mut states = [LEAST_STATE; STRIPS];
         // At most one for each. A word is written whether it counts or not, and if not, overwritten: there is no branch.
         let mut words = vec![0; self.operations.len() + 1];
         let mut first = self.operations.len();
         for Operation { what, range } in self.operations.iter().rev() {
-            let state = &mut states[*what as usize % LANES];
+            let state = &mut states[*what as usize % STRIPS];
             let (bits, value) = (*what >> 8 & 0xff, *what >> 16);
             let (start, frequency) = (*range & 0xffff, *range >> 16);
             words[first] = *state as u16;
@@ -292,10 +292,10 @@ pub(crate) trait Look {
 
 impl Look for Portable {}
 
-/// Zero bytes behind a chunk: what is read at once.
+/// Zero bytes after a chunk: what is read at once.
 const PADDING: usize = 16;
 
-/// The words of a chunk; zeros behind its end.
+/// The words of a chunk; zeros after its end.
 pub(crate) struct Words {
     /// The chunk and zeros.
     buffer: Vec<u8>,
@@ -337,8 +337,8 @@ impl Words {
 #[cfg_attr(test, derive(PartialEq, Debug))]
 pub(crate) struct Decoder {
     frequencies: Frequencies,
-    /// Behind the last chunk.
-    states: [u32; LANES],
+    /// After the last chunk.
+    states: [u32; STRIPS],
     /// Bytes of it that were read.
     read: usize,
 }
@@ -360,7 +360,7 @@ impl Decoder {
     }
 
     fn new() -> Self {
-        Self { frequencies: Frequencies::with_symbols(), states: [LEAST_STATE; LANES], read: 0 }
+        Self { frequencies: Frequencies::with_symbols(), states: [LEAST_STATE; STRIPS], read: 0 }
     }
 
     /// Decodes a chunk; false if `bytes` are not exactly its code.
@@ -377,22 +377,22 @@ fn decode_kind<const KIND: u8, M: Machine + Look>(
 ) -> bool {
     decoder.frequencies.reset();
     let each = strip_levels(params, output.len());
-    let lanes = if each > 0 { LANES } else { 1 };
+    let lanes = if each > 0 { STRIPS } else { 1 };
     let mut words = Words::new(bytes);
-    let mut states = [LEAST_STATE; LANES];
+    let mut states = [LEAST_STATE; STRIPS];
     for state in &mut states[..lanes] {
         *state = words.take() | words.take() << 16;
     }
     let mut good = states.iter().all(|state| *state >= LEAST_STATE);
     if each > 0 {
-        good = good && decode_strips::<M, KIND, LANES>(decoder, params, &mut words, &mut states, output, 0, each);
+        good = good && decode_strips::<M, KIND, STRIPS>(decoder, params, &mut words, &mut states, output, 0, each);
     }
-    let (first, mut last) = (LANES * each, [states[0]]);
+    let (first, mut last) = (STRIPS * each, [states[0]]);
     let rest = output.len() - first;
     good = good && decode_strips::<M, KIND, 1>(decoder, params, &mut words, &mut last, output, first, rest);
     [states[0]] = last;
     (decoder.states, decoder.read) = (states, words.next);
-    good && words.next == bytes.len() && states == [LEAST_STATE; LANES]
+    good && words.next == bytes.len() && states == [LEAST_STATE; STRIPS]
 }
 
 /// Decodes `N` strips of `count` levels each; false if the chunk has fewer words.
@@ -594,7 +594,7 @@ mod tests {
         indices
     }
 
-    /// What became of a chunk, with all that its decoder knows behind it.
+    /// What became of a chunk, with all that its decoder knows after it.
     fn decoded(params: &Params, bytes: &[u8], count: usize, plain: bool) -> (bool, Vec<i32>, Decoder) {
         let (mut levels, mut decoder) = (vec![0; count], Decoder::new());
         let output = &mut Output::Levels(&mut levels);

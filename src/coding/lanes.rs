@@ -78,7 +78,7 @@ impl<'j, 'a> Lane<'j, 'a> {
         self.column += 1;
     }
 
-    /// Behind the last level of a row: hands it over. False when the chunk is finished or damaged.
+    /// After the last level of a row: hands it over. False when the chunk is finished or damaged.
     #[inline(always)]
     pub(crate) fn end_row<const KIND: u8>(&mut self) -> bool {
         self.job.output.put(self.done, self.rows.row(self.width));

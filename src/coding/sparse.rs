@@ -6,7 +6,7 @@
 //! are not.
 
 use crate::coding::arithmetic::{Decoder, Encoder};
-use crate::coding::binarisation::{self, Coder};
+use crate::coding::binarisation::{self, BinCoder};
 use crate::coding::output::Output;
 use crate::model::context::{self, Contexts, Machine, Task};
 use crate::model::dependent::{self, States, Taps};
@@ -35,7 +35,7 @@ struct Model {
     /// The columns' shares of the class.
     shares: Vec<i32>,
     rows: usize,
-    /// Of the present row, behind room for the neighbours of its first columns.
+    /// Of the present row, after room for the neighbours of its first columns.
     occupied: Vec<u8>,
     /// Which neighbours a column has: 1, if any, for the left one, and for the upper one in a kernel.
     neighbours: Vec<[u8; 2]>,
@@ -90,7 +90,7 @@ impl Model {
 
     /// Codes the level in this column. A decoder ignores `level` and returns its own.
     #[inline(always)]
-    fn code<C: Coder, M: Machine>(&mut self, coder: &mut C, column: usize, level: i32) -> i32 {
+    fn code<C: BinCoder, M: Machine>(&mut self, coder: &mut C, column: usize, level: i32) -> i32 {
         let odd = if self.dependent { (self.state & 1) as i32 } else { 0 };
         let index = if self.dependent { dependent::index(level, odd) } else { level };
         let share = self.shares[column];
@@ -113,7 +113,7 @@ impl Model {
 
     /// Codes an index that is not zero.
     #[inline(always)]
-    fn code_occupied<C: Coder, M: Machine>(&mut self, coder: &mut C, index: i32) -> i32 {
+    fn code_occupied<C: BinCoder, M: Machine>(&mut self, coder: &mut C, index: i32) -> i32 {
         let class = scale::class_of_average(self.typical) & self.class_mask;
         let set = &mut self.magnitudes[context::set(class, false, false)];
         let low = u32::from(scale::LOW_BITS[class]);

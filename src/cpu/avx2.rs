@@ -280,7 +280,7 @@ impl Octet {
         _mm256_mul_ps(_mm256_set1_ps(0.25), _mm256_add_ps(self.target, offset))
     }
 
-    /// The indices behind these towards the prediction.
+    /// The indices after these towards the prediction.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn inward(&self, index: __m256i) -> __m256i {

@@ -96,7 +96,12 @@ pub fn nnc_encode(encoder: &mut UnitEncoder, tensor: &Tensor, qp: i32, levels: &
 }
 
 /// Quantises weights as levels of the standard: see [`nnc_quantize::quantize_on`].
-pub fn nnc_quantize(tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::Quantizer, levels: &mut [i32]) -> bool {
+pub fn nnc_quantize(
+    tensor: &Tensor,
+    weights: &[f32],
+    quantizer: nnc_quantize::NncQuantizer,
+    levels: &mut [i32],
+) -> bool {
     #[cfg(target_arch = "x86_64")]
     if available() {
         return avx2::nnc_quantize(tensor, weights, quantizer, levels);
@@ -163,7 +168,7 @@ pub(crate) mod avx2 {
     with_features!(
         /// [`nnc_quantize::quantize_on`] on this machine.
         nnc_quantize, nnc_quantize_avx2, nnc_quantize::quantize_on,
-        (tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::Quantizer, levels: &mut [i32]) -> bool
+        (tensor: &Tensor, weights: &[f32], quantizer: nnc_quantize::NncQuantizer, levels: &mut [i32]) -> bool
     );
 
     with_features!(

@@ -1,8 +1,8 @@
 //! Four lanes to a vector of four 64-bit numbers (AVX2), and several such quads in turn.
 //!
-//! The same steps as in plain Rust, in the same order for each lane, so the same state behind each. A number of 32 bits
+//! The same steps as in plain Rust, in the same order for each lane, so the same state after each. A number of 32 bits
 //! lies in the lower half of its lane's 64; what the upper half then holds does not matter unless a comment says so.
-//! Conditions are masks of 64 bits. Decisions behind the fourth of a level are read for all lanes of a quad if one needs
+//! Conditions are masks of 64 bits. Decisions after the fourth of a level are read for all lanes of a quad if one needs
 //! them; what is rarer, low bits and escapes, goes lane by lane through plain Rust.
 
 use std::arch::x86_64::*;

@@ -80,7 +80,7 @@ unsafe fn described<'a, P: Pattern>(given: &DcExact) -> Option<(Form, Origin<'a,
     Some((form, origin))
 }
 
-/// Splits values: as many levels, and the refinement bits behind `refinement`.
+/// Splits values: as many levels, and the refinement bits after `refinement`.
 ///
 /// # Safety
 /// Every pointer is valid for its length, `levels` for `count`.

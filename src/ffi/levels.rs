@@ -242,8 +242,6 @@ pub struct DcQuantize {
     pub step: f32,
     /// What a bit is worth in squared steps, finite and not negative.
     pub rate_weight: f32,
-    /// What a level other than the nearest may cost in error, positive ([`Quantizer::reach`]).
-    pub reach: f32,
     /// Bounds |level|: 1 to 2^30.
     pub limit: i32,
     /// Weights of zero stay zero.
@@ -259,7 +257,7 @@ pub unsafe extern "C" fn dc_quantize(given: *const DcQuantize, sums: *mut DcSums
     guarded(|| {
         // SAFETY: valid by this function's contract.
         let (given, sums) = unsafe { (one(given)?, one_mut(sums)?) };
-        let &DcQuantize { count, step, rate_weight, reach, limit, keeps_zeros, .. } = given;
+        let &DcQuantize { count, step, rate_weight, limit, keeps_zeros, .. } = given;
         // SAFETY: as above.
         let (params, weights) = unsafe { (input(given.params, given.params_length)?, input(given.weights, count)?) };
         // SAFETY: as above.
@@ -270,14 +268,13 @@ pub unsafe extern "C" fn dc_quantize(given: *const DcQuantize, sums: *mut DcSums
             && step > 0.0
             && rate_weight.is_finite()
             && rate_weight >= 0.0
-            && reach > 0.0
             && (1..=1 << 30).contains(&limit)
             && importance.iter().all(|importance| importance.is_finite() && *importance >= 0.0);
         if !valid {
             return None;
         }
         let mut coded = Vec::new();
-        let quantizer = Quantizer { importance, reach, keeps_zeros, ..Quantizer::new(step, rate_weight, limit) };
+        let quantizer = Quantizer { importance, keeps_zeros, ..Quantizer::new(step, rate_weight, limit) };
         *sums = dispatch::quantize(&Params::read(params)?, weights, quantizer, None, levels, &mut coded).into();
         // SAFETY: as above.
         unsafe { deliver(&coded, out) }

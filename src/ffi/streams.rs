@@ -163,7 +163,7 @@ pub unsafe extern "C" fn dc_nnc_quantize(
         if !positive || count != tensor.count() {
             return None;
         }
-        let quantizer = quantize::Quantizer { step, lambda: rate_weight, settings: given.choose_settings };
+        let quantizer = quantize::NncQuantizer { step, lambda: rate_weight, settings: given.choose_settings };
         let done = dispatch::nnc_quantize(&tensor, weights, quantizer, levels);
         Some(if done { DcStatus::Ok } else { DcStatus::Range })
     })

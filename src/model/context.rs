@@ -17,7 +17,7 @@ use crate::model::scale;
 pub const GROUP: usize = 4;
 /// Decisions "the magnitude is larger than k" with a context of their own, k = 0..15.
 pub const UNARY: usize = 16;
-/// Context of the sign of magnitude 0, behind the first half of those decisions; 15 magnitudes have one.
+/// Context of the sign of magnitude 0, after the first half of those decisions; 15 magnitudes have one.
 pub const SIGN: usize = 8;
 /// The highest low bit below a magnitude whose upper part is zero.
 pub const LOW_BIT: usize = SIGN + 15;
@@ -120,7 +120,7 @@ pub fn adapt_if(used: bool, context: &mut u32, one: bool) {
     *context = context.wrapping_add(half << 1);
 }
 
-/// What the contexts of a group learn from a run of ones and the zero behind it.
+/// What the contexts of a group learn from a run of ones and the zero after it.
 #[derive(Clone, Copy)]
 pub struct Lesson {
     /// Their targets.
@@ -151,7 +151,7 @@ pub fn lesson(ones: usize) -> &'static Lesson {
 
 /// How the machine adapts a group. One implementation is plain Rust, the other SIMD; all give the same bits.
 pub trait Machine {
-    /// Adapts those contexts of a group that a run of `ones <= 4` and the zero behind it have used.
+    /// Adapts those contexts of a group that a run of `ones <= 4` and the zero after it have used.
     fn adapt_group(contexts: &mut [u32; GROUP], ones: usize);
 
     /// Runs a task in a function of its own, compiled for this machine and never inlined.

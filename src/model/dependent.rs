@@ -44,7 +44,7 @@ impl States {
         })
     }
 
-    /// What the machine adds behind a level of the second quantiser, and behind an odd index; exclusive or.
+    /// What the machine adds after a level of the second quantiser, and after an odd index; exclusive or.
     #[must_use]
     pub const fn taps(self) -> Taps {
         let (odd_quantizer, odd_index) = match self.bits {
@@ -60,14 +60,14 @@ impl States {
 /// How a machine moves.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Taps {
-    /// Behind a level of the second quantiser.
+    /// After a level of the second quantiser.
     pub odd_quantizer: u32,
-    /// Behind an odd index.
+    /// After an odd index.
     pub odd_index: u32,
 }
 
 impl Taps {
-    /// The state behind `state` and an index of this parity.
+    /// The state after `state` and an index of this parity.
     #[inline(always)]
     #[must_use]
     pub const fn next(self, state: u32, parity: u32) -> u32 {

@@ -31,7 +31,7 @@ pub struct Regression {
 }
 
 struct Block {
-    /// `L_kj` in row j, of which only what lies behind column j is used.
+    /// `L_kj` in row j, of which only what lies after column j is used.
     factors: Vec<Group>,
     /// D.
     energies: Vec<f32>,
@@ -85,7 +85,7 @@ impl Regression {
         }
     }
 
-    /// Predictions in `columns`, behind the next one, if levels there were those that `rough` says, in units of 2^-8: behind
+    /// Predictions in `columns`, after the next one, if levels there were those that `rough` says, in units of 2^-8: after
     /// what `base` predicts of each column, all together.
     #[inline(always)]
     pub(crate) fn guess(
@@ -168,7 +168,7 @@ impl Block {
     }
 }
 
-/// What a level in this place, `off` from its prediction, adds to predictions behind it.
+/// What a level in this place, `off` from its prediction, adds to predictions after it.
 #[inline(always)]
 fn add(predictions: &mut [Group], factors: &[Group], place: usize, off: f32) {
     let first = (place + 1) / GROUP;

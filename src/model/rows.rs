@@ -1,7 +1,7 @@
 //! What the levels already coded say about the next one: its prediction and its scale class.
 //!
 //! A chunk is a matrix of levels, coded row by row. [`Rows`] holds what the model remembers of it. For each level the
-//! caller asks [`Rows::site`], codes the residual there, and reports the level with [`Rows::commit`]; behind the last
+//! caller asks [`Rows::site`], codes the residual there, and reports the level with [`Rows::commit`]; after the last
 //! level of a row it calls [`Rows::end_row`]. Encoder and decoder run the same calls, so they see the same sites.
 //!
 //! Four kinds of tensors, told apart at compile time ([`PLAIN`], [`ROW`], [`KERNEL`], [`REGRESSED`]):
@@ -47,7 +47,7 @@ pub(crate) const fn dependent(kind: u8) -> bool {
     kind >= DEPENDENT
 }
 
-/// Calls a function that is generic over the kind of tensor, and maybe over types behind it, with the kind of `params`.
+/// Calls a function that is generic over the kind of tensor, and maybe over types after it, with the kind of `params`.
 macro_rules! for_kind {
     ($params:expr, $function:ident::<KIND $(, $type:ident)*>($($argument:expr),*)) => {
         $crate::model::rows::for_kind!(@ $params, $function, ($($type),*), ($($argument),*))

@@ -97,14 +97,14 @@ pub fn from_log(log: u8) -> u32 {
 pub(crate) const SHIFT_BITS: u32 = 3;
 
 /// The part of a column's share that never changes: the weight of the tensor's mean, and in its three lowest bits the
-/// shift by which the row's average adapts behind this column: the average of all, then of about 32.
+/// shift by which the row's average adapts after this column: the average of all, then of about 32.
 #[inline(always)]
 #[must_use]
 pub fn column_base(column: usize, mean_log: i32) -> i32 {
     ((-6 * mean_log - 8 * FIRST_LOG) << SHIFT_BITS) | row_shift(column)
 }
 
-/// Adaptation shift of an average behind so many magnitudes.
+/// Adaptation shift of an average after so many magnitudes.
 #[inline(always)]
 #[must_use]
 pub fn row_shift(count: usize) -> i32 {
@@ -147,14 +147,14 @@ pub fn class_of_average(average: i32) -> usize {
     ((log_of_one(average) - FIRST_LOG) >> CLASS_SHIFT).max(0) as usize
 }
 
-/// The row's average behind a level of this magnitude, in a column of this share.
+/// The row's average after a level of this magnitude, in a column of this share.
 #[inline(always)]
 #[must_use]
 pub fn row_average(row: i32, magnitude: i32, column_share: i32) -> i32 {
     row + ((magnitude - row) >> (column_share & ((1 << SHIFT_BITS) - 1)))
 }
 
-/// Adaptation shift of the columns' averages behind a chunk's `row`-th row.
+/// Adaptation shift of the columns' averages after a chunk's `row`-th row.
 #[inline(always)]
 #[must_use]
 pub fn column_shift(row: usize) -> u32 {

@@ -22,7 +22,7 @@ const STATES: usize = 8;
 
 /// The quantiser.
 #[derive(Clone, Copy)]
-pub struct Quantizer {
+pub struct NncQuantizer {
     /// Distance of two values, those of both quantisers taken together.
     pub step: f32,
     /// What a bit is worth, in squared steps.
@@ -33,7 +33,7 @@ pub struct Quantizer {
 
 /// Fills `levels`, as [`crate::nnc::unit::encode_on`] takes them. False if the step is so small that one does not fit.
 #[inline(always)]
-pub(crate) fn quantize_on(tensor: &Tensor, weights: &[f32], quantizer: Quantizer, levels: &mut [i32]) -> bool {
+pub(crate) fn quantize_on(tensor: &Tensor, weights: &[f32], quantizer: NncQuantizer, levels: &mut [i32]) -> bool {
     let most = if tensor.dependent { 2 * MOST_DEPENDENT - 4 } else { i32::MAX as u32 - 2 };
     let scale = 1.0 / quantizer.step;
     // NaN fits nowhere.

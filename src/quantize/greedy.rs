@@ -19,7 +19,7 @@ const MOST_WORTH: f64 = (1 << 30) as f64;
 /// How a weight becomes a level.
 ///
 /// Weight w becomes the level q that minimises `F (w - q step)^2 + lambda step^2 bits(q)`, bits counted on the contexts as
-/// they stand (DeepCABAC's greedy rule). With F = 1 the nearest level is tried and the two behind it towards the predicted
+/// they stand (DeepCABAC's greedy rule). With F = 1 the nearest level is tried and the two after it towards the predicted
 /// one: further off both terms grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantizer<'a> {
@@ -31,8 +31,6 @@ pub struct Quantizer<'a> {
     pub limit: i32,
     /// F of each weight, finite and not negative; or empty: it is 1.
     pub importance: &'a [f32],
-    /// Levels but the nearest have at most this `F (w / step - q)^2`.
-    pub reach: f32,
     /// Whether a weight of zero keeps its level: pruned weights stay pruned.
     pub keeps_zeros: bool,
 }
@@ -41,7 +39,7 @@ impl Quantizer<'_> {
     /// Every weight for itself, and all alike.
     #[must_use]
     pub const fn new(step: f32, lambda: f32, limit: i32) -> Self {
-        Self { step, lambda, limit, importance: &[], reach: f32::INFINITY, keeps_zeros: false }
+        Self { step, lambda, limit, importance: &[], keeps_zeros: false }
     }
 }
 
@@ -77,7 +75,7 @@ impl<'a> Rule<'a> {
         Rounded { exact, nearest, worth }
     }
 
-    /// The nearest level or one of the two behind it, for a weight that counts as any other. Few weights move: the rest is
+    /// The nearest level or one of the two after it, for a weight that counts as any other. Few weights move: the rest is
     /// told by integers, with a branch, so that what comes next need not wait.
     #[inline(always)]
     fn choose<const KIND: u8>(&self, set: &mut ContextSet, site: Site, rounded: Rounded) -> i32 {
@@ -109,9 +107,7 @@ impl<'a> Rule<'a> {
         let mut attempt = |level: i32| {
             let distance = exact - f64::from(level);
             let error = importance * distance * distance;
-            if level != nearest
-                && (error >= best.0 || error > f64::from(self.quantizer.reach) || level.abs() > self.quantizer.limit)
-            {
+            if level != nearest && (error >= best.0 || level.abs() > self.quantizer.limit) {
                 return false;
             }
             let bits = cost::<KIND>(set, site.low, site.leaning, site.residual::<KIND>(level));
@@ -146,7 +142,7 @@ struct Rounded {
 /// `number`, which is within 32 bits, rounded to the nearest integer, of two to the even one.
 #[inline(always)]
 fn integer(number: f64) -> i32 {
-    // Behind so large a number only integers have room; the lowest bits are this one.
+    // After so large a number only integers have room; the lowest bits are this one.
     const LARGE: f64 = 1.5 * (1_u64 << 52) as f64;
     (number + LARGE).to_bits() as i32
 }

@@ -21,7 +21,7 @@ pub(crate) trait Source {
     /// The chunk's `index`-th level, in this column, at a site with these contexts.
     fn level<const KIND: u8>(&mut self, set: &mut ContextSet, site: Site, index: usize, column: usize) -> i32;
 
-    /// Called behind a block of these levels that started with the `index`-th.
+    /// Called after a block of these levels that started with the `index`-th.
     #[inline(always)]
     fn end(&mut self, _index: usize, _levels: &[i32]) {}
 }

@@ -44,7 +44,7 @@ impl<const S: usize> Predecessors<S> {
 
 /// How the machine lets survivors compete. One implementation is plain Rust, the other SIMD; all give the same bits.
 pub(crate) trait AddCompareSelect: Machine {
-    /// Replaces the costs of arriving in each of `S` states by those behind one level more, which costs `metrics` by parity
+    /// Replaces the costs of arriving in each of `S` states by those after one level more, which costs `metrics` by parity
     /// of its index and by the state or quantiser that it starts from. Returns the states that are entered with an odd
     /// index, as bits, and the first of the cheapest states.
     #[inline(always)]
@@ -202,7 +202,7 @@ impl<const N: usize> Sites<N> {
     }
 
     /// By parity and site as [`AddCompareSelect::choose`], errors counting `importance`: the nearest, and all on the way to the
-    /// prediction ([`FARTHEST`] at most, and then that itself) whose error is within reach.
+    /// prediction ([`FARTHEST`] at most, and then that itself) that may still be better.
     #[inline(never)]
     pub(crate) fn choose_weighted(
         &self,
@@ -211,7 +211,6 @@ impl<const N: usize> Sites<N> {
         targets: &[f32; N],
         limit: i32,
         importance: f32,
-        reach: f32,
     ) -> ([[f32; N]; 2], [[i32; N]; 2]) {
         let (mut metrics, mut levels) = ([[f32::INFINITY; N]; 2], [[0; N]; 2]);
         for parity in 0..2 {
@@ -230,7 +229,7 @@ impl<const N: usize> Sites<N> {
                     let level = dependent::level(index, odd);
                     let error = target - level as f32;
                     let error = importance * error * error;
-                    if step > 0 && (error >= *best || error > reach) {
+                    if step > 0 && error >= *best {
                         break;
                     }
                     let residual = ((index - predicted) ^ down) - down;

@@ -19,7 +19,7 @@ use crate::quantize::source::Source;
 use crate::quantize::survivors::{AddCompareSelect, Costs, ENTRIES, Sites, Step, TABULATED};
 use crate::quantize::targets::Targets;
 
-/// Weights behind a block that are looked at before its levels are decided, at most, and in rows of any width.
+/// Weights after a block that are looked at before its levels are decided, at most, and in rows of any width.
 const MOST_AHEAD: usize = 32;
 const LEAST_AHEAD: usize = 8;
 /// Costs are tabulated anew after so many weights at first, and at last.
@@ -89,14 +89,12 @@ pub(crate) struct Search<T> {
     pub(crate) targets: T,
     tables: Tables,
     states: States,
-    /// See [`crate::quantize::greedy::Quantizer::reach`].
-    reach: f32,
     limit: i32,
     width: usize,
     /// Levels of the present block, and the index of the first.
     path: Vec<i32>,
     start: usize,
-    /// With regression, the predictions of the block's columns and those behind it that are looked at, about.
+    /// With regression, the predictions of the block's columns and those after it that are looked at, about.
     guesses: Vec<i32>,
 }
 
@@ -141,12 +139,11 @@ impl<T: Targets> Source for Search<T> {
 
 impl<T: Targets> Search<T> {
     /// A search with `lambda` squared steps for a bit and magnitudes of levels up to `limit`.
-    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, reach: f32, limit: i32) -> Self {
+    pub(crate) fn new(targets: T, states: States, width: usize, lambda: f32, limit: i32) -> Self {
         Self {
             targets,
             tables: Tables::new(lambda),
             states,
-            reach,
             limit,
             width,
             path: Vec::new(),
@@ -196,7 +193,7 @@ impl<T: Targets> Search<T> {
             let zero = self.targets.is_zero(index);
             let (targets, limit) = if zero { ([0.0; N], 0) } else { (self.targets.targets::<N>(index), self.limit) };
             let share = rows.shares[column];
-            // Behind the row's end, predictions still have in them what this row's levels add.
+            // After the row's end, predictions still have in them what this row's levels add.
             let above = if !rows::predicts(KIND) || !in_row && (rows::in_kernels(KIND) || rows::regressed(KIND)) {
                 0
             } else if rows::regressed(KIND) {
@@ -214,8 +211,7 @@ impl<T: Targets> Search<T> {
             let (odd, levels);
             (odd, best, levels) = match self.targets.importance(index) {
                 Some(importance) => {
-                    let (metrics, levels) =
-                        sites.choose_weighted(costs_of, &shifts, &targets, limit, importance, self.reach);
+                    let (metrics, levels) = sites.choose_weighted(costs_of, &shifts, &targets, limit, importance);
                     let (odd, best) = M::add_compare_select(&mut costs, &metrics);
                     (odd, best, levels)
                 }
@@ -276,7 +272,7 @@ impl<M: AddCompareSelect, const KIND: u8, const S: usize, const N: usize, T: Tar
     }
 }
 
-/// The row's average behind this level.
+/// The row's average after this level.
 #[inline(always)]
 fn row_behind(row: i32, level: i32, expected: i32, share: i32) -> i32 {
     scale::row_average(row, scale::fixed_half((level - expected).unsigned_abs()), share)

@@ -18,7 +18,7 @@ pub(crate) const SYMBOLS: usize = 16;
 /// The last symbol: what is too large for the others.
 pub(crate) const ESCAPE: u32 = SYMBOLS as u32 - 1;
 
-/// Sets behind these are never in use.
+/// Sets after these are never in use.
 const USED_SETS: usize = 4 * CLASSES;
 
 /// What a symbol adds to its count; the counts of a set start with a sum of [`PLACES`], so with the weight of 16 symbols.

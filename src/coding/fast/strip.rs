@@ -197,7 +197,7 @@ impl<const N: usize> Strips<N> {
     }
 }
 
-/// Adaptation shift of the columns' averages behind the `row`-th row of many strips, which teaches as much as many rows.
+/// Adaptation shift of the columns' averages after the `row`-th row of many strips, which teaches as much as many rows.
 const fn column_shift(row: usize) -> u32 {
     match row {
         0 => 1,
