@@ -199,7 +199,8 @@ def quantize(
     """Quantise one chunk of weights and code it.
 
     ``rate_weight`` is lambda in squared steps per bit. Chosen levels are also written to ``levels`` if given. The error
-    of each weight, and its terms in the sums, count ``importance`` times. With ``keeps_zeros`` weights of zero stay zero.
+    of each weight, and its terms in the sums, count ``importance`` times. With ``keeps_zeros`` weights of zero stay
+    zero.
     """
     sums = result(DcSums)
     given = structure(
