@@ -2,6 +2,7 @@
 
 import gc
 import re
+import runpy
 import weakref
 from pathlib import Path
 
@@ -76,6 +77,12 @@ def test_a_difference_is_found_in_either_direction(name, kind):
         del names["dc_dc2019_encode"]
         different.add("dc_dc2019_encode")
     assert set(_native_types.differences(*build(names))) == different
+
+
+def test_a_native_module_of_another_version_is_refused_at_import(monkeypatch):
+    monkeypatch.setattr(_native_types, "differences", lambda ffi, lib: ["dc_fit", "DcSums"])
+    with pytest.raises(ImportError, match=r"they differ in dc_fit, DcSums\): reinstall deepcabac"):
+        runpy.run_module("deepcabac._border")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ lib: Library = _lib
 if _different := differences(_ffi, _lib):
     raise ImportError(
         "deepcabac's native library and its Python code are of different versions (they differ in "
-        f"{', '.join(_different)}): reinstall deepcabac, or run maturin develop --release in a checkout"
+        f"{', '.join(_different)}): reinstall deepcabac (in a checkout: pip install -e .)"
     )
 if TYPE_CHECKING:
     # If lib were Any, mypy would say that nothing has to be ignored here.
