@@ -238,7 +238,7 @@ def test_the_check_of_a_release_finds_what_is_wrong(release):
 def test_what_contributors_read_names_files_that_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     files = re.findall(r"\]\(([^)#:]+)\)", text)
-    files += re.findall(r"`((?:attacks|bench|fuzz|packaging|python|reference|tests)/[\w./]*)`", text)
+    files += re.findall(r"`((?:attacks|bench|fuzz|packaging|python|reference|src|tests)/[\w./]*)`", text)
     assert files and [file for file in files if not (ROOT / file).exists()] == []
 
 
