@@ -164,6 +164,14 @@ def test_a_closed_pipe_ends_the_program_quietly():
     running.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_after_a_pipe_is_an_error_of_one_line():
+    with open("/dev/full", "w") as full:
+        command = [*COMMAND, "compress", "model.npz", "-q", "-o", "-"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (2, b"error: the output cannot be written: no space left on device\n")
+
+
 # Several files
 
 
@@ -245,6 +253,17 @@ def test_a_file_is_replaced_only_by_force(folder, args, target):
     os.utime(target, (1, 1))
     assert run(*args.split(), "--force", "-q").exit_code == 0
     assert Path(target).stat().st_mtime > 1
+
+
+@pytest.mark.parametrize("made", ["model.dcb", "model.search.png", "model.search.svg"])
+def test_a_search_replaces_neither_its_file_nor_its_plots(folder, made):
+    Path(made).write_text("mine")
+    before = files(folder)
+    result = run("search", "model.npz", "--eval", "nowhere:nothing", "--max-drop", 1)
+    expected = f"error: {made}: exists; --force replaces it, -o names another file\n"
+    assert (result.exit_code, result.stderr) == (2, expected)
+    assert files(folder) == before
+    assert "exists" not in run("search", "model.npz", "--eval", "nowhere:nothing", "--max-drop", 1, "--force").stderr
 
 
 def test_shards_and_external_weights_are_not_replaced_either(folder):
