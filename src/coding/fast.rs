@@ -130,7 +130,10 @@ impl Encoder {
         let mut start = 0;
         while start < count {
             let width = params.width.min(count - start);
-            let rows: [&[i32]; N] = std::array::from_fn(|k| &levels[k * count + start..][..width]);
+            let mut rows: [&[i32]; N] = [&[]; N];
+            for k in 0..N {
+                rows[k] = &levels[k * count + start..][..width];
+            }
             for column in 0..width {
                 let sites = strips.locate::<KIND>(column);
                 let mut given = [0; N];
@@ -463,7 +466,10 @@ fn take<L: Look, const N: usize>(
     states: &mut [u32; N],
     sites: &Sites<N>,
 ) -> [i32; N] {
-    let places = states.map(|state| state & (PLACES as u32 - 1));
+    let mut places = [0; N];
+    for k in 0..N {
+        places[k] = states[k] & (PLACES as u32 - 1);
+    }
     let Found { symbols, entries, ranges } = L::up(frequencies, &sites.set, &places);
     let mut values = [0; N];
     for k in 0..N {

@@ -108,10 +108,13 @@ impl<const N: usize> Strips<N> {
             low: [0; N],
             predicted: [0; N],
             expected: [0; N],
-            odd: self.state.map(|state| (state & 1) as i32),
+            odd: [0; N],
             down: [0; N],
             zigzag: [0; N],
         };
+        for k in 0..N {
+            sites.odd[k] = (self.state[k] & 1) as i32;
+        }
         let prediction = if rows::predicts(KIND) { self.predict::<KIND>(column) } else { [0; N] };
         for k in 0..N {
             let class = scale::class_of_log(scale::log(self.row[k]), share) as u32 & self.class_mask;
@@ -178,7 +181,10 @@ impl<const N: usize> Strips<N> {
         if rows::predicts(KIND) {
             let (above_weight, column_weight) = (4 * self.above_weight, self.column_weight);
             for ((mean, predictions), levels) in self.means.iter_mut().zip(&mut self.predictions).zip(&self.levels) {
-                let levels = levels.map(rows::clamped);
+                let mut levels = *levels;
+                for level in &mut levels {
+                    *level = rows::clamped(*level);
+                }
                 let sum: i32 = levels.iter().sum();
                 *mean += ((sum << rows::FRACTION) / N as i32 - *mean) >> shift;
                 let from_column = (column_weight * *mean) >> 6;
