@@ -52,10 +52,16 @@ pub(crate) trait AddCompareSelect: Machine {
         costs: &mut [f32; S],
         metrics: &[[f32; N]; 2],
     ) -> (u64, usize) {
-        let ways: [[f32; S]; 2] = metrics.map(|metrics| std::array::from_fn(|s| costs[s] + metrics[s % N]));
+        let mut ways = [[0.0; S]; 2];
+        for (ways, metrics) in ways.iter_mut().zip(metrics) {
+            for (s, way) in ways.iter_mut().enumerate() {
+                *way = costs[s] + metrics[s % N];
+            }
+        }
         let (mut odd, mut best) = (0, 0);
         for s in 0..S {
-            let [even_cost, odd_cost] = [0, 1].map(|parity| ways[parity][Predecessors::<S>::FROM[parity][s]]);
+            let even_cost = ways[0][Predecessors::<S>::FROM[0][s]];
+            let odd_cost = ways[1][Predecessors::<S>::FROM[1][s]];
             costs[s] = if odd_cost < even_cost { odd_cost } else { even_cost };
             odd |= u64::from(odd_cost < even_cost) << s;
             best = if costs[s] < costs[best] { s } else { best };
@@ -67,10 +73,12 @@ pub(crate) trait AddCompareSelect: Machine {
     /// index (`odd`, as [`AddCompareSelect::add_compare_select`] gives it) from the second values.
     #[inline(always)]
     fn inherit<const S: usize, const N: usize>(odd: u64, values: [&[i32; N]; 2]) -> [i32; N] {
-        std::array::from_fn(|s| {
+        let mut inherited = [0; N];
+        for (s, inherited) in inherited.iter_mut().enumerate() {
             let parity = (odd >> s & 1) as usize;
-            values[parity][Predecessors::<S>::FROM[parity][s % S] % N]
-        })
+            *inherited = values[parity][Predecessors::<S>::FROM[parity][s % S] % N];
+        }
+        inherited
     }
 
     /// By parity of the index and site, the cheapest level and its cost: see [`Sites::choose`].
