@@ -33,8 +33,13 @@ def blocks(language):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """What a clone holds, without what was built in it."""
-    skipped = shutil.ignore_patterns(".git", "target", ".venv", "dist", "__pycache__", ".*_cache", ".hypothesis")
+    """What a clone holds, without what was built in it, or written by a reader who tried the commands before."""
+    built = shutil.ignore_patterns(".git", "target", ".venv", "dist", "__pycache__", ".*_cache", ".hypothesis")
+    written = shutil.ignore_patterns("*.dcb", "lenet300-restored.*", "*.search.*")
+
+    def skipped(folder, names):
+        return built(folder, names) | (written(folder, names) if folder == os.fspath(ROOT) else set())
+
     return shutil.copytree(ROOT, tmp_path / "checkout", ignore=skipped, symlinks=True)
 
 
