@@ -47,10 +47,12 @@ impl Preset {
         }
     }
 
-    /// Of the binary coder's size, what the sparse coder, which decodes more slowly, has to stay below.
+    /// Of the other coder's size, what the sparse coder, which decodes more slowly, has to stay below: in a pruned network it
+    /// codes the largest tensors in half the bytes of the fast one.
     const fn least_ratio(self) -> f64 {
         match self {
-            Self::Fast | Self::Default => 0.99,
+            Self::Fast => 0.9,
+            Self::Default => 0.99,
             Self::Small => 1.0,
         }
     }
@@ -136,7 +138,12 @@ pub fn fit(
     // With two quantisers, magnitudes are those of indices, half as large.
     let unit = if states.is_some() { 2048.0 } else { 4096.0 };
     let params = Params {
-        coder: if preset == Preset::Fast { Coder::Fast } else { Coder::Binary },
+        // Without strips the fast coder takes as long as the binary one, for more bytes.
+        coder: if preset == Preset::Fast && fast::has_strips(width, (chunk_rows * width).min(count)) {
+            Coder::Fast
+        } else {
+            Coder::Binary
+        },
         resolution: if count >= FINE_FROM { Resolution::Fine } else { Resolution::Coarse },
         mean_log: scale::log((mean * unit).clamp(16.0, 16_777_215.0) as i32) as u8,
         width,
@@ -150,9 +157,6 @@ pub fn fit(
         states,
         regression: None,
     };
-    if preset == Preset::Fast {
-        return params;
-    }
     let params = sparse_if_smaller(params, layout, preset, sampled, level);
     if regression && may_regress(&params) { with_regression(params, count) } else { params }
 }
@@ -376,6 +380,18 @@ mod tests {
             f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20)
         });
         assert_eq!((noise.kernel, noise.row), (None, None));
+    }
+
+    #[test]
+    fn the_fast_preset_takes_the_coder_that_fits() {
+        let coder = |count: usize, level: fn(usize) -> f64| {
+            let layout = Layout { width: 100, kernel: None };
+            fit(layout, count, count, None, Preset::Fast, false, level).coder
+        };
+        let dense = |i: usize| f64::from((i * i * 7919 % 10_007 % 41) as i32 - 20);
+        assert_eq!((coder(6400, dense), coder(6300, dense)), (Coder::Fast, Coder::Binary));
+        let sparse = |i: usize| f64::from(i32::from(i * 7919 % 10_007 < 500));
+        assert!(matches!(coder(20_000, sparse), Coder::Sparse { .. }));
     }
 
     #[test]

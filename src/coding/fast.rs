@@ -47,8 +47,12 @@ pub(crate) fn strips(params: &Params, count: usize) -> impl Iterator<Item = Rang
 
 /// Levels in each of the strips that are coded in step; 0 if there are too few rows.
 fn strip_levels(params: &Params, count: usize) -> usize {
-    let rows = count / params.width;
-    if rows < LEAST_ROWS && count < LEAST_LEVELS { 0 } else { rows / STRIPS * params.width }
+    if has_strips(params.width, count) { count / params.width / STRIPS * params.width } else { 0 }
+}
+
+/// Whether a chunk of `count` levels in rows of `width` is coded in strips, as far as there are rows for them.
+pub(crate) const fn has_strips(width: usize, count: usize) -> bool {
+    count / width >= LEAST_ROWS || count >= LEAST_LEVELS
 }
 
 /// What is put into a state at once: a symbol's range of places and some raw bits, or raw bits alone.
