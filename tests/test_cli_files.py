@@ -193,7 +193,7 @@ def test_output_may_be_a_folder(folder):
     assert run("compress", "model.npz", "-o", "folder", "--format", "nnc").exit_code == 0
     assert sorted(os.listdir("folder")) == ["model.dcb", "model.nnc"]
     result = run("compress", "model.npz", "model.npz", "-o", "missing")
-    assert result.exit_code == 2 and "missing: is no folder, as -o must be for several inputs" in result.stderr
+    assert result.exit_code == 2 and "missing: is not a folder, which several inputs need" in result.stderr
 
 
 def test_the_worst_exit_code_is_that_of_all(folder):

@@ -184,7 +184,7 @@ def check_output(path: Path) -> Path:
     """``path``, unless its suffix says that it is not a .dcb file. Raises :class:`OptionError`."""
     if kind_of_path(path) is not None:
         instead = default_output(path).name
-        raise OptionError(f"{path}: names a checkpoint, but what is written is a .dcb file: name it {instead}")
+        raise OptionError(f"{path}: is a checkpoint's name, but what is written is a .dcb file: name it {instead}")
     if path.suffix.lower() == nnc_files.SUFFIX:
         raise OptionError(f"{path}: what is written is a .dcb file; deepcabac.nnc.encode makes .nnc streams")
     return path

@@ -68,10 +68,10 @@ class Options:
     several times faster to compress. With ``"trellis"``, tensors whose sample is smaller with one quantiser, such as
     pruned ones, still get one."""
     preset: Literal["fast", "default", "small"] = "default"
-    """Speed or size. ``"fast"`` uses another entropy coder: it decompresses several times faster, and files are a few
-    per cent larger, those of pruned networks much larger. ``"small"`` predicts columns from the columns before them and
-    uses longer chunks and at least 64 states: encoding and decoding take several times longer, and files are a few per
-    cent smaller for matrices, hardly for convolutions."""
+    """Speed or size. ``"fast"`` uses another entropy coder: it decompresses 2 to 3 times as fast, and files are up to
+    5 % larger. ``"small"`` predicts columns from the columns before them and uses longer chunks and at least 64 states:
+    encoding and decoding take 3 to 6 times as long, and files are a few per cent smaller for matrices, hardly for
+    convolutions."""
     states: int = DEFAULT_STATES
     """States of the trellis: 8, 16, 32 or 64. More states: smaller files, slower compression, same decompression
     speed."""

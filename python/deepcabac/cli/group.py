@@ -57,8 +57,10 @@ class Program(click.Group):
 def _misused(error: click.ClickException) -> Failure:
     """What is said of a wrong command line."""
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "deepcabac"
-    close = getattr(error, "possibilities", None)  # what is spelt similarly, the closest first
-    message = " ".join((error.message if close else error.format_message()).split()).rstrip(".")
+    # What is spelt similarly, the closest first; "--help" is click's, and never what was meant by another word.
+    close = [name for name in getattr(error, "possibilities", None) or () if name != "--help"]
+    message = error.message if close or isinstance(error, click.NoSuchOption) else error.format_message()
+    message = " ".join(message.split()).rstrip(".")
     hint = f"did you mean {close[0]!r}?" if close else f"'{command} --help' says more"
     return Failure(message[:1].lower() + message[1:], error.exit_code, hint)
 

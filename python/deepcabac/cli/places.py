@@ -195,7 +195,7 @@ class Outputs:
         if len(paths) > 1 and standard:
             raise Failure("standard output takes one file: give one input, or name a folder with -o")
         if len(paths) > 1 and output is not None and not os.path.isdir(output):
-            raise Failure(f"{output}: is no folder, as -o must be for several inputs: make it, or leave -o out")
+            raise Failure(f"{output}: is not a folder, which several inputs need: make one, or leave -o out")
         if standard and (sys.stdout is None or sys.stdout.isatty()):
             raise Failure("standard output is a terminal: redirect it to a file or a pipe, or name a file with -o")
 
@@ -230,7 +230,7 @@ def keep_apart(target: Path, *sources: Path | None) -> None:
     for source in sources:
         with contextlib.suppress(OSError):  # one of them does not exist, or worse, which is said when it is opened
             if source is not None and target.samefile(source):
-                raise Failure(f"{target}: is the file to read; name another one to write")
+                raise Failure(f"{target}: is the file to read; name another file to write")
 
 
 def refuse_to_replace(*targets: Path, force: bool) -> None:
