@@ -50,7 +50,7 @@ from .report import printable
     default=EVALUATIONS,
     show_default=True,
     heading=SEARCH,
-    help="Most evaluations to make.",
+    help="Maximum number of evaluations.",
 )
 @option(
     "--method",
@@ -66,7 +66,7 @@ from .report import printable
     type=float,
     metavar="SECONDS",
     heading=SEARCH,
-    help="Longest that one evaluation may take. [default: no limit]",
+    help="Time limit for one evaluation. [default: no limit]",
 )
 @option(
     "--trials", type=FileType(), metavar="CSV", heading=SEARCH, help="Where trials are kept. [default: OUT.search.csv]"
