@@ -26,12 +26,12 @@ import deepcabac
 
 CAVEATS = (
     "Weights are not iid: this isolates quantiser and coder, without anything that a model of weights could know.",
-    "Ours is asked for bits a weight, one thread. The peer's QPs are whole numbers, so its points lie between ours; it "
+    "Ours is asked for bits per weight, one thread. The peer's QPs are whole numbers: its points lie between ours; it "
     "is set against ours, interpolated linearly between the two points beside it.",
 )
 WORKER = Path(__file__).resolve().parent / "peers" / "nncodec_worker.py"
 RATES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
-#: Gap of Gaussian numbers that is asked for, by bits a weight.
+#: Gap of Gaussian numbers that is asked for, by bits per weight.
 BARS = {2.0: 0.11, 3.0: 0.09, 4.0: 0.09, 5.0: 0.09}
 #: Of numbers with a standard deviation of 1: 1 to 5 bits.
 PEER_QPS = range(-16, 3, 2)

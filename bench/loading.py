@@ -2,7 +2,7 @@
 
     python bench/loading.py [--model FILE.safetensors] [--plot FIGURE.png] [--rounds 3] [--json FILE]
 
-Takes MiniLM, and a larger synthetic checkpoint as float32 and as bfloat16, at about 3 bits a weight. Each is loaded
+Takes MiniLM, and a larger synthetic checkpoint as float32 and as bfloat16, at about 3 bits per weight. Each is loaded
 into parameters that have memory but no values yet, in a new process for every load: by `deepcabac.torch.load_model`
 from levels fast and default, and by safetensors. Time until the model is there is download and loading together.
 """
@@ -27,7 +27,7 @@ from safetensors.torch import load_model as load_safetensors
 
 import deepcabac.torch
 
-#: About three bits a weight.
+#: About three bits per weight.
 SQNR = 17.5
 SIDE, LAYERS = 4096, 8
 LINKS = {"100 Mbit/s": 1e8 / 8, "1 Gbit/s": 1e9 / 8}

@@ -1,4 +1,4 @@
-"""How speed and size follow the number of weights, of threads, of bits a weight, and the size of chunks.
+"""How speed and size follow the number of weights, of threads, of bits per weight, and the size of chunks.
 
     python bench/scaling.py --json FILE [--part weights threads bits chunks] [--plot FIGURE.png]
 
@@ -61,7 +61,7 @@ def decode(data: bytes, threads: int | None) -> None:
 
 
 def measure(model: _common.Tensors, rounds: int = ROUNDS, threads: int | None = None, **options: Any) -> dict[str, Any]:
-    """Seconds of encoding and decoding, and bits a weight."""
+    """Seconds of encoding and decoding, and bits per weight."""
     encoding = decoding = math.inf
     for _ in range(rounds):
         seconds, data = _common.timed(lambda: deepcabac.compress(model, threads=threads, **options))
@@ -213,7 +213,7 @@ def print_part(part: str, rows: Rows) -> None:
 
 
 def _speed(row: dict[str, Any], verb: str) -> str:
-    """Million weights a second, to three digits at least."""
+    """Million weights per second, to three digits at least."""
     return f"{row['weights'] / row[verb] / 1e6:#.3g}".rstrip(".")
 
 
@@ -243,7 +243,7 @@ def threads_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
 
 
 def bits_table(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """For docs/speed.md: a line for each step, million weights a second."""
+    """For docs/speed.md: a line for each step, million weights per second."""
     heads = ["bits", *(f"{preset}, {verb}" for preset in PRESETS for verb in ("encode", "decode"))]
     steps: dict[float, dict[str, dict[str, Any]]] = {}
     for row in rows:
@@ -315,12 +315,12 @@ def draw(results: dict[str, Rows], path: Path) -> None:
         bits = [row["bits"] for row in mine["chunks"]]
         size.plot([row["chunk"] for row in mine["chunks"]], bits, "s:", color=f"C{number}", markersize=3)
     axes["weights"].set(title="linear in the number of weights", xlabel="weights", ylabel="seconds")
-    axes["threads"].set(title="threads, 3.4e7 weights", xlabel="threads", ylabel="million weights a second")
+    axes["threads"].set(title="threads, 3.4e7 weights", xlabel="threads", ylabel="million weights per second")
     axes["threads"].set_xticks(sorted({row["threads"] for row in results.get("threads", [])}))
     axes["threads"].set_ylim(0)
-    axes["bits"].set(title="bits a weight", xlabel="bits a weight", ylabel="million weights a second")
-    axes["chunks"].set(title="chunks, MiniLM", xlabel="levels in a chunk", ylabel="million weights a second (solid)")
-    size.set_ylabel("bits a weight (dotted)")
+    axes["bits"].set(title="bits per weight", xlabel="bits per weight", ylabel="million weights per second")
+    axes["chunks"].set(title="chunks, MiniLM", xlabel="levels in a chunk", ylabel="million weights per second (solid)")
+    size.set_ylabel("bits per weight (dotted)")
     for panel in panels.flat:
         panel.grid(which="major", alpha=0.3)
     axes["weights"].legend(fontsize="small")

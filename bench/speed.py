@@ -115,7 +115,7 @@ class Row:
 
     @property
     def bits(self) -> float:
-        """Bits a weight."""
+        """Bits per weight."""
         return 8 * self.bytes / self.weights
 
     def compare(self, peer: Row) -> None:

@@ -197,7 +197,7 @@ def test_rows_of_later_chunks_make_up_for_those_of_earlier_ones(quantizer):
         errors = weights - restored(result, shape)
         losses.append((loss(errors, truth), loss(errors * (np.arange(shape[0]) < second)[:, None], truth)))
     assert losses[0][0] < 0.9 * losses[1][0]
-    # The first chunk alone is no better for what comes behind it than the whole: errors cross the border.
+    # The first chunk alone is no better for what comes after it than the whole: errors cross the border.
     assert losses[0][0] / losses[0][1] < losses[1][0] / losses[1][1] + 0.05
 
 
