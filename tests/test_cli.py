@@ -81,6 +81,7 @@ def test_a_decompressed_checkpoint_is_what_the_library_restores(folder):
 
 def test_inspect_shows_where_the_bytes_go(folder):
     out = run("inspect", "good.dcb").stdout
+    assert "update" not in out
     assert "2 tensors, quantized" in out and "2 tensors, exact" in out and "header and index" in out
     assert re.search(r"a\.weight +64x48 +float32 +\d\.\d\d +0\.\d+ +trellis 32 +\d,\d{3}\n", out)
     assert re.search(r"count +scalar +int64 +64\.00 +exact +raw +8\n", out)

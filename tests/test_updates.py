@@ -193,7 +193,8 @@ def test_the_command_line_makes_and_applies_updates(tmp_path, monkeypatch):
         return result.output
 
     run("compress", "new.npz", "--base", "old.npz", "--lossless", "-o", "update.dcb")
-    assert "difference" in run("inspect", "update.dcb")
+    shown = run("inspect", "update.dcb")
+    assert "difference" in shown and "from npz, an update of old.npz\n" in shown
     listed = json.loads(run("inspect", "update.dcb", "--json"))
     assert listed["base"]["name"] == "old.npz" and [one["update"] for one in listed["tensors"]] == [True, True]
     run("verify", "update.dcb")

@@ -145,6 +145,8 @@ def inspected(name: str, opened: OpenFile, width: int | None) -> list[str]:
     ]
     scales = ["times"] if totals["scales"] else []
     origin = f"from {printable(opened.kind)}" if opened.kind else "from arrays"
+    if opened.base_name is not None:
+        origin += f", an update of {printable(opened.base_name or 'an unnamed base')}"
     return [
         f"{printable(name)}: format version {VERSION}, {origin}",
         f"{tensor_bytes:,} bytes of tensors in {opened.file_bytes:,} bytes: {_ratio(tensor_bytes, opened.file_bytes)}",
