@@ -123,9 +123,11 @@ def test_dir_shows_the_public_names_alone():
     assert all(hasattr(deepcabac, name) for name in deepcabac.__all__)
 
 
-def test_dir_of_the_torch_module_shows_the_public_names_alone():
-    pytest.importorskip("torch")
-    front = importlib.import_module("deepcabac.torch")
+@pytest.mark.parametrize("name", ["torch", "nnc", "dc2019"])
+def test_dir_of_a_public_module_shows_the_public_names_alone(name):
+    if name == "torch":
+        pytest.importorskip("torch")
+    front = importlib.import_module(f"deepcabac.{name}")
     assert dir(front) == sorted(front.__all__)
     assert all(hasattr(front, name) for name in front.__all__)
 

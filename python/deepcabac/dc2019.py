@@ -19,6 +19,11 @@ from .errors import DamagedFileError, OptionError
 
 __all__ = ["compress", "decode", "decode_levels", "encode", "quantize", "step_size"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: Dimensions are stored in 16 bits, their number as a power of two.
 _DIMENSIONS, _MOST = (1, 2, 4), (1 << 16) - 1
 #: The encoder tries every level within three intervals of a weight.

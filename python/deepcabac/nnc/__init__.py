@@ -5,3 +5,7 @@ from .syntax import recognises
 from .writing import Settings, encode
 
 __all__ = ["Settings", "decode", "encode", "recognises"]
+
+
+def __dir__() -> list[str]:
+    return __all__
