@@ -51,7 +51,7 @@ impl Preset {
     /// codes the largest tensors in half the bytes of the fast one.
     const fn least_ratio(self) -> f64 {
         match self {
-            Self::Fast => 0.9,
+            Self::Fast => 0.95,
             Self::Default => 0.99,
             Self::Small => 1.0,
         }
