@@ -47,8 +47,7 @@ impl Preset {
         }
     }
 
-    /// Of the other coder's size, what the sparse coder, which decodes more slowly, has to stay below: in a pruned network it
-    /// codes the largest tensors in half the bytes of the fast one.
+    /// Of the other coder's size, what the sparse coder, which decodes more slowly, has to stay below.
     const fn least_ratio(self) -> f64 {
         match self {
             Self::Fast => 0.95,
