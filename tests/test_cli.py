@@ -156,7 +156,7 @@ def test_verify_names_each_damaged_tensor(folder):
 def test_quiet_prints_notes_only(folder):
     result = run("compress", "model.npz", "--quiet", "--tensor", "c.*=exact")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "note: no tensor's name matches --tensor 'c.*'\n"
+    assert result.stderr == "note: no tensor's name matches the pattern 'c.*'\n"
     result = run("decompress", "model.dcb", "-q", "-o", "again.npz")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 

@@ -13,7 +13,7 @@ import click
 import pytest
 from test_readme import ROOT, check_install, checkout, run
 
-import deepcabac
+import deepcabac.numpy
 from deepcabac.cli import program
 
 __all__ = ["checkout"]  # a fixture
@@ -71,7 +71,7 @@ def documented() -> list[str]:
     return [name for name in names if hasattr(deepcabac, "torch") or not name.startswith("deepcabac.torch.")]
 
 
-@pytest.mark.parametrize("module", ["deepcabac", "deepcabac.torch", "deepcabac.nnc", "deepcabac.dc2019"])
+@pytest.mark.parametrize("module", [f"deepcabac{part}" for part in ("", ".numpy", ".torch", ".nnc", ".dc2019")])
 def test_every_public_name_is_in_the_reference(module):
     if module == "deepcabac.torch":
         pytest.importorskip("torch")

@@ -18,6 +18,7 @@ from .errors import (
 )
 from .files import compress, compress_checkpoint, decompress, decompress_checkpoint, load_file, open_file, save_file
 from .options import Options
+from .slices import safe_open
 from .trials.search import SearchResult, search
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "load_file",
     "nnc",
     "open_file",
+    "safe_open",
     "save_file",
     "search",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ def opened_base(base: BaseLike | None, threads: int | None = None) -> Iterator[B
 def compress(
     tensors: Mapping[str, npt.ArrayLike],
     *,
+    metadata: Mapping[str, str] | None = None,
     options: Options | None = None,
     base: BaseLike | None = None,
     **settings: Unpack[OptionFields],
@@ -54,7 +56,7 @@ def compress(
     file = io.BytesIO()
     chosen = Options.of(options, settings)
     with opened_base(base, chosen.threads) as opened:
-        writer.compress(Arrays(tensors), file, chosen, base=opened)
+        writer.compress(Arrays(tensors, metadata), file, chosen, base=opened)
     return file.getvalue()
 
 
@@ -66,6 +68,8 @@ def decompress(
     threads: int | None = None,
 ) -> dict[str, Array]:
     """:func:`load_file` from memory."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise OptionError(f"give the bytes of a .dcb file, not {_a(data)}; load_file takes a path")
     with reader.open_bytes(data, max_bytes=max_bytes, threads=threads) as opened:
         if base is not None:
             if opened.base_name is None:
@@ -78,6 +82,7 @@ def save_file(
     tensors: Mapping[str, npt.ArrayLike],
     path: PathLike,
     *,
+    metadata: Mapping[str, str] | None = None,
     options: Options | None = None,
     base: BaseLike | None = None,
     progress: OnProgress | None = None,
@@ -87,10 +92,12 @@ def save_file(
     """Compress arrays into a .dcb file, which appears whole or not at all.
 
     ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
-    float8_e5m2, bool or any integer. ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the
-    default), ``bits=``, ``size=``, ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``,
-    ``overrides=``, ``threads=``. Integers, scalars, small 1-D tensors and tensors with NaN or infinity are stored
-    exactly.
+    float8_e5m2, bool or any integer: numpy's, PyTorch's, or what ``numpy.asarray`` takes. Integers, scalars, small 1-D
+    tensors and tensors with NaN or infinity are stored exactly. ``metadata``, strings by name, is what safetensors
+    files hold besides tensors.
+
+    ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the default), ``bits=``, ``size=``,
+    ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.
 
     With a ``base`` (a checkpoint or .dcb file, a list of the files of a chain of updates, oldest first, or arrays by
     name) the file is an update: tensors that the base has too, with the same dtype and shape, are stored as
@@ -103,9 +110,10 @@ def save_file(
 
     Returns a :class:`Report`. Raises :class:`OptionError`, :class:`UnsupportedError` or :class:`CheckpointError`.
     """
-    source = Arrays(tensors)
+    source = Arrays(tensors, metadata)
     chosen = Options.of(options, settings)
-    with opened_base(base, chosen.threads) as opened, AtomicFile(check_output(Path(path))) as target:
+    target_path = check_output(path_of(path, "compress makes bytes"))
+    with opened_base(base, chosen.threads) as opened, AtomicFile(target_path) as target:
         return writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
 
 
@@ -129,6 +137,7 @@ def load_file(
     For an update in a .nnc file, give the streams before it as ``base``. The result is then the difference that the
     update holds, or with ``apply=True`` the updated model.
     """
+    path = path_of(path, "decompress takes bytes")
     if nnc_files.is_stream(path):
         if isinstance(base, Mapping):
             raise OptionError(f"{path}: the base of an update in a .nnc file is a file, or several")
@@ -147,6 +156,7 @@ def open_file(
     Only the index is read. ``max_bytes`` limits each tensor. ``base`` is for updates, as in :func:`load_file`; it is
     checked as a whole when a tensor first needs it. Raises :class:`DamagedFileError` and :class:`CheckpointError`.
     """
+    path = path_of(path, "decompress takes bytes")
     return bases.open_based(path, base, max_bytes=max_bytes, threads=threads)
 
 
@@ -169,7 +179,7 @@ def compress_checkpoint(
     Raises :class:`OptionError` if the file exists, unless ``overwrite`` is true: model.safetensors and model.onnx both
     become model.dcb. (:func:`save_file` replaces files, as ``numpy.save`` and safetensors do.)
     """
-    model = Path(model)
+    model = path_of(model, "save_file takes arrays")
     chosen = Options.of(options, settings)
     target_path = check_output(default_output(model) if path is None else Path(path))
     with (
@@ -178,6 +188,19 @@ def compress_checkpoint(
         AtomicFile(target_path, overwrite=overwrite) as target,
     ):
         return target_path, writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
+
+
+def path_of(path: PathLike, instead: str) -> Path:
+    """``path`` as a Path. Raises :class:`OptionError`, which says what to do ``instead``, if it is something else."""
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise OptionError(f"give the path of a file, not {_a(path)}; {instead}")
+    return Path(path)
+
+
+def _a(value: object) -> str:
+    """The type of ``value`` with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'AEIOUaeio' else 'a'} {name}"
 
 
 def check_output(path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
@@ -152,6 +152,10 @@ class Options:
         states = max(int(self.states), _SMALL_STATES if self.preset == "small" else 0)
         trellis = Quantization(states.bit_length() - 1, per_noise * TRELLIS_NOISE, TRELLIS_NOISE, self.preset)
         return [trellis, scalar]
+
+    def unmatched(self, names: Sequence[str]) -> list[str]:
+        """Patterns of ``overrides`` that none of these names matches."""
+        return [pattern for pattern in self.overrides if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
 
     def for_tensor(self, name: str, shape: tuple[int, ...], is_difference: bool = False) -> Target:
         """The target of the tensor called ``name``, or of its difference to a base."""

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint.base import DTYPES, Array, TensorSpec
+from .checkpoint.base import DTYPES, Array, TensorSpec, compact_json, is_string_map
 from .errors import OptionError, UnsupportedError
+from .tensors import as_array
 
 #: From all tensors as they will be decoded to new values of some, which make up for what the others lost.
 Correct = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -29,19 +30,18 @@ class Source(Protocol):
 class Arrays:
     """Arrays in memory, as a source. The same array under two names is tied."""
 
-    kind = ""
-    extra = b""
-
-    def __init__(self, tensors: Mapping[str, npt.ArrayLike]) -> None:
+    def __init__(self, tensors: Mapping[str, npt.ArrayLike], metadata: Mapping[str, str] | None = None) -> None:
+        """With ``metadata``, as if they came from a safetensors file that has it."""
         if not isinstance(tensors, Mapping):
             raise OptionError(f"tensors must be a mapping of names to arrays, not {type(tensors).__name__}")
+        self.kind, self.extra = described(metadata)
         self._arrays: dict[str, Array] = {}
         self.specs: list[TensorSpec] = []
         seen: dict[tuple[Any, ...], str] = {}
         for name, value in tensors.items():
             if not isinstance(name, str):
                 raise OptionError(f"names of tensors must be strings, not {name!r}")
-            array = _plain(name, np.asarray(value))
+            array = _plain(name, as_array(name, value))
             key = (array.__array_interface__["data"][0], array.dtype, array.shape)
             tied_to = seen.get(key) if array.size else None
             if tied_to is None:
@@ -51,6 +51,15 @@ class Arrays:
 
     def read(self, name: str) -> Array:
         return self._arrays[name]
+
+
+def described(metadata: Mapping[str, str] | None) -> tuple[str, bytes]:
+    """Kind and extra of a source with this metadata, strings by name. Raises :class:`OptionError` for other values."""
+    if metadata is None:
+        return "", b""
+    if not is_string_map(metadata) or not all(isinstance(name, str) for name in metadata):
+        raise OptionError("metadata must map strings to strings: use json.dumps for other values")
+    return "safetensors", compact_json(dict(metadata))
 
 
 def _plain(name: str, array: Array) -> Array:

@@ -203,7 +203,7 @@ class SafetensorsWriter(CheckpointWriter):
 
     def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
         super().__init__(specs)
-        self._stream = SafetensorsStream(path, self.specs, _parse_extra(extra), overwrite=overwrite)
+        self._stream = SafetensorsStream(path, self.specs, parse_metadata(extra), overwrite=overwrite)
 
     def _put(self, spec: TensorSpec, array: Array) -> None:
         for place in (spec, *self._aliases.get(spec.name, ())):  # the format knows no ties
@@ -216,7 +216,8 @@ class SafetensorsWriter(CheckpointWriter):
         self._stream.file.abort()
 
 
-def _parse_extra(extra: bytes) -> dict[str, str] | None:
+def parse_metadata(extra: bytes) -> dict[str, str] | None:
+    """The metadata that :attr:`SafetensorsReader.extra` holds. Raises :class:`DamagedFileError` if it is malformed."""
     if not extra:
         return None
     metadata = parse_json(extra, "the stored safetensors metadata", DamagedFileError)

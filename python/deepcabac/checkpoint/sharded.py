@@ -20,7 +20,7 @@ from .base import (
     open_binary,
     parse_json,
 )
-from .safetensors_file import MAX_HEADER, SafetensorsReader, SafetensorsStream
+from .safetensors_file import MAX_HEADER, SafetensorsReader, SafetensorsStream, parse_metadata
 
 SUFFIX = ".safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # where there are no original shards to follow; the Hugging Face default
@@ -217,6 +217,24 @@ def _parse_plan(extra: bytes, path: Path, specs: list[TensorSpec]) -> dict[str, 
                     f"{path.with_name(shard['name'])}: exists, and is not part of {path.name}; choose an empty folder"
                 )
     return dict(plan)
+
+
+def stored_metadata(kind: str, extra: bytes) -> dict[str, str] | None:
+    """``__metadata__`` of the safetensors file that gave ``extra``, or of all shards together; None if there is none.
+
+    Raises :class:`DamagedFileError` if it is malformed.
+    """
+    if kind == SafetensorsReader.kind:
+        return parse_metadata(extra)
+    if kind != ShardedReader.kind:
+        return None
+    plan = parse_json(extra, "the stored index of shards", DamagedFileError)
+    if not _is_plan(plan):
+        raise DamagedFileError("the stored index of shards is not in the form this program writes; the file is damaged")
+    found: dict[str, str] = {}
+    for shard in plan["shards"]:
+        found |= shard["metadata"] or {}
+    return found or None
 
 
 def _is_plan(plan: Any) -> bool:

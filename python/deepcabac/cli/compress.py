@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import click
 
 from .. import files
-from ..dcb.writer import Report
 from ..nnc import files as nnc_files
 from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP
-from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS, Options
+from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS
 from . import report
 from .nnc import is_nnc, nnc_made, nnc_settings
 from .output import logged, print_lines, progress_bar, say, terminal_width
@@ -241,7 +239,7 @@ def compress(
                 lines, notes = nnc_made(name_of(target), coded, seconds), coded.notes
             else:
                 lines = report.compressed(name_of(target), result, seconds, terminal_width())
-                notes = [*result.notes, *_unmatched(options, result)]
+                notes = result.notes
             if not quiet:
                 print_lines(lines, to_stderr=target == STANDARD)
             for note in notes:
@@ -276,11 +274,3 @@ def _check_together(models: tuple[Path, ...], is_dcb: bool) -> None:
         raise click.UsageError(f"--{name} was measured on one model: give one MODEL")
     if is_dcb and (given("qp") or given("vector_qp")):
         raise click.UsageError("--qp and --vector-qp are for .nnc files: add --format nnc, or choose --sqnr instead")
-
-
-def _unmatched(options: Options, result: Report) -> list[str]:
-    return [
-        f"no tensor's name matches --tensor {pattern!r}"
-        for pattern in options.overrides
-        if not any(fnmatch.fnmatchcase(tensor.name, pattern) for tensor in result.tensors)
-    ]

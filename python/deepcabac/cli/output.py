@@ -58,13 +58,11 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def logged(verbose: bool) -> Iterator[None]:
-    """While it lasts, lines about single tensors go to stderr if ``verbose``."""
-    if not verbose:
-        yield
-        return
-    log, handler = logging.getLogger("deepcabac"), _Lines()
+    """While it lasts, lines about single tensors go to stderr if ``verbose``. Warnings are shown as notes elsewhere."""
+    log, handler = logging.getLogger("deepcabac"), _Lines() if verbose else logging.NullHandler()
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if verbose else logging.NOTSET)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -178,6 +178,34 @@ class OpenFile:
         with naming(self._name), pool(self._threads) as executor:
             ((_, array),) = self._decode([entry], executor)
             return array
+
+    def span(self, name: str, start: int, stop: int) -> Array:
+        """The elements from ``start`` to before ``stop`` of a tensor, flat. Only chunks that hold some are decoded; a
+        difference to a base is decoded as a whole.
+
+        Raises KeyError, DamagedFileError, LimitError, or :class:`OptionError` if the tensor has no such elements.
+        """
+        entry = self._index.entries[self._numbers[name]]
+        entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
+        if not 0 <= start <= stop <= entry.size:
+            raise OptionError(f"tensor {name!r} has {entry.size:,} elements: there are none from {start:,} to {stop:,}")
+        if start == stop:
+            return np.empty(0, entry.dtype)
+        if entry.method == UPDATE:
+            return self[name].reshape(-1)[start:stop]
+        each = entry.chunk_size // (entry.dtype.itemsize if entry.method == RAW else 1)
+        first, last = start // each, -(-stop // each)
+        begin, end = first * each, min(last * each, entry.size)
+        whole = entry.size // entry.shape[0] if entry.method == SCALED else 1  # then chunks hold whole rows
+        part = replace(
+            entry,
+            shape=(end - begin,) if entry.method != SCALED else ((end - begin) // whole, *entry.shape[1:]),
+            chunks=entry.chunks[first:last],
+            row_scales=entry.row_scales[begin // whole : end // whole],
+        )
+        with naming(self._name), pool(self._threads) as executor:
+            ((_, array),) = self._decode([part], executor)
+        return array.reshape(-1)[start - begin : stop - begin]
 
     def items(
         self, into: Mapping[str, Array] | None = None, *, keep: bool = False, progress: OnProgress | None = None

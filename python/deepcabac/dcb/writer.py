@@ -72,6 +72,7 @@ class Report:
     tensors: list[TensorReport] = field(default_factory=list)
     raw_bytes: int = 0  #: of all tensors
     file_bytes: int = 0  #: of the .dcb file
+    unmatched: list[str] = field(default_factory=list)  #: patterns of ``overrides`` that are no tensor's
 
     @property
     def bits_per_weight(self) -> float:
@@ -83,6 +84,7 @@ class Report:
     def notes(self) -> list[str]:
         """What the user should know, a line each."""
         notes = [f"{tensor.name}: {tensor.note}" for tensor in self.tensors if tensor.note]
+        notes += [f"no tensor's name matches the pattern {pattern!r}" for pattern in self.unmatched]
         raised = [tensor.raised for tensor in self.tensors if tensor.raised]
         if raised:
             notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, because they are fragile")
@@ -128,12 +130,15 @@ def compress(
             return _Writer(source, file, quantizer, executor, progress, base, coupled).run(keep=decisions)
 
         report = attempt(options) if size is None else _reach(int(size), options, attempt)
-        if correct is None or decisions is None:
-            return report
-        decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
-        corrected = Corrected(source, correct(decoded))
-        unchanged = {name: decision for name, decision in decisions.items() if name not in corrected.changed}
-        return _Writer(corrected, file, quantizer, executor, progress, base, coupled).run(known=unchanged)
+        if correct is not None and decisions is not None:
+            decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
+            corrected = Corrected(source, correct(decoded))
+            unchanged = {name: decision for name, decision in decisions.items() if name not in corrected.changed}
+            report = _Writer(corrected, file, quantizer, executor, progress, base, coupled).run(known=unchanged)
+    report.unmatched = options.unmatched([spec.name for spec in source.specs])
+    for pattern in report.unmatched:
+        _log.warning("no tensor's name matches the pattern %r of overrides", pattern)
+    return report
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from ..curvature import Curvature
 from ..errors import UnsupportedError
+from ..slices import safe_open
 
 try:
     import torch as _torch  # noqa: F401 - only to see that it is there
@@ -18,6 +19,7 @@ from .folding import fold_batch_norm
 from .models import load_model, save_model
 from .posterior import fisher, variational
 from .sparsity import MagnitudePruning, VariationalDropout, sparsify
+from .tensors import load, load_file, save, save_file
 
 __all__ = [
     "Curvature",
@@ -27,7 +29,12 @@ __all__ = [
     "correction",
     "fisher",
     "fold_batch_norm",
+    "load",
+    "load_file",
     "load_model",
+    "safe_open",
+    "save",
+    "save_file",
     "save_model",
     "sparsify",
     "variational",

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 
 from ..atomic import AtomicFile
-from ..checkpoint.base import DTYPES, Array, TensorSpec
+from ..checkpoint.base import Array, TensorSpec
 from ..checkpoint.skeleton import assemble, dissolve
 from ..dcb import writer
 from ..dcb.bases import BaseLike
 from ..dcb.reader import OnProgress, OpenFile
 from ..dcb.writer import Report
-from ..errors import CheckpointError, OptionError, UnsupportedError
+from ..errors import CheckpointError, OptionError
 from ..files import check_output, open_file, opened_base
 from ..options import OptionFields, Options
 from ..source import Correct
+from ..tensors import from_torch, to_torch, torch_dtype, torch_memory
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 Module = TypeVar("Module", bound=torch.nn.Module)
 #: What a model may be an update of.
 ModelBase = torch.nn.Module | Mapping[str, Any] | BaseLike
-
-#: numpy (with ml_dtypes) and torch call every type by the same name.
-_DTYPE_OF_NAME: dict[str, np.dtype[Any]] = {f"torch.{dtype.name}": dtype for dtype in DTYPES}
 
 
 def save_model(
@@ -59,7 +57,7 @@ def save_model(
     Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors; objects that
     are not plain data) or :class:`CheckpointError` (the file cannot be written).
     """
-    source = _StateDict(model)
+    source = _state_dict_source(model)
     chosen = Options.of(options, settings)
     with opened_base(_arrays(base), chosen.threads) as opened, AtomicFile(check_output(Path(path))) as target:
         return writer.compress(source, target.file, chosen, progress, base=opened, correct=correct)
@@ -116,6 +114,8 @@ def load_model(
     :class:`CheckpointError` (the file cannot be read, or does not fit the model) or :class:`OptionError` (the base is
     missing, is the wrong one, or is not needed).
     """
+    if isinstance(path, torch.nn.Module):  # as safetensors has it
+        raise OptionError("load_model takes the file first, then the model")
     if model is not None and device is not None:
         raise OptionError("device is for loading without a model: values go where the model's parameters are")
     arrays = _arrays(base)
@@ -135,58 +135,37 @@ def _arrays(base: ModelBase | None) -> BaseLike | None:
     )
     if not tensors:
         return base  # type: ignore[return-value]
-    source = _StateDict(base)  # type: ignore[arg-type]
+    source = _state_dict_source(base)  # type: ignore[arg-type]
     return {spec.name: source.read(spec.name) for spec in source.specs}
 
 
-class _StateDict:
-    """A state dict as a source for the compressor."""
+def _state_dict_source(model: torch.nn.Module | Mapping[str, Any]) -> Tensors:
+    if isinstance(model, torch.nn.Module):
+        model = model.state_dict()
+    elif not isinstance(model, Mapping):
+        raise OptionError(f"give a model or a state dict, not a {type(model).__name__}")
+    root = model if isinstance(model, dict) else dict(model)
+    tensors, extra = dissolve(root, torch, "the state dict")
+    return Tensors(dict(tensors), "torch", extra)
 
-    kind = "torch"
 
-    def __init__(self, model: torch.nn.Module | Mapping[str, Any]) -> None:
-        if isinstance(model, torch.nn.Module):
-            model = model.state_dict()
-        elif not isinstance(model, Mapping):
-            raise OptionError(f"give a model or a state dict, not a {type(model).__name__}")
-        root = model if isinstance(model, dict) else dict(model)
-        tensors, self.extra = dissolve(root, torch, "the state dict")
-        self._tensors: dict[str, torch.Tensor] = dict(tensors)
+class Tensors:
+    """Tensors by name as a source for the compressor, moved to the CPU one at a time. Those on one memory are tied."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], kind: str, extra: bytes) -> None:
+        self.kind, self.extra = kind, extra
+        self._tensors = dict(tensors)
         self.specs: list[TensorSpec] = []
         first_at: dict[Any, str] = {}
-        for name, tensor in tensors:
-            dtype = _check(name, tensor)
+        for name, tensor in self._tensors.items():
+            dtype = torch_dtype(name, tensor)
             place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.stride())
             view = (place, dtype, tuple(tensor.shape), tensor.is_neg())
             first = first_at.setdefault(view, name) if tensor.numel() else name
             self.specs.append(TensorSpec(name, dtype, tuple(tensor.shape), None if first == name else first))
 
     def read(self, name: str) -> Array:
-        tensor = self._tensors[name]
-        # Through bytes, because numpy knows neither bfloat16 nor float8; no copy if the tensor is in order as it is.
-        flat = tensor.detach().to("cpu").resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
-        array: Array = flat.view(_DTYPE_OF_NAME[str(tensor.dtype)]).reshape(tuple(tensor.shape))
-        return array
-
-
-def _check(name: str, tensor: torch.Tensor) -> np.dtype[Any]:
-    """The tensor's dtype; UnsupportedError if it cannot be stored."""
-    if tensor.layout != torch.strided or tensor.is_nested:
-        raise UnsupportedError(f"tensor {name!r} is sparse or nested; convert it with .to_dense() first")
-    if tensor.is_meta:
-        raise UnsupportedError(f"tensor {name!r} is on the meta device and has no values to save")
-    dtype = _DTYPE_OF_NAME.get(str(tensor.dtype))
-    if dtype is None or tensor.is_quantized:
-        raise UnsupportedError(f"tensor {name!r} has dtype {tensor.dtype}, which is not supported; convert it first")
-    return dtype
-
-
-def _tensor(name: str, array: Array) -> torch.Tensor:
-    """A tensor on the array's memory."""
-    dtype = getattr(torch, array.dtype.name, None)
-    if dtype is None:  # uint16 and others before torch 2.3
-        raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype.name}, which this version of torch lacks")
-    return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
+        return from_torch(self._tensors[name])
 
 
 @dataclass(frozen=True)
@@ -209,7 +188,7 @@ def _state_dict(opened: OpenFile, device: torch.device) -> Any:
     for name, array in opened.items(keep=device.type == "cpu"):
         tied_to = opened.info(name).tied_to
         # detach: two tensors on one memory, not one tensor, as in a model's own state dict
-        decoded[name] = _tensor(name, array).to(device) if tied_to is None else decoded[tied_to].detach()
+        decoded[name] = to_torch(name, array).to(device) if tied_to is None else decoded[tied_to].detach()
 
     def make(name: str, tag: str) -> torch.Tensor:
         if tag in ("p", "q"):
@@ -237,22 +216,12 @@ def _load_into(model: torch.nn.Module, opened: OpenFile, path: str, strict: bool
     # Several tensors must not be decoded into one memory at the same time.
     sharing = Counter(target.untyped_storage().data_ptr() for target in wanted.values())
     alone = {name: target for name, target in wanted.items() if sharing[target.untyped_storage().data_ptr()] == 1}
-    memory = {name: array for name, target in alone.items() if (array := _memory(target)) is not None}
+    memory = {name: array for name, target in alone.items() if (array := torch_memory(target)) is not None}
     with torch.no_grad():
         for name, array in opened.items(memory, keep=memory.keys() >= set(opened)):
             # A tied tensor comes in the memory of the first of its name.
             if name in wanted and array.ctypes.data != wanted[name].data_ptr():
-                wanted[name].copy_(_tensor(name, array))
-
-
-def _memory(target: torch.Tensor) -> Array | None:
-    """The tensor's own memory, if a tensor can be decoded straight into it."""
-    dtype = _DTYPE_OF_NAME.get(str(target.dtype))
-    plain = target.device.type == "cpu" and target.is_contiguous() and not target.is_neg()
-    if dtype is None or not plain or target.numel() == 0:
-        return None
-    array: Array = target.detach().reshape(-1).view(torch.uint8).numpy().view(dtype).reshape(tuple(target.shape))
-    return array
+                wanted[name].copy_(to_torch(name, array))
 
 
 def _check_fit(
