@@ -30,7 +30,7 @@ def write(path, tensors, kind, extra=b"", extra_kind="other"):
 
 
 def needs(kind):
-    if kind == "torch":
+    if kind.startswith("torch"):
         pytest.importorskip("torch")
 
 
@@ -39,13 +39,17 @@ WRITABLE = [
     ("safetensors-sharded", "m.safetensors.index.json"),
     ("npz", "m.npz"),
     ("torch", "m.pt"),
+    ("torch-sharded", "m.bin.index.json"),
 ]
 
 
 def test_the_kind_follows_from_the_suffix_whatever_its_case():
-    found = [kind_of_path(name) for name in ("a.safetensors", "b.SAFETENSORS.INDEX.json", "c.npz", "d.pt", "e.onnx")]
-    assert tuple(found) == KINDS
-    assert kind_of_path(Path("x/model.pth")) == kind_of_path("pytorch_model.bin") == "torch"
+    names = ("a.safetensors", "b.SAFETENSORS.INDEX.json", "c.npz", "d.pt", "d.bin.index.json", "e.onnx")
+    assert tuple(kind_of_path(name) for name in names) == KINDS
+    for name in ("x/model.pth", "pytorch_model.bin", "last.ckpt", "v1.2.pth.tar", "epoch.3.tar"):
+        assert kind_of_path(Path(name)) == "torch"
+    assert kind_of_path("model.safetensors.index.fp16.json") == "safetensors-sharded"
+    assert kind_of_path("folder.pt/readme") is None
     assert kind_of_path("model.gguf") is None
     assert kind_of_path("safetensors") is None
 

@@ -366,3 +366,14 @@ def test_many_small_tensors_stay_in_order():
 @settings(max_examples=30, deadline=None)
 def test_any_name_survives(text):
     assert list(deepcabac.decompress(deepcabac.compress({text: np.zeros(2)}, threads=1), threads=1)) == [text]
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_bools_of_other_bytes_are_stored_as_true_and_a_note_says_so(tmp_path, lossless):
+    odd = np.arange(200, dtype=np.uint8).view(np.bool_).reshape(2, 100)
+    report = deepcabac.save_file({"mask": odd, "w": np.ones(3)}, tmp_path / "m.dcb", lossless=lossless)
+    assert report.notes == ["mask: 198 bools had bytes other than 0 and 1 and are stored as 1, true"]
+    mask = deepcabac.load_file(tmp_path / "m.dcb")["mask"]
+    assert mask.view(np.uint8).tolist() == (odd.view(np.uint8) > 0).astype(int).tolist()
+    update = deepcabac.compress({"mask": odd}, base={"mask": np.zeros((2, 100), np.bool_)}, lossless=lossless)
+    assert deepcabac.decompress(update, base={"mask": np.zeros((2, 100), np.bool_)})["mask"].sum() == 199

@@ -35,6 +35,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
 
 
+@contextlib.contextmanager
+def writing_to(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an ``OSError`` raised inside into a :class:`CheckpointError` that says ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {reason(error)}") from error
+
+
 class ExistsError(OptionError):
     """A file would be replaced, which nobody asked for."""
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from .atomic import AtomicFile
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import Array, PathLike, TensorSpec
+from .checkpoint.kinds import left_out, restored_suffix
+from .checkpoint.suffixes import SUFFIXES, suffix_of_path
 from .dcb import bases, reader, writer
 from .dcb.bases import BaseLike
 from .dcb.reader import OnProgress, OpenFile
@@ -171,7 +173,7 @@ def compress_checkpoint(
     correct: Correct | None = None,
     **settings: Unpack[OptionFields],
 ) -> tuple[Path, Report]:
-    """Compress a checkpoint file (.safetensors, .safetensors.index.json, .npz, .pt, .pth, .onnx), tensor by tensor.
+    """Compress a checkpoint file (.safetensors, .npz, .pt, .onnx, or an index of several such files), tensor by tensor.
 
     ``path`` is by default the model's with the suffix .dcb. All other arguments are those of :func:`save_file`. Returns
     the path and a :class:`Report`.
@@ -215,28 +217,16 @@ def check_output(path: Path) -> Path:
 
 def default_output(model: Path) -> Path:
     """``model.dcb`` beside ``model.safetensors`` (or ``model.safetensors.index.json``)."""
-    sharded = _SUFFIX["safetensors-sharded"]
-    if model.name.endswith(sharded):
-        return model.with_name(model.name.removesuffix(sharded) + ".dcb")
-    return model.with_suffix(".dcb")
+    suffix = suffix_of_path(model)
+    return model.with_name(model.name[: -len(suffix)] + ".dcb") if suffix else model.with_suffix(".dcb")
 
 
-#: Suffix of a restored checkpoint, by the kind that the file was made from.
-_SUFFIX = {
-    "": ".safetensors",
-    "safetensors": ".safetensors",
-    "safetensors-sharded": ".safetensors.index.json",
-    "npz": ".npz",
-    "torch": ".pt",
-    "onnx": ".onnx",
-}
-
-
-def default_restored(path: Path, kind: str) -> Path:
+def default_restored(path: Path, kind: str, extra: bytes = b"") -> Path:
     """Where a checkpoint of this kind goes by default: ``model.safetensors`` beside ``model.dcb``."""
-    if kind not in _SUFFIX:
+    suffix = restored_suffix(kind, extra)
+    if suffix is None:
         raise UnsupportedError(f"{path}: made from a checkpoint of unknown kind {kind!r}: name the file to write")
-    return path.with_name(path.stem + _SUFFIX[kind])
+    return path.with_name(path.stem + suffix)
 
 
 def decompress_checkpoint(
@@ -255,21 +245,24 @@ def decompress_checkpoint(
     goes next to the file.
     ``base`` as in :func:`load_file`. ``progress`` is called with the bytes of tensors decoded so far and those of all.
 
+    Another kind than the original's holds the tensors, but not what was beside them (a graph, the epoch): a warning in
+    the log ``deepcabac`` says so.
+
     Raises :class:`OptionError` if a file that it would write exists, unless ``overwrite`` is true: it may be the
     original.
     """
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
         if model is None:
-            model = default_restored(Path(path), opened.kind)
+            model = default_restored(Path(path), opened.kind, opened.extra)
         kind = kind_of_path(model)
         if kind is None:
-            known = " ".join(sorted(set(_SUFFIX.values())))
-            raise OptionError(f"{model}: the suffix names no kind of checkpoint; use one of {known}")
+            raise OptionError(f"{model}: the suffix names no kind of checkpoint; use one of {' '.join(SUFFIXES)}")
         if Path(model).exists() and Path(model).samefile(path):
             raise OptionError(f"{model}: would overwrite the file it is restored from")
         infos = [opened.info(name) for name in opened]
         specs = [TensorSpec(info.name, info.dtype, info.shape, info.tied_to) for info in infos]
         extra, extra_kind = opened.extra, opened.kind
+        missing = left_out(kind, extra, extra_kind)
         with create_checkpoint(
             model, kind=kind, specs=specs, extra=extra, extra_kind=extra_kind, overwrite=overwrite
         ) as target:
@@ -277,4 +270,6 @@ def decompress_checkpoint(
                 if info.tied_to is None:
                     target.write(name, array)
                     _log.info("%s: %s bytes", name, f"{array.nbytes:,}")
+        if missing:
+            _log.warning("%s: %s", model, missing)
         return Path(model)

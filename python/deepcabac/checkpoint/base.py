@@ -265,12 +265,15 @@ def check_shape(shape: Any, name: str, path: Path) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def parse_json(text: bytes, what: str, error: type[Exception]) -> Any:
-    """Parse strict JSON from untrusted bytes: UTF-8, no duplicate names, no NaN. Raises ``error`` naming ``what``."""
+def parse_json(text: bytes, what: str, error: type[Exception], *, doubled_texts: bool = False) -> Any:
+    """Parse strict JSON from untrusted bytes: UTF-8, no duplicate names, no NaN. Raises ``error`` naming ``what``.
+
+    With ``doubled_texts``, of two texts of the same name in an object that holds nothing but texts the last one counts.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
-        if len(result) != len(pairs):
+        if len(result) != len(pairs) and not (doubled_texts and all(isinstance(value, str) for _, value in pairs)):
             raise ValueError("a name occurs twice")
         return result
 

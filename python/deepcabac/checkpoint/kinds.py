@@ -6,33 +6,68 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import CheckpointError, OptionError, UnsupportedError
-from .base import CheckpointReader, CheckpointWriter, TensorSpec, open_binary
+from ..errors import CheckpointError, DamagedFileError, OptionError, UnsupportedError
+from . import sharded, skeleton
+from .base import CheckpointReader, CheckpointWriter, TensorSpec, open_binary, parse_json
 from .npz import NpzReader, NpzWriter
 from .onnx_file import OnnxReader, OnnxWriter
 from .safetensors_file import SafetensorsReader, SafetensorsWriter
-from .sharded import ShardedReader, ShardedWriter
+from .sharded import ShardedReader, ShardedTorchReader, ShardedTorchWriter, ShardedWriter
+from .suffixes import SUFFIXES, kind_of_path, suffix_of_path
 from .torch_file import TorchReader, TorchWriter
 
-_KIND_OF_SUFFIX = {
-    ".safetensors.index.json": "safetensors-sharded",
-    ".safetensors": "safetensors",
-    ".npz": "npz",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".bin": "torch",
-    ".onnx": "onnx",
-}
 _READERS: dict[str, type[SafetensorsReader | ShardedReader | NpzReader | TorchReader | OnnxReader]] = {
-    reader.kind: reader for reader in (SafetensorsReader, ShardedReader, NpzReader, TorchReader, OnnxReader)
+    reader.kind: reader
+    for reader in (SafetensorsReader, ShardedReader, NpzReader, TorchReader, ShardedTorchReader, OnnxReader)
 }
 KINDS = tuple(_READERS)
 
 
-def kind_of_path(path: str | os.PathLike[str]) -> str | None:
-    """The kind of checkpoint that a file name's suffix asks for, None if unknown. The file need not exist."""
-    name = os.fspath(path).lower()
-    return next((kind for suffix, kind in _KIND_OF_SUFFIX.items() if name.endswith(suffix)), None)
+#: Suffix of a restored checkpoint, by the kind that the file was made from, where the file says no other.
+_USUAL_SUFFIX = {
+    "": ".safetensors",
+    "safetensors": ".safetensors",
+    "safetensors-sharded": ".safetensors.index.json",
+    "npz": ".npz",
+    "torch": ".pt",
+    "torch-sharded": ".bin.index.json",
+    "onnx": ".onnx",
+}
+_NAMED = 5  # of what is left out
+
+
+def restored_suffix(kind: str, extra: bytes) -> str | None:
+    """The suffix of the file that a checkpoint of this ``kind`` and ``extra`` was read from; None for unknown kinds.
+
+    ``extra`` may come from an untrusted file: whatever it says, the result is a suffix of its kind.
+    """
+    usual = _USUAL_SUFFIX.get(kind)
+    stored = ""
+    try:
+        if kind == "torch" and extra:
+            stored = "." + skeleton.suffix_of(extra)
+        elif kind.endswith("-sharded") and extra:
+            stored = sharded.suffix_of(extra)
+    except (DamagedFileError, UnsupportedError):  # said when the structure itself is read
+        return usual
+    return stored if stored and kind_of_path(stored) == kind and suffix_of_path(stored) == stored else usual
+
+
+def left_out(kind: str, extra: bytes, extra_kind: str) -> str:
+    """What a checkpoint of ``kind`` does not keep of one of ``extra_kind`` and its ``extra``, in words; or nothing."""
+    if kind == extra_kind or not extra:
+        return ""
+    names: list[str] = []
+    if extra_kind == "torch":
+        names = skeleton.beside_tensors(extra)
+    elif extra_kind == "onnx":
+        names = ["the graph"]
+    elif extra_kind == "safetensors":
+        names = ["__metadata__"] if set(parse_json(extra, "the stored metadata", DamagedFileError)) - {"format"} else []
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"only tensors are kept, not {', '.join(names[:_NAMED])}{more}"
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
@@ -45,7 +80,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     kind = kind_of_path(path)
     if kind is None:
         open_binary(path)[0].close()  # says so if it is missing or a directory, which matters more than its suffix
-        raise CheckpointError(f"{path}: has none of the suffixes of checkpoints: {' '.join(_KIND_OF_SUFFIX)}")
+        raise CheckpointError(f"{path}: has none of the suffixes of checkpoints: {' '.join(SUFFIXES)}")
     return _READERS[kind](path)
 
 
@@ -74,6 +109,8 @@ def create_checkpoint(
         return SafetensorsWriter(path, specs, extra, overwrite=overwrite)
     if kind == "safetensors-sharded":
         return ShardedWriter(path, specs, extra, overwrite=overwrite)
+    if kind == "torch-sharded":
+        return ShardedTorchWriter(path, specs, extra, overwrite=overwrite)
     if kind == "npz":
         return NpzWriter(path, specs, overwrite=overwrite)
     if kind == "torch":

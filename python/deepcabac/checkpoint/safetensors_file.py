@@ -36,6 +36,7 @@ from .base import (
 )
 
 MAX_HEADER = 100_000_000  # bytes; the library's own cap
+_SPACES = 64  # bytes of the header among which its first brace is looked for
 
 DTYPE_OF_TAG: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -90,14 +91,16 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[list[tuple[Tens
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER + 1
         # Text read as a length is astronomically large, so this also catches files of another kind.
-        if length > MAX_HEADER or file.read(1) != b"{":
+        start = file.read(min(length, _SPACES)) if length <= MAX_HEADER else b""
+        if not start.lstrip().startswith(b"{"):
             raise CheckpointError(
                 f"{path}: is not a safetensors file; check that the suffix is right and the download complete"
             )
         if 8 + length > size:
             raise CheckpointError(f"{path}: ends inside its header; it is truncated, so fetch it again")
-        text = b"{" + file.read(length - 1)
-    header = parse_json(text, f"{path}: the safetensors header", CheckpointError)
+        text = start + file.read(length - len(start))
+    # As the library: spaces around the object, doubled metadata and unknown fields of an entry do no harm.
+    header = parse_json(text, f"{path}: the safetensors header", CheckpointError, doubled_texts=True)
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not is_string_map(metadata):
         raise CheckpointError(f"{path}: __metadata__ is not a map of strings; the file is damaged")
@@ -122,7 +125,7 @@ def _read_entry(name: str, entry: Any, path: Path) -> tuple[TensorSpec, int, int
     """Check one header entry on its own; return the spec and its offsets within the data."""
     if (
         not isinstance(entry, dict)
-        or entry.keys() != {"dtype", "shape", "data_offsets"}
+        or not entry.keys() >= {"dtype", "shape", "data_offsets"}
         or not isinstance(entry["dtype"], str)
     ):
         raise CheckpointError(f"{path}: tensor {name!r} has an invalid header entry; the file is damaged")
@@ -188,6 +191,13 @@ class SafetensorsStream:
         self.file.file.seek(self._offsets[name])
         self.file.file.write(byte_view(array))
 
+    def finish(self) -> None:
+        """Nothing comes after the tensors."""
+
+    def abort(self) -> None:
+        """Remove the file."""
+        self.file.abort()
+
 
 def _header_text(header: dict[str, Any]) -> bytes:
     try:
@@ -220,7 +230,11 @@ def parse_metadata(extra: bytes) -> dict[str, str] | None:
     """The metadata that :attr:`SafetensorsReader.extra` holds. Raises :class:`DamagedFileError` if it is malformed."""
     if not extra:
         return None
-    metadata = parse_json(extra, "the stored safetensors metadata", DamagedFileError)
+    return checked_metadata(parse_json(extra, "the stored safetensors metadata", DamagedFileError))
+
+
+def checked_metadata(metadata: Any) -> dict[str, str]:
+    """Stored ``__metadata__``. Raises :class:`DamagedFileError` if it is not a map of strings."""
     if not is_string_map(metadata):
         raise DamagedFileError("the stored safetensors metadata is not a map of strings; the file is damaged")
     return dict(metadata)

@@ -12,8 +12,13 @@ JSON arrays:
     ["d", [key, value, ...]]        dict                              ["C", [...]]        Counter, likewise
     ["o", [...], meta]              OrderedDict, likewise, and its _metadata if it has one
     ["d", 12], ["o", 12, meta]      the same, of 12 plain tensors whose names are the path so far followed by the key
+    ["n", "<f8", "00ff"]            a numpy number, its dtype and its bytes
+    ["N", "<f8", [3], "00ff"]       a numpy array, likewise
     ["t"], ["g"]                    the next tensor; the same, requiring its gradient
     ["p"], ["q"]                    the next tensor as a Parameter, which requires its gradient, or not
+    ["t", ["a", 1]]                 a tensor with attributes of its own: names and values in turn
+
+A third element of the outermost array, "bin", is the suffix that the file had; without it, that is "pt".
 
 A tensor's name is the path to it, joined by dots. Names in an outermost dict are kept exactly; where two paths meet,
 the later name gets "~2", "~3" and so on.
@@ -26,7 +31,10 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ..errors import DamagedFileError, UnsupportedError
+from . import numpy_values
 from .base import compact_json, parse_json
 
 _VERSION = 1
@@ -39,15 +47,18 @@ _MAPPINGS: dict[str, type] = {"d": dict, "o": OrderedDict, "C": Counter}
 _TAG_OF_TYPE: dict[type, str] = {kind: tag for tag, kind in (_SEQUENCES | _MAPPINGS).items()}
 
 
-def dissolve(root: Any, torch: Any, where: str) -> tuple[list[tuple[str, Any]], bytes]:
+def dissolve(root: Any, torch: Any, where: str, suffix: str = "") -> tuple[list[tuple[str, Any]], bytes]:
     """Take the tensors out of ``root``: return (name, tensor) pairs in order, and the skeleton as JSON.
+
+    ``suffix`` is that of the file, without its dot; nothing stands for "pt".
 
     Raises :class:`UnsupportedError`, its message beginning with ``where``, for anything else than the types listed
     above.
     """
     dissolver = _Dissolver(root, torch, where)
     try:
-        return dissolver.tensors, compact_json([_VERSION, dissolver.node(root, None)])
+        skeleton = [_VERSION, dissolver.node(root, None)]
+        return dissolver.tensors, compact_json([*skeleton, suffix] if suffix else skeleton)
     except RecursionError as error:
         raise UnsupportedError(f"{where}: is nested too deeply; save its state dict alone") from error
     except UnicodeEncodeError as error:
@@ -99,10 +110,23 @@ class _Dissolver:
             return ["y", str(value).removeprefix("torch.")]
         if kind is self.torch.device:
             return ["v", str(value)]
+        value = numpy_values.loaded(value)
+        if isinstance(value, np.generic | np.ndarray) and numpy_values.is_kept(value.dtype):
+            return self._numpy(value, path)
         raise UnsupportedError(
             f"{self.where}: {path or 'the file'!s} is a {kind.__module__}.{kind.__name__}, which cannot be kept; "
             "save a dict of tensors, numbers and texts"
         )
+
+    def _numpy(self, value: Any, path: str | None) -> Any:
+        if value.nbytes > numpy_values.MOST_BYTES:
+            raise UnsupportedError(
+                f"{self.where}: {path or 'the file'!s} is a numpy array of {value.nbytes:,} bytes; "
+                "save it as a tensor: torch.from_numpy"
+            )
+        if isinstance(value, np.generic):
+            return ["n", value.dtype.str, value.tobytes().hex()]
+        return ["N", value.dtype.str, list(value.shape), value.tobytes().hex()]
 
     def _mapping(self, mapping: dict[Any, Any], path: str | None) -> Any:
         first = len(self.tensors)
@@ -139,29 +163,82 @@ class _Dissolver:
             self._taken.add(name)
         self.tensors.append((name, tensor))
         if type(tensor) is self.torch.nn.Parameter:
-            return [_PARAMETER if tensor.requires_grad else _FIXED_PARAMETER]
-        if type(tensor) is not self.torch.Tensor:
+            tag = _PARAMETER if tensor.requires_grad else _FIXED_PARAMETER
+        elif type(tensor) is not self.torch.Tensor:
             raise UnsupportedError(
                 f"{self.where}: tensor {name!r} is a {type(tensor).__name__}; save an ordinary tensor instead"
             )
-        return [_WITH_GRADIENT if tensor.requires_grad else _PLAIN]
+        else:
+            tag = _WITH_GRADIENT if tensor.requires_grad else _PLAIN
+        items: list[Any] = []
+        for key, value in tensor.__dict__.items():
+            items += [key, self.node(value, f"{name}'s attribute {key}", False)]
+        return [tag, items] if items else [tag]
 
 
-def assemble(skeleton: bytes, names: Iterable[str], torch: Any, make: Callable[[str, str], Any]) -> Any:
-    """Rebuild the structure from an untrusted skeleton; ``make(name, tag)`` supplies each tensor, ``tag`` from
-    TENSOR_TAGS.
+#: Makes a tensor from its name, a tag from TENSOR_TAGS, and its attributes.
+Make = Callable[[str, str, dict[str, Any]], Any]
+
+_WHAT = "the stored structure of the .pt file"
+
+
+def _parse(skeleton: bytes) -> tuple[Any, str]:
+    """The tree of an untrusted skeleton, and the suffix that the file had."""
+    versioned = parse_json(skeleton, _WHAT, DamagedFileError)
+    if not isinstance(versioned, list) or len(versioned) not in (2, 3) or type(versioned[0]) is not int:
+        raise DamagedFileError(f"{_WHAT} is malformed")
+    version, tree, *suffix = versioned
+    if version > _VERSION:
+        raise UnsupportedError(f"{_WHAT} has version {version}, newer than this program; upgrade deepcabac")
+    if version != _VERSION or not all(isinstance(text, str) for text in suffix):
+        raise DamagedFileError(f"{_WHAT} is malformed")
+    return tree, suffix[0] if suffix else "pt"
+
+
+def suffix_of(skeleton: bytes) -> str:
+    """The suffix that the file had, without its dot. Raises :class:`DamagedFileError` for a malformed skeleton."""
+    return _parse(skeleton)[1]
+
+
+def beside_tensors(skeleton: bytes) -> list[str]:
+    """What the structure holds besides tensors and the dicts and lists around them: a path to each value.
+
+    Raises :class:`DamagedFileError` for a malformed skeleton.
+    """
+
+    def visit(node: Any, path: str | None) -> tuple[list[str], bool]:
+        """The paths below ``node``, and whether tensors are below it."""
+        if isinstance(node, list) and node and node[0] in TENSOR_TAGS:
+            return ([f"{path}'s attributes"] if len(node) > 1 else []), True
+        children: list[tuple[Any, Any]] = []
+        if isinstance(node, list) and len(node) > 1 and node[0] in (*_SEQUENCES, *_MAPPINGS):
+            if node[0] in _MAPPINGS and not isinstance(node[1], list):
+                return [], True
+            items = node[1] if isinstance(node[1], list) else []
+            children = list(enumerate(items))
+            if node[0] in _MAPPINGS:
+                keys = (key if isinstance(key, str | int) else "..." for key in items[::2])
+                children = list(zip(keys, items[1::2], strict=False))
+        below = [visit(child, _join(path, key)) for key, child in children]
+        if any(tensors for _, tensors in below):
+            return [name for names, _ in below for name in names], True
+        return [path or "the file"], False
+
+    try:
+        return visit(_parse(skeleton)[0], None)[0]
+    except RecursionError as error:
+        raise DamagedFileError(f"{_WHAT} is malformed") from error
+
+
+def assemble(skeleton: bytes, names: Iterable[str], torch: Any, make: Make) -> Any:
+    """Rebuild the structure from an untrusted skeleton; ``make`` supplies each tensor.
 
     Raises :class:`DamagedFileError` when the skeleton is malformed or does not use exactly the tensors in ``names``.
     """
-    what = "the stored structure of the .pt file"
-    versioned = parse_json(skeleton, what, DamagedFileError)
+    what = _WHAT
+    tree, _ = _parse(skeleton)
     assembler = _Assembler(iter(names), torch, make)
     try:
-        version, tree = versioned
-        if type(version) is int and version > _VERSION:
-            raise UnsupportedError(f"{what} has version {version}, newer than this program; upgrade deepcabac")
-        if version != _VERSION:
-            raise ValueError(version)
         root = assembler.build(tree, None)
     # A malformed tree fails in as many ways as there are types in it, all of them harmless.
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, StopIteration, OverflowError) as error:
@@ -172,7 +249,7 @@ def assemble(skeleton: bytes, names: Iterable[str], torch: Any, make: Callable[[
 
 
 class _Assembler:
-    def __init__(self, names: Iterator[str], torch: Any, make: Callable[[str, str], Any]) -> None:
+    def __init__(self, names: Iterator[str], torch: Any, make: Make) -> None:
         self.names, self.torch, self.make = names, torch, make
 
     def build(self, node: Any, path: str | None) -> Any:
@@ -181,7 +258,7 @@ class _Assembler:
             return node
         tag, *arguments = node
         if tag in TENSOR_TAGS:
-            return self.make(next(self.names), tag)
+            return self._tensor(tag, path, *arguments)
         if tag in _MAPPINGS:
             return self._mapping(tag, path, *arguments)
         (argument, *more) = arguments
@@ -193,6 +270,11 @@ class _Assembler:
             return int(argument, 16)
         if tag == "j":
             return complex(float(argument), float(more[0]))
+        if tag == "n":
+            return numpy_values.from_bytes(numpy_values.dtype_of(argument), bytes.fromhex(more[0]), ())[()]
+        if tag == "N":
+            shape, values = more
+            return numpy_values.from_bytes(numpy_values.dtype_of(argument), bytes.fromhex(values), tuple(shape))
         if tag in ("x", "X"):
             return (bytes if tag == "x" else bytearray).fromhex(argument)
         if tag == "s":
@@ -205,6 +287,15 @@ class _Assembler:
                 return dtype
         raise ValueError(tag)
 
+    def _tensor(self, tag: str, path: str | None, items: Any = ()) -> Any:
+        name = next(self.names)
+        attributes: dict[str, Any] = {}
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str):
+                raise ValueError(key)
+            attributes[key] = self.build(value, path)
+        return self.make(name, tag, attributes)
+
     def _mapping(self, tag: str, path: str | None, items_or_count: Any, metadata: Any = None) -> Any:
         mapping = _MAPPINGS[tag]()
         if isinstance(items_or_count, int):
@@ -213,7 +304,7 @@ class _Assembler:
                 name = next(self.names)
                 if not name.startswith(prefix):
                     raise ValueError(name)
-                mapping[name[len(prefix) :]] = self.make(name, _PLAIN)
+                mapping[name[len(prefix) :]] = self.make(name, _PLAIN, {})
         else:
             for key, value in zip(items_or_count[::2], items_or_count[1::2], strict=True):
                 built = self.build(key, path)

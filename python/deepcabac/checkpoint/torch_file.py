@@ -23,6 +23,7 @@ import numpy as np
 
 from ..atomic import AtomicFile, reading, reason
 from ..errors import CheckpointError, UnsupportedError
+from . import numpy_values
 from .base import (
     BFLOAT16,
     FLOAT8_E4M3FN,
@@ -39,6 +40,7 @@ from .base import (
 )
 from .npz import discard_zip, open_zip, write_in_blocks, zip_errors
 from .skeleton import assemble, dissolve
+from .suffixes import suffix_of_path
 
 # torch's name of each type, and of the storage class for it in files, which only the older types have.
 _TYPES: dict[np.dtype[Any], tuple[str, str | None]] = {
@@ -74,11 +76,15 @@ def _import_torch(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies: ``start`` is its storage's offset in the file, the rest counts elements."""
+    """Where a tensor lies: ``start`` is its storage's offset in the file; ``offset`` and ``strides`` count elements.
+
+    The values of a ``negated`` view are the negatives of those stored there.
+    """
 
     start: int
     offset: int
     strides: tuple[int, ...]
+    negated: bool
 
 
 class TorchReader(CheckpointReader):
@@ -127,12 +133,14 @@ class TorchReader(CheckpointReader):
 
     def _load(self, source: Path | io.BytesIO, device: str, mmap: bool = False) -> Any:
         try:
-            return self._torch.load(source, map_location=device, weights_only=True, mmap=mmap)
+            with numpy_values.loading(self._torch):
+                return self._torch.load(source, map_location=device, weights_only=True, mmap=mmap)
         except Exception as error:  # a damaged pickle can raise almost anything
             raise _explain(error, self.path) from error
 
     def _dissolve(self, root: Any) -> list[tuple[str, Any]]:
-        tensors, self.extra = dissolve(root, self._torch, str(self.path))
+        suffix = suffix_of_path(self.path).removeprefix(".")
+        tensors, self.extra = dissolve(root, self._torch, str(self.path), "" if suffix == "pt" else suffix)
         for name, tensor in tensors:
             self._check(name, tensor)
         return tensors
@@ -164,7 +172,7 @@ class TorchReader(CheckpointReader):
             start, size = outline.records[_storage_offset(tensor) or 0]
             if (offset + _span(shape, strides)) * dtype.itemsize > size:
                 raise CheckpointError(f"{self.path}: tensor {name!r} reaches beyond its storage; the file is damaged")
-        place = _Place(start, offset, strides)
+        place = _Place(start, offset, strides, tensor.is_neg())
         tied_to = first_at.setdefault((place, dtype, shape), name)
         self._specs[name] = TensorSpec(name, dtype, shape, None if tied_to == name else tied_to)
         self._places[name] = place
@@ -187,6 +195,8 @@ class TorchReader(CheckpointReader):
             read_into(self._file, start, span, self.path)
             strides = tuple(stride * spec.dtype.itemsize for stride in place.strides)
             array[...] = np.lib.stride_tricks.as_strided(span, spec.shape, strides)
+        if place.negated:
+            np.negative(array, out=array)
         return array
 
     def close(self) -> None:
@@ -316,8 +326,8 @@ class _Storage:
 class _Tensor:
     """Stands for one tensor while the structure is pickled."""
 
-    def __init__(self, storage: _Storage, tag: str) -> None:
-        self.storage, self.tag = storage, tag
+    def __init__(self, storage: _Storage, tag: str, attributes: dict[str, Any] | None = None) -> None:
+        self.storage, self.tag, self.attributes = storage, tag, attributes
 
 
 class _Pickler(pickle.Pickler):
@@ -341,12 +351,21 @@ class _Pickler(pickle.Pickler):
         spec = obj.storage.spec
         name, storage_class = _TYPES[spec.dtype]
         strides = tuple(int(np.prod(spec.shape[axis + 1 :], dtype=object)) for axis in range(len(spec.shape)))
+        rebuild = self._torch._utils
+        arguments: tuple[Any, ...]
         if obj.tag in ("p", "q"):
-            return self._torch._utils._rebuild_parameter, (_Tensor(obj.storage, "t"), obj.tag == "p", OrderedDict())
-        arguments: tuple[Any, ...] = (obj.storage, 0, spec.shape, strides, obj.tag == "g", OrderedDict())
+            arguments = (_Tensor(obj.storage, "t"), obj.tag == "p", OrderedDict())
+            if obj.attributes:
+                return rebuild._rebuild_parameter_with_state, (*arguments, obj.attributes)
+            return rebuild._rebuild_parameter, arguments
+        arguments = (obj.storage, 0, spec.shape, strides, obj.tag == "g", OrderedDict())
+        function = rebuild._rebuild_tensor_v2
         if storage_class is None:
-            return self._torch._utils._rebuild_tensor_v3, (*arguments, getattr(self._torch, name))
-        return self._torch._utils._rebuild_tensor_v2, arguments
+            function, arguments = rebuild._rebuild_tensor_v3, (*arguments, getattr(self._torch, name))
+        if obj.attributes:
+            arguments = (function, self._torch.Tensor, arguments, obj.attributes)
+            function = self._torch._tensor._rebuild_from_type_v2
+        return function, arguments
 
 
 class TorchWriter(CheckpointWriter):
@@ -367,7 +386,7 @@ class TorchWriter(CheckpointWriter):
                 self._storages[spec.name] = self._storages[spec.tied_to]
         if extra:
             names = [spec.name for spec in self.specs]
-            root = assemble(extra, names, torch, lambda name, tag: _Tensor(self._storages[name], tag))
+            root = assemble(extra, names, torch, self._stand_in)
         else:
             root = {name: _Tensor(storage, "t") for name, storage in self._storages.items()}
         structure = io.BytesIO()
@@ -377,8 +396,8 @@ class TorchWriter(CheckpointWriter):
             raise UnsupportedError(
                 f"{path}: the structure of the .pt file cannot be pickled: {reason(error)}"
             ) from error
-        self._target = AtomicFile(path, overwrite=overwrite)
-        self._zip = zipfile.ZipFile(self._target.file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        self.target = AtomicFile(path, overwrite=overwrite)
+        self._zip = zipfile.ZipFile(self.target.file, "w", zipfile.ZIP_STORED, allowZip64=True)
         try:
             self._add("data.pkl", np.frombuffer(structure.getvalue(), np.uint8))
             self._add("byteorder", np.frombuffer(b"little", np.uint8))
@@ -386,25 +405,36 @@ class TorchWriter(CheckpointWriter):
             self.abort()
             raise
 
+    def _stand_in(self, name: str, tag: str, attributes: dict[str, Any]) -> _Tensor:
+        return _Tensor(self._storages[name], tag, attributes)
+
     def _add(self, name: str, values: Array) -> None:
         """Append one member whose data begins at a multiple of ``_ALIGNMENT``."""
         info = zipfile.ZipInfo("archive/" + name, _EPOCH)
         info.file_size = values.nbytes
         needs_64_bits = values.nbytes > 1 << 30
-        begin = self._target.file.tell() + 30 + len(info.filename) + (20 if needs_64_bits else 0) + 4
+        begin = self.target.file.tell() + 30 + len(info.filename) + (20 if needs_64_bits else 0) + 4
         padding = -begin % _ALIGNMENT
         info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # the field that torch itself pads with
         with self._zip.open(info, "w", force_zip64=needs_64_bits) as member:
             write_in_blocks(member, values)
 
     def _put(self, spec: TensorSpec, array: Array) -> None:
+        self.put(spec, array)
+
+    def put(self, spec: TensorSpec, array: Array) -> None:
+        """Store the values of a tensor that is not tied, in any order."""
         self._add(f"data/{self._storages[spec.name].key}", array)
 
-    def _commit(self) -> None:
+    def finish(self) -> None:
+        """Complete the archive; what is left is to commit ``target``."""
         self._add("version", np.frombuffer(b"3\n", np.uint8))
         self._zip.close()
-        self._target.commit()
+
+    def _commit(self) -> None:
+        self.finish()
+        self.target.commit()
 
     def abort(self) -> None:
         discard_zip(self._zip)
-        self._target.abort()
+        self.target.abort()

@@ -205,9 +205,10 @@ def compress(
     elements (biases, norms), and tensors with NaN or infinity. A note says if a
     tensor could not meet its target.
 
-    MODEL is .safetensors, .safetensors.index.json (sharded), .npz, .pt, .pth, .bin
-    or .onnx, and is not changed. If MODEL is -, it is read from standard input and
-    goes to standard output unless -o says otherwise.
+    MODEL is .safetensors, .npz, .onnx, PyTorch's .pt, .pth, .bin, .ckpt or .tar, or
+    the index of shards (.safetensors.index.json, .bin.index.json), and is not
+    changed. If MODEL is -, it is read from standard input and goes to standard
+    output unless -o says otherwise.
     """
     refuse_together("quiet", ["verbose"], "one prints less, the other more")
     nnc = nnc_settings(settings, qp, vector_qp) if is_nnc(format_, output) else None

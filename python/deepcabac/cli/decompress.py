@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from .. import files
+from ..checkpoint.kinds import left_out
+from ..checkpoint.suffixes import kind_of_path, suffix_of_path
 from ..nnc import files as nnc_files
-from .output import logged, print_lines, progress_bar
+from .output import logged, print_lines, progress_bar, say
 from .parameters import (
     BASE,
     FORCE,
@@ -95,17 +97,17 @@ def decompress(
             if apply and not is_nnc:
                 raise Failure(f"{source.name}: --apply is for .nnc files; updates in .dcb files are always applied")
             if is_nnc:
-                kind, nbytes = "", 0
+                kind, extra, nbytes = "", b"", 0
             else:
                 with files.open_file(source.path, max_bytes=max_bytes) as opened:
-                    kind, infos = opened.kind, [opened.info(name) for name in opened]
+                    kind, extra, infos = opened.kind, opened.extra, [opened.info(name) for name in opened]
                 nbytes = sum(info.nbytes for info in infos if info.tied_to is None)
             named = output is not None and output != STANDARD and not os.path.isdir(output)
-            default = path if named else files.default_restored(path, kind)
+            default = path if named else files.default_restored(path, kind, extra)
             target = outputs.of(path, default, *base)
             if target == STANDARD and kind == "safetensors-sharded":
                 raise Failure(f"{source.name}: was made from several files: name one of them to write with -o")
-            made = last.enter_context(writing(target, default.suffix))
+            made = last.enter_context(writing(target, suffix_of_path(default)))
             with progress_bar("restoring", quiet) as progress:
                 if is_nnc:
                     _, nbytes = nnc_files.restore(
@@ -121,6 +123,9 @@ def decompress(
                         threads=threads,
                         progress=progress,
                     )
+        missing = "" if is_nnc else left_out(str(kind_of_path(made)), extra, kind)
+        if missing:
+            say(f"note: {printable(name_of(target))}: {missing}")
         if not quiet:
             line = f"{printable(name_of(target))}: {nbytes:,} bytes of tensors in {time.perf_counter() - start:.2f} s"
             print_lines([line], to_stderr=target == STANDARD)

@@ -149,6 +149,7 @@ class _Work:
     array: Array
     base: Array | None  #: what it is a difference to
     decision: Future[Decision] | Callable[[], Decision]
+    note: str = ""  #: what was changed about it before it was coded
 
 
 class _Writer:
@@ -210,6 +211,7 @@ class _Writer:
         while waiting:
             finish()
         stored = self._index.write()
+        Index.read(stored, range(container.HEADER.size, self._offset))  # what a reader would refuse is not written
         self._file.write(stored)
         self._file.seek(0)
         self._file.write(container.header(stored, self._offset))
@@ -218,14 +220,14 @@ class _Writer:
         return self._report
 
     def _begin(self, spec: TensorSpec, known: Decision | None) -> _Work:
-        array = self._source.read(spec.name)
+        array, note = _with_sound_bools(self._source.read(spec.name))
         base = None if self._base is None else self._base.like(spec.name, spec.dtype, spec.shape)
         if known is not None:
             self._tally.add(spec.nbytes)
-            return _Work(spec, array, base, lambda: known)
+            return _Work(spec, array, base, lambda: known, note)
         if spec.size <= _SMALL or self._coupled:
-            return _Work(spec, array, base, self._executor.submit(self._decide, spec, array, base, _in_turn))
-        return _Work(spec, array, base, partial(self._decide, spec, array, base, self._spread))
+            return _Work(spec, array, base, self._executor.submit(self._decide, spec, array, base, _in_turn), note)
+        return _Work(spec, array, base, partial(self._decide, spec, array, base, self._spread), note)
 
     def _decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
         counted, end = self._tally.counting(spec.nbytes, run)
@@ -268,7 +270,7 @@ class _Writer:
                 row_scales=rows,
                 column_scales=columns,
             )
-        self._add(entry, decision)
+        self._add(entry, replace(decision, note="; ".join(filter(None, (work.note, decision.note)))))
         return decision
 
     def _formed(self, work: _Work, result: Quantized | Coded) -> Entry:
@@ -327,6 +329,19 @@ class _Writer:
         )
         if self._progress is not None:
             self._progress(self._tally.done, self._tally.total)
+
+
+def _with_sound_bools(array: Array) -> tuple[Array, str]:
+    """The array, and a note if some of its bools were neither 0 nor 1: numpy and PyTorch take these for true and keep
+    their bytes, but compute nonsense with them, and readers of a .dcb file refuse them.
+    """
+    if array.dtype != np.bool_:
+        return array, ""
+    values = array.reshape(-1).view(np.uint8)
+    odd = np.count_nonzero(values > 1)
+    if not odd:
+        return array, ""
+    return (values != 0).reshape(array.shape), f"{odd:,} bools had bytes other than 0 and 1 and are stored as 1, true"
 
 
 def _in_turn(calls: list[Callable[[], Any]]) -> list[Any]:

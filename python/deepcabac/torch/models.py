@@ -178,7 +178,7 @@ class _Leaf:
 def _outline(opened: OpenFile) -> Any:
     """What was saved, with a :class:`_Leaf` for every tensor."""
     if opened.kind == "torch" and opened.extra:
-        return assemble(opened.extra, opened, torch, lambda name, tag: _Leaf(name))
+        return assemble(opened.extra, opened, torch, lambda name, tag, attributes: _Leaf(name))
     return {name: _Leaf(name) for name in opened}
 
 
@@ -190,10 +190,13 @@ def _state_dict(opened: OpenFile, device: torch.device) -> Any:
         # detach: two tensors on one memory, not one tensor, as in a model's own state dict
         decoded[name] = to_torch(name, array).to(device) if tied_to is None else decoded[tied_to].detach()
 
-    def make(name: str, tag: str) -> torch.Tensor:
+    def make(name: str, tag: str, attributes: dict[str, Any]) -> torch.Tensor:
         if tag in ("p", "q"):
-            return torch.nn.Parameter(decoded[name], requires_grad=tag == "p")
-        return decoded[name].requires_grad_(tag == "g")
+            tensor: torch.Tensor = torch.nn.Parameter(decoded[name], requires_grad=tag == "p")
+        else:
+            tensor = decoded[name].requires_grad_(tag == "g")
+        tensor.__dict__.update(attributes)
+        return tensor
 
     if opened.kind == "torch" and opened.extra:
         return assemble(opened.extra, opened, torch, make)
