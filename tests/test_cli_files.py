@@ -16,6 +16,7 @@ from command_line import COMMAND, files, process, run
 import deepcabac
 from deepcabac.atomic import AtomicFile, ExistsError
 from deepcabac.checkpoint import KINDS, TensorSpec, create_checkpoint
+from deepcabac.checkpoint.kinds import restored_suffix
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -299,9 +300,9 @@ def test_the_library_replaces_checkpoints_only_if_asked_to():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_checkpoint_says_that_it_exists(kind, folder):
-    suffix = {"safetensors-sharded": ".safetensors.index.json", "torch": ".pt"}.get(kind, f".{kind}")
+    suffix = restored_suffix(kind, b"")
     specs, extra = [TensorSpec("w", np.dtype("<f4"), (2,))], b""
-    if kind == "torch":
+    if kind.startswith("torch"):
         pytest.importorskip("torch")
     if kind == "onnx":
         onnx = pytest.importorskip("onnx")
@@ -313,6 +314,18 @@ def test_every_kind_of_checkpoint_says_that_it_exists(kind, folder):
     with pytest.raises(ExistsError):
         create_checkpoint(path, kind=kind, specs=specs, extra=extra, extra_kind=kind, overwrite=False)
     assert path.read_text() == "mine" and not list(folder.glob(".deepcabac*"))
+
+
+def test_what_another_kind_does_not_keep_is_noted(folder):
+    torch = pytest.importorskip("torch")
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, "last.ckpt")
+    assert run("compress", "last.ckpt").exit_code == 0
+    result = run("decompress", "last.dcb", "-o", "m.npz")
+    assert result.exit_code == 0
+    assert result.stderr == "note: m.npz: only tensors are kept, not epoch\n"
+    Path("last.ckpt").unlink()
+    result = run("decompress", "last.dcb")
+    assert result.exit_code == 0 and result.stderr == "" and torch.load("last.ckpt")["epoch"] == 3
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(folder):

@@ -91,14 +91,14 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[list[tuple[Tens
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER + 1
         # Text read as a length is astronomically large, so this also catches files of another kind.
-        start = file.read(min(length, _SPACES)) if length <= MAX_HEADER else b""
-        if not start.lstrip().startswith(b"{"):
+        begin = file.read(min(length, _SPACES)) if length <= MAX_HEADER else b""
+        if not begin.lstrip().startswith(b"{"):
             raise CheckpointError(
                 f"{path}: is not a safetensors file; check that the suffix is right and the download complete"
             )
         if 8 + length > size:
             raise CheckpointError(f"{path}: ends inside its header; it is truncated, so fetch it again")
-        text = start + file.read(length - len(start))
+        text = begin + file.read(length - len(begin))
     # As the library: spaces around the object, doubled metadata and unknown fields of an entry do no harm.
     header = parse_json(text, f"{path}: the safetensors header", CheckpointError, doubled_texts=True)
     metadata = header.pop("__metadata__", None)
