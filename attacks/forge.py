@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepcabac import _core
-from deepcabac.dcb.container import CODED, HEADER, MAGIC, RAW, SCALED, VERSION, Chunk, Index, form_bytes, parted_bytes
+from deepcabac.dcb.container import HEADER, LEVELS, MAGIC, RAW, VERSION, Chunk, Index, form_bytes, parted_bytes
 from deepcabac.wire import Cursor, blob, varint
 
 
@@ -68,15 +68,16 @@ def entry(
 
 
 def levels_rest(
-    codes: Sequence[bytes], params: bytes, step: float = 1.0, lengths: Sequence[int] | None = None
+    codes: Sequence[bytes],
+    params: bytes,
+    step: float = 1.0,
+    lengths: Sequence[int] | None = None,
+    *,
+    rows: bytes = b"",
+    columns: bytes = b"",
 ) -> bytes:
-    """What an entry of coded levels says besides name, type and shape."""
-    return struct.pack("<f", step) + chunk_table(codes, params, lengths)
-
-
-def scaled_rest(codes: Sequence[bytes], params: bytes, step: float, rows: bytes, columns: bytes) -> bytes:
-    """The same of coded levels with scales."""
-    return struct.pack("<f", step) + blob(rows) + blob(columns) + chunk_table(codes, params)
+    """What an entry of coded levels says after its method."""
+    return struct.pack("<f", step) + blob(rows) + blob(columns) + chunk_table(codes, params, lengths)
 
 
 def chunk_table(codes: Sequence[bytes], params: bytes, lengths: Sequence[int] | None = None) -> bytes:
@@ -107,13 +108,13 @@ def right_checksums(parts: Parts) -> bytes | None:
     for old in index.entries:
         chunks = tuple(_checked(parts.payload, chunk) for chunk in old.chunks)
         rest = varint(max(old.tied_to, 0))
-        if old.method in CODED:
-            scales = blob(old.row_scales) + blob(old.column_scales) if old.method == SCALED else b""
+        if old.method == LEVELS:
+            scales = blob(old.row_scales) + blob(old.column_scales)
             rest = struct.pack("<f", old.step) + scales + _table(old.params, chunks)
         elif old.method == RAW:
             rest = b"".join(struct.pack("<I", chunk.crc) for chunk in chunks)
         elif old.form is not None:
-            rest = form_bytes(old.form) + b"".join(parted_bytes(chunk) for chunk in chunks)
+            rest = form_bytes(old.form, old.dtype.itemsize) + b"".join(parted_bytes(chunk) for chunk in chunks)
         entries.append(entry(old.name.encode(), dtype_code(old.dtype), old.shape, old.method, rest))
     behind = index.base_digest + blob(index.base_name.encode()) if index.is_update else b""
     return Parts(parts.payload, plain_index(entries, kind=index.kind.encode(), extra=index.extra) + behind).file()

@@ -21,12 +21,12 @@ sys.path.insert(0, str(FOLDER))
 
 import forge  # noqa: E402
 import streams  # noqa: E402
-from forge import Parts, entry, levels_rest, plain_index, scaled_rest, stored, with_stored  # noqa: E402
+from forge import Parts, entry, levels_rest, plain_index, stored, with_stored  # noqa: E402
 
 import deepcabac  # noqa: E402
 from deepcabac import _core, dc2019, nnc  # noqa: E402
 from deepcabac.dcb import container  # noqa: E402
-from deepcabac.dcb.container import EXACT, HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, SCALED, TIED, UPDATE  # noqa: E402
+from deepcabac.dcb.container import HEADER, LEVELS, MAGIC, MAX_INDEX, RAW, TIED  # noqa: E402
 from deepcabac.errors import (  # noqa: E402
     DamagedFileError,
     DeepCabacError,
@@ -224,9 +224,9 @@ attack("name-too-long.dcb", "a name longer than the index", "ends early")(
 )
 attack("dtype-0.dcb", "data type 0", "unknown data type")(lambda: one_tensor(dtype=0))
 attack("dtype-16.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=16))
-attack("method-6.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=6))
+attack("method-11.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=11))
 attack("method-255.dcb", "the last method that could ever exist", "unknown method")(lambda: one_tensor(method=255))
-attack("method-3.dcb", "levels without scales, said to have them", "damaged")(lambda: one_tensor(method=SCALED))
+attack("method-3.dcb", "levels, said to be exact values", "damaged")(lambda: one_tensor(method=3))
 attack("33-dimensions.dcb", "more dimensions than numpy once allowed", "33 dimensions")(
     lambda: one_tensor(shape=(16, 20) + (1,) * 31)
 )
@@ -302,8 +302,9 @@ def scaled(
     """That tensor with scales, or with something else about it."""
     right, code, good_step = w()
     codes = [code] if codes is None else codes
-    rest = scaled_rest(codes, right if params is None else params, good_step if step is None else step, rows, columns)
-    return Parts(b"".join(codes), plain_index([entry(b"w", dtype, shape, SCALED, rest)])).file()
+    params, step = right if params is None else params, good_step if step is None else step
+    rest = levels_rest(codes, params, step, rows=rows, columns=columns)
+    return Parts(b"".join(codes), plain_index([entry(b"w", dtype, shape, LEVELS, rest)])).file()
 
 
 ONE, ODD = bytes([0, 96, 1, 1]), bytes([0, 96, 7, 5])  # chunks of 1 and of 35 levels
@@ -323,13 +324,8 @@ LIES: dict[str, tuple[str, Callable[[], bytes]]] = {
         "scales of a tensor without dimensions",
         lambda: scaled(b"\0", b"\0", shape=(), params=ONE, codes=[_code(ONE, 1)]),
     ),
-    "of-a-scalar-none": (
-        "a tensor without dimensions that is said to have scales, and has none",
-        lambda: scaled(b"", b"", shape=(), params=ONE, codes=[_code(ONE, 1)]),
-    ),
     "of-nothing": ("scales of a tensor of 16 x 0 elements", lambda: scaled(columns=b"", shape=(16, 0), codes=[])),
     "of-no-rows": ("scales of a tensor of 0 x 20 elements", lambda: scaled(rows=b"", shape=(0, 20), codes=[])),
-    "of-nothing-none": ("no scales of no elements", lambda: scaled(b"", b"", shape=(0,), codes=[])),
     "of-nothing-one": (
         "one column scale for no elements: a sloppy reader takes the width of nothing to be 1",
         lambda: scaled(b"", b"\0", shape=(0, 20), codes=[]),
@@ -361,11 +357,11 @@ attack("scales-of-integers.dcb", "scales of int32", "has step")(lambda: scaled(d
 attack("scales-too-long.dcb", "2^62 row scales", "ends early")(
     lambda: Parts(
         w()[1],
-        plain_index([entry(b"w", 2, (1 << 59,), SCALED, struct.pack("<f", 1) + varint(1 << 62) + bytes(16))]),
+        plain_index([entry(b"w", 2, (1 << 59,), LEVELS, struct.pack("<f", 1) + varint(1 << 62) + bytes(16))]),
     ).file()
 )
 attack("scales-cut.dcb", "the index ends inside the scales", "ends early")(
-    lambda: Parts(w()[1], plain_index([entry(b"w", 2, (16, 20), SCALED, struct.pack("<f", 1) + b"\x10\0\0")])).file()
+    lambda: Parts(w()[1], plain_index([entry(b"w", 2, (16, 20), LEVELS, struct.pack("<f", 1) + b"\x10\0\0")])).file()
 )
 attack("scales-params-none.dcb", "scales, and no parameters", "parameters")(lambda: scaled(params=b""))
 attack("scales-chunk-damaged.dcb", "scales, and a chunk that does not decode, checksum right", "does not decode")(
@@ -377,25 +373,24 @@ attack("scales-chunk-damaged.dcb", "scales, and a chunk that does not decode, ch
 
 PLAIN = bytes([0, 96, 20, 16])  # chunks of 16 rows of 20
 REFINEMENT = b"\0" + bytes(80)  # every value is below half of 2^0 units: a sign and nothing else, 320 bits of them
-FLOATS_AT_0 = bytes([0, 0])  # form 0, k = 0
+FLOATS_AT_0 = bytes([3, 0])  # method 3, k = 0
 
 
 def exact(
-    form: bytes = FLOATS_AT_0,
+    head: bytes = FLOATS_AT_0,
     params: bytes | None = PLAIN,
     *,
     code: bytes | None = None,
     refinement: bytes = REFINEMENT[:41],
     dtype: int = 2,
     shape: tuple[int, ...] = (16, 20),
-    method: int = EXACT,
     behind: bytes = b"",
 ) -> bytes:
     """320 zeros stored exactly, or with something else about them."""
     code = _code(PLAIN, 320) if code is None else code
-    rest = form + (blob(params) if params is not None else b"") + varint(len(code)) + varint(len(refinement))
+    rest = head[1:] + (blob(params) if params is not None else b"") + varint(len(code)) + varint(len(refinement))
     rest += struct.pack("<I", zlib.crc32(code + refinement))
-    return Parts(code + refinement, plain_index([entry(b"w", dtype, shape, method, rest)]) + behind).file()
+    return Parts(code + refinement, plain_index([entry(b"w", dtype, shape, head[0], rest)]) + behind).file()
 
 
 def codebook(
@@ -410,32 +405,26 @@ def codebook(
     """320 times the byte 7 of a codebook of 7 and 9, or with something else about it."""
     values = b"\7\2" if values is None else values
     code = _core.encode_indices(np.zeros(320, np.uint16), 2, 0, 20) if code is None else code
-    form = b"\5" + b"".join(map(varint, (entries, usual, width, rows))) + values
-    return exact(form, None, code=code, refinement=b"", dtype=dtype)
+    head = b"\6" + b"".join(map(varint, (entries, usual, width, rows))) + values
+    return exact(head, None, code=code, refinement=b"", dtype=dtype)
 
 
-def update(form: bytes = b"\6", name: bytes = b"old.dcb", **others: Any) -> bytes:
+def update(head: bytes = b"\x09", name: bytes = b"old.dcb", **others: Any) -> bytes:
     """An update that says something about its base."""
-    if form == b"\6":
+    if head == b"\x09":
         behind = others.get("behind", bytes(32) + blob(name))
-        return Parts(b"", plain_index([entry(b"w", 2, (16, 20), UPDATE, form)]) + behind).file()
-    return exact(form, **{"params": None, "method": UPDATE, "behind": bytes(32) + blob(name), **others})
+        return Parts(b"", plain_index([entry(b"w", 2, (16, 20), 9)]) + behind).file()
+    return exact(head, **{"params": None, "behind": bytes(32) + blob(name), **others})
 
 
-DECODES_NOT, NO_FORM = "does not decode", "unknown form"
+DECODES_NOT = "does not decode"
 FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
-    "exact-form-8": ("a form that does not exist yet", NO_FORM, lambda: exact(b"\x08\0")),
-    "exact-form-of-updates": ("exact, in a form of updates", NO_FORM, lambda: exact(b"\3\0")),
-    "update-form-of-exact": ("an update, in a form that needs no base", NO_FORM, lambda: update(b"\0\0", params=PLAIN)),
-    "exact-floats-of-integers": ("int32 as floats", "is coded in form 0", lambda: exact(dtype=8)),
-    "exact-integers-of-floats": ("float32 as integers", "is coded in form 2", lambda: exact(b"\2\0\0\0")),
-    "exact-k": ("a step beyond all numbers", "a step of 2^2201", lambda: exact(b"\0" + varint(2201))),
-    "exact-k-2-to-62": ("a step of 2^(2^62)", "a step of 2^", lambda: exact(b"\0" + varint(1 << 62))),
-    "exact-centre": (
-        "bytes counted from 256",
-        "is counted from 256",
-        lambda: exact(b"\2\0" + varint(256) + b"\0", dtype=14),
-    ),
+    "exact-and-a-base": ("exact values, and a base", "bytes too many", lambda: exact(behind=bytes(33))),
+    "update-without-a-base": ("differences to a base that is not named", "ends early", lambda: exact(b"\7\0")),
+    "exact-floats-of-integers": ("int32 as floats", "is stored with method 3", lambda: exact(dtype=8)),
+    "exact-integers-of-floats": ("float32 as integers", "is stored with method 5", lambda: exact(b"\5" + bytes(5))),
+    "exact-k": ("a step beyond all numbers", "a step of 2^2201", lambda: exact(b"\3" + varint(2201))),
+    "exact-k-2-to-62": ("a step of 2^(2^62)", "a step of 2^", lambda: exact(b"\3" + varint(1 << 62))),
     "exact-params-none": ("no parameters", "parameters", lambda: exact(params=b"")),
     "exact-refinement-cut": (
         "refinement bits without their last byte",
@@ -465,12 +454,12 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "exact-row-unmoved": (
         "integers: a row without differences, and with levels",
         DECODES_NOT,
-        lambda: exact(b"\2\0\0\0", code=_core.encode(PLAIN, np.ones(320, np.int32)), refinement=bytes(2), dtype=8),
+        lambda: exact(b"\5" + bytes(5), code=_core.encode(PLAIN, np.ones(320, np.int32)), refinement=bytes(2), dtype=8),
     ),
     "exact-bool-2": (
         "a bool of 2",
         "neither 0 nor 1",
-        lambda: exact(b"\2\0\2\0", refinement=bytes(2), dtype=15),
+        lambda: exact(b"\5\0\2", refinement=bytes(2), dtype=15),
     ),
     "codebook-none": ("a codebook of no entries", "a codebook of", lambda: codebook(0, values=b"")),
     "codebook-4097": ("a codebook of too many entries", "a codebook of", lambda: codebook(4097, values=bytes(4097))),
@@ -501,17 +490,17 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "update-step-nan": (
         "a difference in steps of NaN",
         "has step",
-        lambda: update(b"\7" + struct.pack("<f", np.nan), params=PLAIN),
+        lambda: update(b"\x0a" + struct.pack("<f", np.nan), params=PLAIN),
     ),
     "update-of-integers": (
         "quantised differences of int32",
-        "is coded in form 7",
-        lambda: update(b"\7" + struct.pack("<f", 1), params=PLAIN, dtype=8),
+        "is stored with method 10",
+        lambda: update(b"\x0a" + struct.pack("<f", 1), params=PLAIN, dtype=8),
     ),
     "update-quantized-refinement": (
         "quantised differences with refinement bits",
-        "that its form does not have",
-        lambda: update(b"\7" + struct.pack("<f", 1), params=PLAIN),
+        "that its method does not have",
+        lambda: update(b"\x0a" + struct.pack("<f", 1), params=PLAIN),
     ),
 }
 for label, (what, says, make_falsehood) in FALSEHOODS.items():
@@ -525,7 +514,7 @@ def _() -> bytes:
 
 @attack("update-tera.dcb", "2^40 values like the base's, and no base", "max_bytes", LimitError)
 def _() -> bytes:
-    return Parts(b"", plain_index([entry(b"w", 2, (1 << 40,), UPDATE, b"\6")]) + bytes(32) + blob(b"")).file()
+    return Parts(b"", plain_index([entry(b"w", 2, (1 << 40,), 9)]) + bytes(32) + blob(b"")).file()
 
 
 # Chunks ---------------------------------------------------------------------------------------------------------------
@@ -642,7 +631,7 @@ def _() -> bytes:
 # Coding parameters ----------------------------------------------------------------------------------------------------
 
 BAD_PARAMS = {
-    "flags": (bytes([128, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
+    "flags": (bytes([64, 96]) + varint(20) + varint(16), "a flag that does not exist yet"),
     "mean": (bytes([0, 192]) + varint(20) + varint(16), "a mean magnitude out of range"),
     "width-0": (bytes([0, 96]) + varint(0) + varint(16), "rows of no columns"),
     "width-65537": (bytes([0, 96]) + varint(65537) + varint(1), "rows that are too wide"),
@@ -657,16 +646,11 @@ BAD_PARAMS = {
     "states-4": (bytes([8, 96, 20, 16, 2]), "a trellis of too few states"),
     "states-128": (bytes([8, 96, 20, 16, 7]), "a trellis of too many states"),
     "sparse-row": (bytes([33, 96, 20, 16, 3, 4, 100]), "the sparse coder with row prediction"),
-    "sparse-fast": (bytes([48, 96]) + varint(20) + varint(16) + bytes([100]), "the sparse coder and the fast one"),
     "sparse-dense": (bytes([32, 96]) + varint(20) + varint(16) + bytes([161]), "a density above one"),
     "sparse-none": (bytes([32, 96]) + varint(20) + varint(16), "the sparse coder without a density"),
-    "regression-kernel": (bytes([66, 96, 20, 16, 3, 9, 0, 0, 0, 0, 0, 4]), "regression and kernel prediction"),
-    "regression-fast": (bytes([80, 96, 20, 16, 4]), "regression with the fast coder"),
-    "regression-sparse": (bytes([96, 96, 20, 16, 100, 4]), "regression with the sparse coder"),
-    "regression-prior": (bytes([64, 96, 20, 16, 21]), "a prior of 2^21 rows"),
-    "regression-none": (bytes([64, 96, 20, 16]), "regression without a prior"),
-    "regression-wide": (bytes([64, 96]) + varint(8193) + varint(1) + b"\4", "regression of rows that are too wide"),
-    "regression-chunk": (bytes([64, 96]) + varint(8192) + varint(513) + b"\4", "regression in more than 2^22 levels"),
+    "regression-kernel": (bytes([50, 96, 20, 16, 3, 9, 0, 0, 0, 0, 0]), "regression and kernel prediction"),
+    "regression-wide": (bytes([48, 96]) + varint(8193) + varint(1), "regression of rows that are too wide"),
+    "regression-chunk": (bytes([48, 96]) + varint(8192) + varint(513), "regression in more than 2^22 levels"),
     "states-none": (bytes([8, 96, 20, 16]), "a trellis without a number of states"),
     "cut": (bytes([3, 96, 20, 16, 3]), "parameters that end early"),
     "trailing": (bytes([0, 96, 20, 16, 0]), "a byte after the parameters"),
@@ -734,7 +718,7 @@ for label, (alter, what) in BAD_SPARSE.items():
 
 # Regression -----------------------------------------------------------------------------------------------------------
 
-REGRESSION = bytes([65, 0, 20, 20, 127, 129, 0])
+REGRESSION = bytes([49, 0, 20, 20, 127, 129])
 
 
 def regression(alter: Callable[[bytes], bytes], extreme: bool = False) -> bytes:
@@ -756,7 +740,7 @@ attack("regression-extremes.dcb", "the largest levels regressed on each other, a
 
 def widest(chunks: int, rows: int, size: int | None = None) -> bytes:
     """As many columns as regression may have, all zero; a byte after the last chunk, or zeros in its place."""
-    params = bytes([64, 0]) + varint(8192) + varint(rows) + b"\0"
+    params = bytes([48, 0]) + varint(8192) + varint(rows)
     code = _core.encode(params, np.zeros(8192 * rows, np.int32))
     codes = [code] * (chunks - 1) + [code + b"\0" if size is None else bytes(size)]
     shape = (chunks * rows, 8192)
@@ -842,7 +826,7 @@ attack("tera.levels", "2^40 levels in 20 bytes", "ends early")(
     lambda: levels(shape=(1 << 20, 1 << 20), params=WIDE, code=bytes(20))
 )
 attack("params-flags.levels", "a flag that does not exist yet", "parameters")(
-    lambda: levels(params=bytes([128, 96, 20, 16]))
+    lambda: levels(params=bytes([64, 96, 20, 16]))
 )
 attack("params-width-0.levels", "rows of no columns", "parameters")(lambda: levels(params=bytes([0, 96, 0, 16])))
 

@@ -66,8 +66,8 @@ def scaled() -> bytes:
         each = _core.chunk_levels(params)
         codes = [_core.encode(params, levels[start : start + each]) for start in range(0, levels.size, each)]
         scales = [rng.integers(-128, 128, count).astype(np.int8).tobytes() for count in (rows, columns)]
-        rest = forge.scaled_rest(codes, params, 0.25, *scales)
-        entries.append(forge.entry(b"%d" % number, dtype, shape, container.SCALED, rest))
+        rest = forge.levels_rest(codes, params, 0.25, rows=scales[0], columns=scales[1])
+        entries.append(forge.entry(b"%d" % number, dtype, shape, container.LEVELS, rest))
         payload += b"".join(codes)
     return Parts(payload, forge.plain_index(entries)).file()
 
@@ -86,9 +86,9 @@ def regressed() -> bytes:
     """Regression: one quantiser and two, row prediction, several blocks and chunks, a last row that is cut."""
     rng = np.random.default_rng(7)
     payload, entries = b"", []
-    for number, (flags, width, rows, count) in enumerate([(64, 12, 9, 250), (73, 30, 6, 400), (68, 1030, 2, 2500)]):
+    for number, (flags, width, rows, count) in enumerate([(48, 12, 9, 250), (57, 30, 6, 400), (52, 1030, 2, 2500)]):
         record = bytes([flags, 110]) + container.varint(width) + container.varint(rows)
-        record += bytes([20, 40]) * (flags & 1) + bytes([number]) + bytes([4]) * (flags >> 3 & 1)
+        record += bytes([20, 40]) * (flags & 1) + bytes([4]) * (flags >> 3 & 1)
         matrix = 3 * rng.normal(size=(-(-count // width), 2)) @ rng.normal(size=(2, width))
         weights = (matrix + rng.normal(size=matrix.shape)).astype(np.float32).reshape(-1)[:count]
         weights[::60] *= 1 << 15

@@ -135,7 +135,7 @@ def chunks_of(levels: int) -> Iterator[None]:
         rows = -(-rows // max(round(math.prod(shape) / levels), 1))
         if options.get("preset", arguments[-1] if arguments else "") == "fast" and rows * width < math.prod(shape):
             rows = -(-rows // 16) * 16
-        most = 1 << (22 if _core.parameters(params).regression else 20)
+        most = 1 << (22 if _core.parameters(params).coder == "regression" else 20)
         rows = max(min(rows, most // width), 1)
         return params[:end] + _varint(rows) + params[rest:]
 

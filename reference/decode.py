@@ -28,7 +28,10 @@ Array = npt.NDArray[Any]
 
 MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
-RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
+RAW, LEVELS, TIED = range(3)
+FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK = range(3, 7)
+STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(7, 11)  # of updates
+REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 RAW_CHUNK = 1 << 20
 #: Bits of the mantissa, by data type (10.2).
 MANTISSA = {1: 52, 2: 23, 3: 10, 4: 7, 5: 3, 6: 2}
@@ -139,14 +142,15 @@ class Params:
         fields = Fields(record)
         flags, self.mean_log = fields.byte(), fields.byte()
         self.width, self.chunk_rows = fields.varint(3), fields.varint(3)
-        check(flags <= 127 and not (flags & 32 and flags & 17) and self.mean_log <= 191, "flags or mean")
-        self.regression = flags & 64 != 0
-        check(not (self.regression and flags & 50), "regression with kernels or another coder")
+        check(flags <= 63 and self.mean_log <= 191, "flags or mean")
+        coder = flags >> 4
+        self.fast, self.sparse, self.regression = coder == 1, coder == 2, coder == 3
+        check(not (self.sparse and flags & 1), "row prediction with the sparse coder")
+        check(not (self.regression and flags & 2), "regression with kernels")
         check(1 <= self.width <= (8192 if self.regression else 65536) and self.chunk_rows >= 1, "width or rows")
         check(self.width * self.chunk_rows <= 1 << (22 if self.regression else 20), "levels in a chunk")
         self.flags = flags
         self.coarse = flags & 4 != 0
-        self.fast, self.sparse = flags & 16 != 0, flags & 32 != 0
         self.above = self.column = 0
         self.kernel_width = self.kernel_size = 1
         self.kernel = [0, 0, 0, 0, 0]
@@ -160,14 +164,13 @@ class Params:
         elif self.sparse:
             self.kernel_width = self.kernel_size = self.width
         self.density_log = fields.byte() if self.sparse else 160
-        self.prior = fields.byte() if self.regression else 0
         self.dependent = flags & 8 != 0
         self.taps = (0, 0)
         if self.dependent:
             bits = fields.byte()
             check(bits in TAPS, "number of states")
             self.taps = TAPS[bits]
-        check(self.density_log <= 160 and self.prior <= 20, "density or prior")
+        check(self.density_log <= 160, "density")
         fields.end()
 
     @property
@@ -442,7 +445,7 @@ class RegressionModel(Model):
         super().__init__(params)
         typical = f32(2 * self.mean if params.dependent else self.mean) / f32(16)
         energy = typical * typical + f32(256) * typical
-        prior_energy = energy * f32(1 << params.prior)
+        prior_energy = energy * f32(1 << (3 * params.width).bit_length() - 1)
         self.reach = block_width(params.width)
         starts = range(0, params.width, self.reach)
         self.blocks = [Block(min(self.reach, params.width - start), prior_energy) for start in starts]
@@ -925,10 +928,9 @@ class Tensor:
     params: Params | None = None
     chunks: list[Chunk] = field(default_factory=list)
     source: int = -1  # of a tied tensor: the number of the tensor that it is the same as
-    row_scales: bytes = b""  # of method 3: a signed byte for each slice of dimension 0, or nothing
+    row_scales: bytes = b""  # of method 1: a signed byte for each slice of dimension 0, or nothing
     column_scales: bytes = b""  # likewise for each place in such a slice
-    form: int = -1  # of methods 4 and 5 (10.1), and what it needs:
-    k: int = 0
+    k: int = 0  # of exact values and updates (10.1), as are those below
     centre: int = 0
     entries: list[int] = field(default_factory=list)
     most_frequent: int = 0
@@ -972,8 +974,10 @@ def parse_levels(fields: Fields, size: int) -> tuple[Params, list[Chunk]]:
 
 def parse_scales(fields: Fields, tensor: Tensor) -> None:
     """Scales of rows and columns (4.10)."""
-    check(len(tensor.shape) > 0 and tensor.size > 0, "scales of a scalar or of nothing")
     tensor.row_scales, tensor.column_scales = fields.blob(), fields.blob()
+    if not tensor.row_scales and not tensor.column_scales:
+        return
+    check(len(tensor.shape) > 0 and tensor.size > 0, "scales of a scalar or of nothing")
     check(len(tensor.row_scales) in (0, tensor.shape[0]), "number of row scales")
     check(len(tensor.column_scales) in (0, math.prod(tensor.shape[1:])), "number of column scales")
 
@@ -988,17 +992,14 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
         for start in range(0, size, RAW_CHUNK):
             length = min(RAW_CHUNK, size - start)
             tensor.chunks.append(Chunk(length, length, fields.u32()))
-    elif tensor.method in (LEVELS, SCALED):
+    elif tensor.method == LEVELS:
         check(code in FLOATS, "levels of a type that is not floating-point")
         tensor.step_size = np.float32(struct.unpack("<f", fields.take(4))[0])
         check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
-        if tensor.method == SCALED:
-            parse_scales(fields, tensor)
+        parse_scales(fields, tensor)
         tensor.params, tensor.chunks = parse_levels(fields, tensor.size)
-        if tensor.method == SCALED:
+        if tensor.row_scales or tensor.column_scales:
             check(tensor.params.chunk_levels % math.prod(tensor.shape[1:]) == 0, "a row in two chunks")
-    elif tensor.method in (EXACT, UPDATE):
-        parse_exact(fields, tensor, code)
     elif tensor.method == TIED:
         tensor.source = fields.varint()
         check(tensor.source < len(earlier), "tied to a later tensor")
@@ -1006,24 +1007,23 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
         check(source.method != TIED, "tied to a tied tensor")
         check((source.dtype, source.shape) == (tensor.dtype, tensor.shape), "tied to another kind of tensor")
     else:
-        raise Damaged("method")
+        parse_exact(fields, tensor, code)
     return tensor
 
 
 def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
-    """Form and chunks of an exact tensor or an update (10.1, 11.1)."""
-    tensor.form = form = fields.byte()
-    check(form in ((0, 1, 2, 5) if tensor.method == EXACT else (3, 4, 6, 7)), "form")
-    check(form not in (0, 1, 4, 7) or code in FLOATS, "form of floating-point values")
-    check(form != 2 or code not in FLOATS, "form of integers")
+    """Fields and chunks of an exact tensor or an update (10.1, 11.1)."""
+    method = tensor.method
+    check(FLOAT <= method <= QUANTIZED_DIFFERENCE, "method")
+    check(method not in (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE) or code in FLOATS, "type of a float")
+    check(method != INTEGERS or code not in FLOATS, "type of an integer")
     each = 0
-    if form < 5:
+    if method in REFINED:
         tensor.k = fields.varint()
         check(tensor.k <= 2200, "k")
-    if form == 2:
-        tensor.centre = fields.varint() | fields.varint() << 32
-        check(tensor.centre < 1 << tensor.bits, "centre")
-    if form == 5:
+    if method == INTEGERS:
+        tensor.centre = int.from_bytes(fields.take(tensor.dtype.itemsize), "little")
+    if method == CODEBOOK:
         count, tensor.most_frequent, tensor.width, rows = (fields.varint() for _ in range(4))
         check(1 <= count <= 4096 and tensor.most_frequent < count, "codebook")
         check(1 <= tensor.width <= 65536 and rows >= 1 and tensor.width * rows <= 1 << 20, "rows of a codebook")
@@ -1035,19 +1035,19 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
             entry = following
             tensor.entries.append(entry)
         each = tensor.width * rows
-    if form == 7:
+    if method == QUANTIZED_DIFFERENCE:
         tensor.step_size = np.float32(struct.unpack("<f", fields.take(4))[0])
         check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
-    if form < 5 or form == 7:
+    if method in (*REFINED, QUANTIZED_DIFFERENCE):
         tensor.params = Params(fields.blob())
         each = tensor.params.chunk_levels
     for start in range(0, tensor.size if each else 0, each or 1):
         coded, refinement = fields.varint(), fields.varint()
         held = min(each, tensor.size - start)
-        if coded == 0 and refinement == 0 and tensor.method == UPDATE:
+        if coded == 0 and refinement == 0 and method >= STEPS:
             tensor.chunks.append(Chunk(0, held, 0))
             continue
-        check(coded > 0 and (refinement == 0 or form < 5), "lengths of a chunk")
+        check(coded > 0 and (refinement == 0 or method in REFINED), "lengths of a chunk")
         check(held <= 11400 * (coded + 8), "a chunk cannot hold its values")
         tensor.chunks.append(Chunk(coded + refinement, held, fields.u32(), refinement))
 
@@ -1100,7 +1100,7 @@ def read_index(data: bytes) -> tuple[str, bytes, list[Tensor], Base]:
     for _ in range(fields.varint()):
         tensors.append(parse_tensor(fields, tensors))
     base = Base()
-    if any(tensor.method == UPDATE for tensor in tensors):
+    if any(tensor.method >= STEPS for tensor in tensors):
         base = Base(fields.take(32), fields.text())
         check(base.name not in (".", "..") and not set("/\\:\0") & set(base.name), "name of the base")
     fields.end()
@@ -1177,7 +1177,7 @@ def in_order(tensor: Tensor, pattern: int) -> int:
 
 
 def float_value(tensor: Tensor, bits: Bits, p: int, level: int) -> int:
-    """The pattern of a level in forms 0 and 1 (10.3)."""
+    """The pattern of a level of methods 3 and 4 (10.3)."""
     has_bit = 1 if tensor.k > 0 else 0
     m, whole = tensor.mantissa - p, tensor.bits - 1 - p
     half = max(tensor.k - 1, 0) - p
@@ -1185,9 +1185,9 @@ def float_value(tensor: Tensor, bits: Bits, p: int, level: int) -> int:
     if n == 2**24:
         magnitude = bits.raw(whole)
     else:
-        if tensor.form == 1 and n == 0:
+        if tensor.method == FLOAT_ZEROS and n == 0:
             return 0
-        if tensor.form == 1 and n == 1:
+        if tensor.method == FLOAT_ZEROS and n == 1:
             if bits.raw(1) == 0:
                 half_steps = 1 + has_bit
             elif has_bit:
@@ -1222,7 +1222,7 @@ def below(bits: Bits, whole: int, m: int, half: int) -> int:
 
 
 def difference(tensor: Tensor, bits: Bits, exponent: int, level: int) -> int:
-    """What a level of forms 2 to 4 adds (10.4)."""
+    """What a level of methods 5, 7 and 8 adds (10.4)."""
     places = max(tensor.k - 1, 0) - exponent
     rest = min(max(places, 0), 64)
     n, negative = abs(level), level < 0
@@ -1238,15 +1238,16 @@ def difference(tensor: Tensor, bits: Bits, exponent: int, level: int) -> int:
 
 
 def join(tensor: Tensor, levels: list[int], bits: Bits, base: list[int]) -> list[int]:
-    """The patterns of a chunk in forms 0 to 4 (10.3, 10.4, 11.2). ``base``: the base's, or nothing."""
+    """The patterns of a chunk of a method of REFINED (10.3, 10.4, 11.2). ``base``: the base's, or nothing."""
     assert tensor.params is not None
     patterns: list[int] = []
     width = tensor.params.width
-    first = bits.raw(8) if tensor.form < 2 else 0
+    floats = tensor.method in (FLOAT, FLOAT_ZEROS)
+    first = bits.raw(8) if floats else 0
     check(first == 255 or first <= tensor.mantissa, "precision")
     for start in range(0, len(levels), width):
         row = levels[start : start + width]
-        if tensor.form < 2:
+        if floats:
             p = bits.raw(6) if first == 255 else first
             check(p <= tensor.mantissa, "precision of a row")
             patterns += [float_value(tensor, bits, p, level) for level in row]
@@ -1257,7 +1258,7 @@ def join(tensor: Tensor, levels: list[int], bits: Bits, base: list[int]) -> list
             before = base[number] if base else 0
             reference = in_order(tensor, before) if base else tensor.centre
             exponent = 0
-            if tensor.form == 4:
+            if tensor.method == DIFFERENCES:
                 exponent = unpack(before % 2 ** (tensor.bits - 1), tensor.mantissa)[1]
             added = difference(tensor, bits, exponent, level) if moved else 0
             patterns.append(in_order(tensor, (reference + added) % 2**tensor.bits))
@@ -1302,8 +1303,8 @@ def decode_indices(tensor: Tensor, count: int, chunk: bytes) -> list[int]:
 
 
 def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
-    """The elements of a tensor of method 4 or 5 (10, 11)."""
-    if tensor.form == 6:
+    """The elements of a tensor of exact values or of an update (10, 11)."""
+    if tensor.method == UNCHANGED:
         assert base is not None
         return base.copy()
     pattern = np.dtype(f"<u{tensor.dtype.itemsize}")
@@ -1318,12 +1319,12 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
         data = payload.take(chunk.length)
         check(zlib.crc32(data) == chunk.checksum, "checksum of a chunk")
         coded, refinement = data[: chunk.length - chunk.refinement], data[chunk.length - chunk.refinement :]
-        if tensor.form == 5:
+        if tensor.method == CODEBOOK:
             patterns += [tensor.entries[index] for index in decode_indices(tensor, chunk.count, coded)]
             continue
         assert tensor.params is not None
         levels = chunk_decoder(tensor.params)(tensor.params, chunk.count, coded)
-        if tensor.form == 7:
+        if tensor.method == QUANTIZED_DIFFERENCE:
             patterns += added(tensor, levels, old)
             continue
         bits = Bits(refinement)
@@ -1335,7 +1336,7 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
 
 
 def added(tensor: Tensor, levels: list[int], old: list[int]) -> list[int]:
-    """Patterns of the base's values plus levels times the step size (11.2, form 7)."""
+    """Patterns of the base's values plus levels times the step size (11.2, method 10)."""
     pattern = np.dtype(f"<u{tensor.dtype.itemsize}")
     wide = np.float64 if tensor.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
@@ -1347,7 +1348,7 @@ def added(tensor: Tensor, levels: list[int], old: list[int]) -> list[int]:
 
 def decode_tensor(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
     """The elements of a tensor that is not tied (6.3)."""
-    if tensor.method in (EXACT, UPDATE):
+    if tensor.method >= FLOAT:
         return decode_exact(tensor, payload, base)
     if tensor.params is not None:
         levels = decode_levels(tensor.params, tensor.chunks, tensor.shape, payload)
@@ -1370,7 +1371,7 @@ def read_file(
     _, _, tensors, update = read_index(data)
     if max_bytes is not None and sum(t.size * t.dtype.itemsize for t in tensors if t.method != TIED) > max_bytes:
         raise TooLarge
-    changed = [tensor for tensor in tensors if tensor.method == UPDATE]
+    changed = [tensor for tensor in tensors if tensor.method >= STEPS]
     if changed:
         check(base is not None, "an update without its base")
     given = base or {}
@@ -1378,7 +1379,7 @@ def read_file(
     payload = Fields(data[32:])
     arrays: list[Array] = []
     for tensor in tensors:
-        before = given[tensor.name] if tensor.method == UPDATE else None
+        before = given[tensor.name] if tensor.method >= STEPS else None
         arrays.append(arrays[tensor.source] if tensor.method == TIED else decode_tensor(tensor, payload, before))
     return {tensor.name: array for tensor, array in zip(tensors, arrays, strict=True)}
 
@@ -1428,8 +1429,8 @@ def main(arguments: list[str]) -> int:
         print(f"update of {base.name!r}, digest {base.digest.hex()}")
     for t in tensors:
         scales = f"{len(t.row_scales)} row and {len(t.column_scales)} column scales"
-        tied, levels = f"tied to {t.source}", f"levels, step size {t.step_size}"
-        how = ("raw", levels, tied, f"{levels}, {scales}", f"exact, form {t.form}", f"update, form {t.form}")[t.method]
+        tied, levels = f"tied to {t.source}", f"levels, step size {t.step_size}, {scales}"
+        how = ("raw", levels, tied)[t.method] if t.method < FLOAT else f"method {t.method}"
         print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {how}, {sum(c.length for c in t.chunks)} bytes")
     return 0
 

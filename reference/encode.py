@@ -276,12 +276,12 @@ def levels_entry(record: bytes, chunks: Sequence[bytes]) -> bytes:
     return blob(record) + b"".join(varint(len(c)) + zlib.crc32(c).to_bytes(4, "little") for c in chunks)
 
 
-def scaled_entry(
-    step: float, rows: Sequence[int], columns: Sequence[int], record: bytes, chunks: Sequence[bytes]
+def tensor_entry(
+    step: float, record: bytes, chunks: Sequence[bytes], rows: Sequence[int] = (), columns: Sequence[int] = ()
 ) -> bytes:
-    """What follows the method of a tensor of levels with scales (4.10), right or wrong."""
+    """Method 1 and what follows it (4.7), right or wrong."""
     scales = [blob(bytes(scale % 256 for scale in scales)) for scales in (rows, columns)]
-    return struct.pack("<f", step) + b"".join(scales) + levels_entry(record, chunks)
+    return b"\1" + struct.pack("<f", step) + b"".join(scales) + levels_entry(record, chunks)
 
 
 def write_levels(shape: Sequence[int], record: bytes, chunks: Sequence[bytes]) -> bytes:

@@ -35,14 +35,16 @@ pub struct Sums {
 pub fn has_code(params: &Params, levels: &[i32]) -> bool {
     let Some(states) = params.states else { return true };
     match params.coder {
-        Coder::Binary | Coder::Sparse { .. } => states.has_path(levels),
+        Coder::Binary | Coder::Regression | Coder::Sparse { .. } => states.has_path(levels),
         Coder::Fast => fast::strips(params, levels.len()).all(|strip| states.has_path(&levels[strip])),
     }
 }
 
 pub(crate) fn encode_on<M: AddCompareSelect>(params: &Params, levels: &[i32], out: &mut Vec<u8>) {
     match params.coder {
-        Coder::Binary => code::<M, _, _>(params, levels.len(), &mut Given(levels), Encoder::new()).finish(out),
+        Coder::Binary | Coder::Regression => {
+            code::<M, _, _>(params, levels.len(), &mut Given(levels), Encoder::new()).finish(out)
+        }
         Coder::Fast => fast::encode::<M>(params, levels, out),
         Coder::Sparse { density_log } => sparse::encode::<M>(params, density_log, levels, out),
     }
@@ -61,7 +63,7 @@ pub(crate) fn quantize_on<M: AddCompareSelect>(
     let Quantizer { step, lambda, limit: largest, importance, keeps_zeros } = quantizer;
     let step = f64::from(step);
     let mut room = Vec::new();
-    let chosen = if params.coder != Coder::Binary && chosen.is_none() {
+    let chosen = if !params.coder.is_binary() && chosen.is_none() {
         room.resize(weights.len(), 0);
         Some(&mut room[..])
     } else {
@@ -139,7 +141,7 @@ impl Outcome<'_> {
     fn of<M: AddCompareSelect>(self, source: impl Source, params: &Params, out: &mut Vec<u8>) -> Sums {
         let count = self.weights.len();
         let mut quantized = Quantized { source, outcome: self };
-        if params.coder == Coder::Binary {
+        if params.coder.is_binary() {
             code::<M, _, _>(params, count, &mut quantized, Encoder::new()).finish(out);
             return quantized.outcome.sums;
         }

@@ -8,7 +8,7 @@ use crate::cpu::dispatch;
 use crate::model::context::{COST_BITS, log2};
 use crate::model::dependent::States;
 use crate::model::params::{
-    Coder, KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_PRIOR, MAX_REGRESSED_CHUNK,
+    Coder, KERNEL_WEIGHTS, KernelPrediction, MAX_CHUNK, MAX_KERNEL, MAX_KERNEL_WIDTH, MAX_REGRESSED_CHUNK,
     MAX_REGRESSED_WIDTH, MAX_WIDTH, Params, RowPrediction,
 };
 use crate::model::scale::{self, Resolution};
@@ -154,7 +154,6 @@ pub fn fit(
             weights: std::array::from_fn(|k| used[ROW_FEATURES + k]),
         }),
         states,
-        regression: None,
     };
     let params = sparse_if_smaller(params, layout, preset, sampled, level);
     if regression && may_regress(&params) { with_regression(params, count) } else { params }
@@ -187,17 +186,11 @@ fn sparse_if_smaller(
     if size(&sparse) < preset.least_ratio() * size(&params) { sparse } else { params }
 }
 
-/// What a regression's prior counts for, as a logarithm: about one and a half times as many rows as there are columns. Twice or
-/// half as many cost 0.1 to 0.3 %.
-fn prior(width: usize) -> u8 {
-    ((3 * width).ilog2() as u8).min(MAX_PRIOR)
-}
-
 /// `params` with regression, for `count` levels: chunks are longer, for each learns anew.
 fn with_regression(params: Params, count: usize) -> Params {
     let rows = count.div_ceil(params.width).max(1);
     let chunk_rows = rows.div_ceil(count.div_ceil(MAX_REGRESSED_CHUNK).max(1)).min(MAX_REGRESSED_CHUNK / params.width);
-    Params { regression: Some(prior(params.width)), chunk_rows, ..params }
+    Params { coder: Coder::Regression, chunk_rows, ..params }
 }
 
 /// Whether a tensor of these parameters may have regression.
@@ -399,7 +392,7 @@ mod tests {
             for preset in [Preset::Fast, Preset::Default, Preset::Small] {
                 for regression in [false, true] {
                     let params = fit(Layout { width, kernel: None }, count, 0, None, preset, regression, |_| 1.0);
-                    let most = if params.regression.is_some() { MAX_REGRESSED_CHUNK } else { MAX_CHUNK };
+                    let most = if params.coder == Coder::Regression { MAX_REGRESSED_CHUNK } else { MAX_CHUNK };
                     assert!(params.chunk_levels() <= most);
                     let mut bytes = Vec::new();
                     params.write(&mut bytes);

@@ -157,14 +157,14 @@ def fast_recorder(text: dict[str, Any], chunks: list[tuple[bytes, int, list[tupl
 
 
 def update_in_units() -> tuple[bytes, dict[str, np.ndarray]]:
-    """What no golden file has: an update of form 4, with a chunk that is a copy of the base. The second: its base."""
+    """What no golden file has: an update of method 8, with a chunk that is a copy of the base. The second: its base."""
     base = {"t": np.array([[1, -3, 5e-3], [8, 0, 1e9], [2, 1e-7, -6], [1, -1, 0.1]], np.float32)}
     record = bytes([0, 96, 3, 2])
     (chunk,) = encode.encode_chunks(decode.Params(record), [1, -70, -(2**24), 2**23, 5, -9])
     # With k = 0: the first bit of each row, and the difference that the escape stands for.
     refinement = (1 | 123456789 << 1 | 1 << 33).to_bytes(5, "little")
     head = encode.blob(b"t") + bytes([2, 2, 4, 3])
-    entry = head + bytes([5, 4, 0]) + encode.blob(record) + bytes([0, 0, len(chunk), len(refinement)])
+    entry = head + bytes([8, 0]) + encode.blob(record) + bytes([0, 0, len(chunk), len(refinement)])
     entry += zlib.crc32(chunk + refinement).to_bytes(4, "little")
     digest = hashlib.sha256(head + base["t"].tobytes()).digest()
     index = encode.blob(b"") + encode.blob(b"") + bytes([1]) + entry + digest + encode.blob(b"")
@@ -204,17 +204,17 @@ def test_the_text_decodes_every_golden_file_and_every_line_of_it_runs() -> None:
 
 #: Chapters that a decoder may leave out (1.5), and what a file shows that needs them.
 OPTIONAL: dict[tuple[str, ...], Callable[[Any], bool]] = {
-    ("7",): lambda tensor: bool(flags_of(tensor) & 16),
-    ("8",): lambda tensor: bool(flags_of(tensor) & 32),
-    ("9",): lambda tensor: bool(flags_of(tensor) & 64),
-    ("11",): lambda tensor: tensor.method == 5,
-    ("10", "11"): lambda tensor: tensor.method in (4, 5),
+    ("7",): lambda tensor: coder_of(tensor) == 1,
+    ("8",): lambda tensor: coder_of(tensor) == 2,
+    ("9",): lambda tensor: coder_of(tensor) == 3,
+    ("11",): lambda tensor: tensor.method >= 7,
+    ("10", "11"): lambda tensor: tensor.method >= 3,
 }
 OPTIONAL[("7", "8", "9", "10", "11")] = lambda tensor: any(uses(tensor) for uses in list(OPTIONAL.values())[:-1])
 
 
-def flags_of(tensor: Any) -> int:
-    return tensor.params.flags if hasattr(tensor, "params") else 0
+def coder_of(tensor: Any) -> int:
+    return tensor.params.coder if hasattr(tensor, "params") else 0
 
 
 @pytest.mark.parametrize("without", OPTIONAL, ids=" ".join)
@@ -270,29 +270,29 @@ def test_the_tables_of_limits_are_those_of_the_code(text: dict[str, Any]) -> Non
     assert accepted(mean_log=log) and not accepted(mean_log=log + 1)
     _, width, regressed = most("`width`")
     assert accepted(width=width) and not accepted(width=width + 1)
-    assert accepted(flags=64, width=regressed, rest=b"\0") and not accepted(flags=64, width=regressed + 1, rest=b"\0")
+    assert accepted(flags=48, width=regressed) and not accepted(flags=48, width=regressed + 1)
     levels, regressed = most("`width * chunk_rows`")
     assert accepted(chunk_rows=levels) and not accepted(chunk_rows=levels + 1)
-    assert accepted(flags=64, width=4096, chunk_rows=regressed // 4096, rest=b"\0")
-    assert not accepted(flags=64, width=4096, chunk_rows=regressed // 4096 + 1, rest=b"\0")
+    assert accepted(flags=48, width=4096, chunk_rows=regressed // 4096)
+    assert not accepted(flags=48, width=4096, chunk_rows=regressed // 4096 + 1)
     for name, flag, before, after in [
         ("`kernel_width`", 2, b"", b"\1" + bytes(5)),
         ("`kernel_size`", 2, b"\1", bytes(5)),
         ("`density_log`", 32, b"", b""),
-        ("`prior`", 64, b"", b""),
         ("`states`", 8, b"", b""),
     ]:
         numbers = most(name)
         least, largest = numbers[:2] if len(numbers) > 1 else (0, numbers[0])
         for value in {0, least - 1, least, largest, largest + 1} - {-1}:
             assert accepted(flags=flag, rest=before + bytes([value]) + after) == (least <= value <= largest), name
-    for flag, row in re.findall(r"^\| (\d+) \| `[A-Z]+` \|.*\| ([\d, ]*) \|$", TEXT, re.MULTILINE):
-        partners = {int(other) for other in row.split(",") if other.strip()}
-        for other in (1, 2, 4, 8, 16, 32, 64):
-            if other != int(flag):
-                both = int(flag) | other
-                rests = [bytes([value] * count) for count in range(12) for value in (3,)]
-                assert any(accepted(flags=both, rest=rest) for rest in rests) == (other not in partners), both
+    flags, *_ = most("`flags`")
+    part = TEXT[TEXT.index("| flag | name | section |") : TEXT.index("| coder | name | section |")]
+    table = re.findall(r"^\| (\d+) \| [a-z ]+ \| .* \| (?:coder (\d))? ?\|$", part, re.MULTILINE)
+    excluded = {(int(flag), int(coder)) for flag, coder in table if coder}
+    assert len(table) == 4 and len(excluded) == 2
+    for value in range(256):
+        possible = value <= flags and not any(value & flag and value >> 4 == coder for flag, coder in excluded)
+        assert any(accepted(flags=value, rest=bytes([3] * count)) for count in range(12)) == possible, value
 
 
 def examples(section: str, following: str) -> list[tuple[bytes, list[int], bytes]]:

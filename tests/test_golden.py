@@ -18,7 +18,6 @@ import deepcabac
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))
-OLDER: dict[str, Any] = json.loads((GOLDEN / "older" / "expected.json").read_text(encoding="utf-8"))
 NEEDS = {"torch.dcb": "torch", "onnx.dcb": "onnx"}
 
 CHANGED = (
@@ -51,16 +50,6 @@ def test_file_decodes_to_the_same_arrays(name: str) -> None:
     assert hashlib.sha256(data).hexdigest() == EXPECTED[name]["sha256"], "the golden file itself was altered"
     arrays = make.decoded(name, data)
     assert {key: make.describe(value) for key, value in arrays.items()} == EXPECTED[name]["tensors"]
-
-
-@pytest.mark.parametrize("name", OLDER)
-def test_file_of_an_older_writer_decodes_to_the_same_arrays(name: str) -> None:
-    data = (GOLDEN / "older" / name).read_bytes()
-    assert hashlib.sha256(data).hexdigest() == OLDER[name]["sha256"], "the golden file itself was altered"
-    arrays = make.decoded(name, data)
-    assert {key: make.describe(value) for key, value in arrays.items()} == OLDER[name]["tensors"]
-    again = make.decode.read_file(data)
-    assert {key: make.describe(value) for key, value in again.items()} == OLDER[name]["tensors"]
 
 
 @pytest.mark.parametrize("name", EXPECTED)

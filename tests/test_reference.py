@@ -82,7 +82,7 @@ def test_a_large_exact_matrix_is_coded_fast() -> None:
     tensors["w"][5, 7:9] = np.array([np.nan, -0.0])
     data = deepcabac.compress(tensors, lossless=True)
     with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
-        assert opened._index.entries[0].form.params[0] & 16
+        assert opened._index.entries[0].form.params[0] >> 4 == 1
     assert_same(deepcabac.decompress(data), tensors)
     both(data)
 
@@ -158,7 +158,7 @@ def test_extreme_levels() -> None:
 
 def random_record(source: random.Random) -> tuple[bytes, int]:
     """Any parameters, and the number of levels in a chunk."""
-    flags = source.choice([*range(32), 64, 65, 68, 69, 72, 73, 76, 77])
+    flags = source.choice([*range(32), 48, 49, 52, 53, 56, 57, 60, 61])
     width, rows = source.choice([1, 2, 3, 5, 7, 9, 16, 25, 40, 100]), source.choice([1, 2, 3, 10, 60, 90])
     record = (
         bytes([flags, source.choice([0, 30, 60, 96, 100, 120, 150, 191])]) + encode.varint(width) + encode.varint(rows)
@@ -168,8 +168,6 @@ def random_record(source: random.Random) -> tuple[bytes, int]:
     if flags & 2:
         largest = source.choice([(5, 12), (64, 128)])
         record += bytes([source.randint(1, largest[0]), source.randint(1, largest[1])]) + source.randbytes(5)
-    if flags & 64:
-        record += bytes([source.choice([0, 1, 4, 20])])
     if flags & 8:
         record += bytes([source.randint(3, 6)])
     return record, width * rows
@@ -197,11 +195,11 @@ def test_any_parameters() -> None:
 @st.composite
 def regressed(draw: st.DrawFn) -> tuple[bytes, list[int]]:
     """Parameters with regression, and levels of columns that hang on each other or not, with extremes or not."""
-    flags = 64 | draw(st.sampled_from([0, 1, 4, 8, 9, 13]))
+    flags = 48 | draw(st.sampled_from([0, 1, 4, 8, 9, 13]))
     width, rows = draw(st.integers(1, 40) | st.sampled_from([723, 724, 725, 1500])), draw(st.integers(1, 30))
     record = bytes([flags, draw(st.integers(0, 191))]) + encode.varint(width) + encode.varint(rows)
     record += draw(st.binary(min_size=2, max_size=2)) if flags & 1 else b""
-    record += bytes([draw(st.integers(0, 20))]) + (bytes([draw(st.integers(3, 6))]) if flags & 8 else b"")
+    record += bytes([draw(st.integers(3, 6))]) if flags & 8 else b""
     count = draw(st.integers(1, min(2 * width * rows, max(400, 2 * width))))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     causes, size = draw(st.integers(1, 4)), draw(st.sampled_from([0.5, 3, 300, 1e5]))
@@ -227,7 +225,7 @@ def test_any_regression(case: tuple[bytes, list[int]]) -> None:
 def record_fields() -> st.SearchStrategy[bytes]:
     """Parameter records, most of them with every field that their flags ask for, and some of them out of range."""
     number = st.integers(1, 9000).map(encode.varint)
-    parts = (st.integers(0, 127).map(lambda flags: bytes([flags])), st.integers(0, 193).map(lambda log: bytes([log])))
+    parts = (st.integers(0, 70).map(lambda flags: bytes([flags])), st.integers(0, 193).map(lambda log: bytes([log])))
     rest = st.lists(st.integers(0, 9) | st.integers(0, 255), max_size=11).map(bytes)
     return st.tuples(*parts, number, number, rest).map(b"".join)
 
@@ -247,20 +245,19 @@ def test_any_parameter_record_says_the_same(record: bytes) -> None:
                 _core.chunk_levels(record[:length])
             continue
         said = _core.parameters(record[:length])
-        coder = "fast" if params.fast else "sparse" if params.sparse else "binary"
+        coder = ("binary", "fast", "sparse", "regression")[record[0] >> 4]
         states = 1 << record[length - 1] if params.dependent else 1
-        lanes = 8 if coder == "binary" and not params.regression else 1
-        assert said == (params.width, lanes, coder, params.regression, states)
+        assert said == (params.width, 8 if coder == "binary" else 1, coder, states)
         assert _core.chunk_levels(record[:length]) == params.chunk_levels
 
 
-@pytest.mark.parametrize("flags", [64, 65])
+@pytest.mark.parametrize("flags", [48, 49])
 def test_rows_that_spoil_a_regression_by_rounding(flags: int) -> None:
     """Rows nearly dependent on each other and as large as can be: a wrong rounding anywhere shows."""
     width, rows = 150, 60
     waves = np.sign(np.sin(np.arange(width) * 0.37 * np.arange(rows)[:, None])) * 32767
     jumps = np.where(np.random.default_rng(12).random((rows, width)) < 4 / width, 32767, np.rint(waves / 32767))
-    record = bytes([flags, 0]) + encode.varint(width) + encode.varint(rows) + b"\x7f\x81" * (flags & 1) + b"\0"
+    record = bytes([flags, 0]) + encode.varint(width) + encode.varint(rows) + b"\x7f\x81" * (flags & 1)
     params = decode.Params(record)
     for matrix in waves, jumps:
         levels = [int(x) for x in matrix.reshape(-1)]
@@ -364,17 +361,16 @@ def small_file() -> bytes:
     record = bytes([7, 100, 5, 3, 20, 30, 2, 4, 30, 30, 226, 0, 0])
     levels = [2, 3, 1, 2, -4, 3, 4, 2, -90, 2, 0, 1, 1, 2, -3, 5, 5, 7, 1, 0]
     chunks = encode.encode_chunks(decode.Params(record), levels)
-    index += encode.blob(b"a") + bytes([2, 2, 4, 5, 1]) + struct.pack("<f", 0.25) + encode.levels_entry(record, chunks)
+    index += encode.blob(b"a") + bytes([2, 2, 4, 5]) + encode.tensor_entry(0.25, record, chunks)
     exact = b"\1\0\1"
     index += encode.blob(b"b") + bytes([15, 1, 3, 0]) + zlib.crc32(exact).to_bytes(4, "little")
     index += encode.blob("ü".encode()) + bytes([2, 2, 4, 5, 2, 0])
     plain = encode.encode_chunk(decode.Params(bytes([0, 96, 3, 4])), [1, 0, -1, 0, 0, 2])
-    index += encode.blob(b"c") + bytes([3, 1, 6, 1]) + struct.pack("<f", 0.5)
-    index += encode.levels_entry(bytes([0, 96, 3, 4]), [plain])
+    index += encode.blob(b"c") + bytes([3, 1, 6]) + encode.tensor_entry(0.5, bytes([0, 96, 3, 4]), [plain])
     index += encode.blob(b"d") + bytes([8, 2, 0, 3, 0])
     scaled = encode.encode_chunks(decode.Params(bytes([0, 96, 3, 1])), [4, 0, -1, 2, 0, 2])
-    index += encode.blob(b"e") + bytes([2, 2, 2, 3, 3])
-    index += encode.scaled_entry(0.5, [-9, 127], [3, 0, -128], bytes([0, 96, 3, 1]), scaled)
+    index += encode.blob(b"e") + bytes([2, 2, 2, 3])
+    index += encode.tensor_entry(0.5, bytes([0, 96, 3, 1]), scaled, [-9, 127], [3, 0, -128])
     payload = b"".join(chunks) + exact + plain + b"".join(scaled)
     return bytes(encode.write_file(index, payload))
 
@@ -466,6 +462,7 @@ def levels_of(step: float | bytes, record: bytes, *chunks: bytes) -> bytes:
     return (
         b"\1"
         + (step if isinstance(step, bytes) else struct.pack("<f", step))
+        + bytes(2)  # no scales
         + bytes(encode.levels_entry(record, chunks))
     )
 
@@ -494,10 +491,10 @@ EDGES: dict[str, tuple[bytes, str]] = {
     "largest dimension": (index_of(entry(shape=(2**63 - 1, 0))), "refused"),
     "dimension longer than nine bytes": (index_of(b"\1t\2\1" + b"\x80" * 9 + b"\0\0"), "refused"),
     "dimension with a zero too many": (index_of(b"\1t\2\1\x80\0\0"), "refused"),
-    "method 4": (index_of(entry(rest=b"\4")), "refused"),
-    "method 3 and nothing else": (index_of(entry(rest=b"\3")), "refused"),
-    "levels of nothing": (index_of(entry(rest=b"\1" + struct.pack("<f", 1) + NOTHING)), "decoded"),
-    "levels of integers": (index_of(entry(dtype=8, rest=b"\1" + struct.pack("<f", 1) + NOTHING)), "refused"),
+    **{f"method {k} and nothing else": (index_of(entry(rest=bytes([k]))), "refused") for k in range(1, 9)},
+    "method 11": (index_of(entry(rest=b"\x0b")), "refused"),
+    "levels of nothing": (index_of(entry(rest=levels_of(1, RECORD))), "decoded"),
+    "levels of integers": (index_of(entry(dtype=8, rest=levels_of(1, RECORD))), "refused"),
     "step 0": (index_of(entry(rest=levels_of(0, RECORD))), "refused"),
     "step -0": (index_of(entry(rest=levels_of(-0.0, RECORD))), "refused"),
     "step negative": (index_of(entry(rest=levels_of(-1, RECORD))), "refused"),
@@ -511,16 +508,13 @@ EDGES: dict[str, tuple[bytes, str]] = {
     "width 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 16])))), "decoded"),
     "width 65537": (index_of(entry(rest=levels_of(1, bytes([0, 96, 129, 128, 4, 1])))), "refused"),
     "chunk of 2^20 + 65536": (index_of(entry(rest=levels_of(1, bytes([0, 96, 128, 128, 4, 17])))), "refused"),
-    "regression": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4, 20])))), "decoded"),
-    "regression without a prior": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4])))), "refused"),
-    "regression, prior 21": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4, 21])))), "refused"),
-    "regression, width 8192": (index_of(entry(rest=levels_of(1, bytes([64, 96, 128, 64, 128, 4, 0])))), "decoded"),
-    "regression, width 8193": (index_of(entry(rest=levels_of(1, bytes([64, 96, 129, 64, 1, 0])))), "refused"),
-    "regression, 2^22 + 8192": (index_of(entry(rest=levels_of(1, bytes([64, 96, 128, 64, 129, 4, 0])))), "refused"),
-    "regression and kernels": (index_of(entry(rest=levels_of(1, bytes([66, 96, 9, 4, 3, 9, *[0] * 6])))), "refused"),
-    "regression, fast": (index_of(entry(rest=levels_of(1, bytes([80, 96, 3, 4, 1])))), "refused"),
-    "regression, sparse": (index_of(entry(rest=levels_of(1, bytes([96, 96, 3, 4, 100, 1])))), "refused"),
-    "flags 128": (index_of(entry(rest=levels_of(1, bytes([128, 96, 3, 4])))), "refused"),
+    "regression": (index_of(entry(rest=levels_of(1, bytes([48, 96, 3, 4])))), "decoded"),
+    "regression, width 8192": (index_of(entry(rest=levels_of(1, bytes([48, 96, 128, 64, 128, 4])))), "decoded"),
+    "regression, width 8193": (index_of(entry(rest=levels_of(1, bytes([48, 96, 129, 64, 1])))), "refused"),
+    "regression, 2^22 + 8192": (index_of(entry(rest=levels_of(1, bytes([48, 96, 128, 64, 129, 4])))), "refused"),
+    "regression and kernels": (index_of(entry(rest=levels_of(1, bytes([50, 96, 9, 4, 3, 9, *[0] * 5])))), "refused"),
+    "sparse, row prediction": (index_of(entry(rest=levels_of(1, bytes([33, 96, 3, 4, 1, 1, 100])))), "refused"),
+    "flags 64": (index_of(entry(rest=levels_of(1, bytes([64, 96, 3, 4])))), "refused"),
     "tied to itself": (index_of(entry(rest=b"\2\0")), "refused"),
     "tied": (index_of(entry(), entry(b"u", rest=b"\2\0")), "decoded"),
     "tied to tied": (index_of(entry(), entry(b"u", rest=b"\2\0"), entry(b"v", rest=b"\2\1")), "refused"),
@@ -540,7 +534,7 @@ def test_edges_of_the_index(name: str) -> None:
     assert agree(encode.write_file(index, b"")) == expected
 
 
-#: Shape, numbers of row and column scales, width and rows of a chunk; whether that is a tensor of method 3.
+#: Shape, numbers of row and column scales, width and rows of a chunk; whether they fit.
 SCALED = [
     *(((4, 6), rows, columns, 6, 2, rows in (0, 4) and columns in (0, 6)) for rows in range(6) for columns in range(8)),
     *(((4, 6), 4, 6, width, rows, width * rows % 6 == 0) for width in range(1, 9) for rows in range(1, 7)),
@@ -553,11 +547,11 @@ SCALED = [
     ((24,), 24, 0, 24, 1, True),
     ((24,), 24, 24, 24, 1, False),
     ((24,), 1, 24, 24, 1, False),
-    ((), 0, 0, 1, 1, False),
+    ((), 0, 0, 1, 1, True),
     ((), 1, 0, 1, 1, False),
     ((), 1, 1, 1, 1, False),
     *(
-        (shape, rows, columns, 1, 1, False)
+        (shape, rows, columns, 1, 1, rows == columns == 0)
         for shape in [(0,), (0, 3), (3, 0)]
         for rows in (0, 3)
         for columns in (0, 1, 3)
@@ -571,8 +565,8 @@ def test_scales_have_to_fit_the_shape(dtype: int) -> None:
         record = bytes([0, 96, width, chunk_rows])
         size = int(np.prod(shape))
         chunks = encode.encode_chunks(decode.Params(record), [k % 5 - 2 for k in range(size)])
-        rest = encode.scaled_entry(0.5, range(-9, rows - 9), range(columns), record, chunks)
-        data = encode.write_file(index_of(entry(dtype=dtype, shape=shape, rest=b"\3" + rest)), b"".join(chunks))
+        rest = encode.tensor_entry(0.5, record, chunks, range(-9, rows - 9), range(columns))
+        data = encode.write_file(index_of(entry(dtype=dtype, shape=shape, rest=rest)), b"".join(chunks))
         expected = "decoded" if fits and dtype in (2, 3) else "refused"
         assert agree(data) == expected, (shape, rows, columns, width, chunk_rows)
 
@@ -596,7 +590,7 @@ def test_every_product_with_scales_is_rounded_in_order() -> None:
         (step,) = struct.unpack("<f", bits)
         chunks = encode.encode_chunks(decode.Params(record), levels)
         for dtype in range(1, 7):
-            rest = b"\3" + encode.scaled_entry(step, *scales, record, chunks)
+            rest = encode.tensor_entry(step, record, chunks, *scales)
             data = encode.write_file(index_of(entry(dtype=dtype, shape=(5, 2, 4), rest=rest)), b"".join(chunks))
             assert agree(data) == "decoded"
         with np.errstate(all="ignore"):

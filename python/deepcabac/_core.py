@@ -32,7 +32,7 @@ from .errors import DamagedFileError
 
 #: Presets, and entropy coders, as the core numbers them.
 _PRESETS = ("fast", "default", "small")
-_CODERS = ("binary", "fast", "sparse")
+_CODERS = ("binary", "fast", "sparse", "regression")
 #: Largest magnitude of a level that the quantiser may choose: it stays exact in float32 arithmetic up to 2^24.
 MAX_LEVEL = 1 << 24
 
@@ -151,8 +151,7 @@ class Parameters(NamedTuple):
 
     width: int  #: levels in a row
     lanes: int  #: chunks that the core decodes in turn: a call should get a multiple of them, so that none stays empty
-    coder: str  #: the entropy coder: "binary", "fast" or "sparse"
-    regression: bool  #: whether there is regression on the columns before
+    coder: str  #: the entropy coder: "binary", "fast", "sparse" or "regression" (binary, on the columns before)
     states: int  #: of the trellis that the levels were quantised with; 1 without one
 
 
@@ -164,7 +163,7 @@ def parameters(params: bytes) -> Parameters:
         raise DamagedFileError(_BAD_PARAMETERS)
     said = out[0]
     coder, states = _CODERS[said.coder], 1 << said.state_bits
-    return Parameters(said.width, said.lanes, coder, said.regression, states)
+    return Parameters(said.width, said.lanes, coder, states)
 
 
 def chunk_levels(params: bytes) -> int:
@@ -320,7 +319,7 @@ def decode_bytes(code: bytes | memoryview, length: int) -> bytes:
 class Exact:
     """How exact values become levels and refinement bits (``src/exact.rs``)."""
 
-    kind: int  #: FLOAT, FLOAT_ZEROS, INTEGER, STEPS or DIFFERENCES of :mod:`deepcabac.quantize.exact`
+    method: int  #: FLOAT, FLOAT_ZEROS, INTEGERS, STEPS or DIFFERENCES of :mod:`deepcabac.quantize.exact`
     mantissa: int  #: bits of the mantissa; 0 for integers
     exponent: int  #: log2 of a step in units
     centre: int  #: what integers are counted from
@@ -338,7 +337,7 @@ class Exact:
                 width=self.width,
                 centre=self.centre,
                 exponent=self.exponent,
-                kind=self.kind,
+                method=self.method,
                 mantissa=self.mantissa,
                 item=patterns.dtype.itemsize,
             )

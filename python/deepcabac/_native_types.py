@@ -84,7 +84,6 @@ class DcParams:
     width: Size
     lanes: Size
     coder: UInt8
-    regression: Bool
     state_bits: UInt8
 
 
@@ -169,7 +168,7 @@ class DcExact:
     width: Size
     centre: UInt64
     exponent: UInt32
-    kind: UInt8
+    method: UInt8
     mantissa: UInt8
     item: UInt8
 

@@ -579,7 +579,6 @@ mod tests {
             row,
             kernel: rows::in_kernels(kind).then_some(kernel),
             states: if rows::dependent(kind) { States::of_bits(3 + random.below(4) as u8) } else { None },
-            regression: None,
         }
     }
 

@@ -125,7 +125,7 @@ pub(crate) fn decode_in_turn<M: Machine, const KIND: u8>(lanes: &mut [Lane], cou
 #[must_use]
 pub fn in_turn(params: &Params) -> usize {
     match params.coder {
-        params::Coder::Binary if params.regression.is_some() => REGRESSED_LANES,
+        params::Coder::Regression => REGRESSED_LANES,
         params::Coder::Binary => LANES,
         // The fast coder has lanes inside a chunk.
         params::Coder::Fast | params::Coder::Sparse { .. } => 1,
@@ -145,7 +145,9 @@ pub(crate) fn decode_on<M: Lanes>(jobs: &mut [Job]) {
             job.good = job.bytes.is_empty();
         } else if job.output.len() <= arithmetic::most_decisions(job.bytes.len()) {
             match job.params.coder {
-                params::Coder::Binary => kinds[usize::from(rows::kind(&job.params))].push(job),
+                params::Coder::Binary | params::Coder::Regression => {
+                    kinds[usize::from(rows::kind(&job.params))].push(job)
+                }
                 params::Coder::Fast => {
                     let decoder = fast.get_or_insert_with(fast::Decoder::take);
                     job.good = decoder.decode::<M>(&job.params, job.bytes, &mut job.output);

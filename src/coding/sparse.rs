@@ -229,7 +229,6 @@ mod tests {
             row: None,
             kernel: kernel.map(|(width, size)| KernelPrediction { width, size, weights: [0; _] }),
             states,
-            regression: None,
         }
     }
 

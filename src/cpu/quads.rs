@@ -633,7 +633,7 @@ mod tests {
             let row = rows::predicts(kind).then(|| RowPrediction { above: weight() / 2, column: weight() / 2 });
             let kernel = KernelPrediction { width: 3, size: 9, weights: [0; 5].map(|_| weight() / 4) };
             Params {
-                coder: Coder::Binary,
+                coder: if rows::regressed(kind) { Coder::Regression } else { Coder::Binary },
                 resolution: if self.below(2) == 0 { Resolution::Coarse } else { Resolution::Fine },
                 mean_log: self.below(150) as u8,
                 width: 1 + self.below(150),
@@ -641,7 +641,6 @@ mod tests {
                 row,
                 kernel: rows::in_kernels(kind).then_some(kernel),
                 states: if rows::dependent(kind) { States::of_bits(3 + self.below(4) as u8) } else { None },
-                regression: rows::regressed(kind).then(|| self.below(12) as u8),
             }
         }
     }

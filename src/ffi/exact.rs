@@ -23,9 +23,9 @@ pub struct DcExact {
     pub centre: u64,
     /// log2 of a step in units.
     pub exponent: u32,
-    /// 0: floating-point numbers; 1: with a level for zero alone; 2: integers; 3: differences to a base in representable
-    /// numbers; 4: the same, scaled by the base's exponents.
-    pub kind: u8,
+    /// The method of FORMAT.md, 13.1. 3: floating-point numbers; 4: with a level for zero alone; 5: integers; 7: differences to a
+    /// base in representable numbers; 8: the same, scaled by the base's exponents.
+    pub method: u8,
     /// Bits of the mantissa; 0 for integers.
     pub mantissa: u8,
     /// Bytes of a value: 1, 2, 4 or 8.
@@ -70,11 +70,11 @@ unsafe fn described<'a, P: Pattern>(given: &DcExact) -> Option<(Form, Origin<'a,
     }
     // SAFETY: valid by this function's contract.
     let base = || unsafe { input(given.base.cast::<P>(), given.count) };
-    let origin = match given.kind {
-        0 | 1 if form.float => Origin::Float { zeros: given.kind == 1 },
-        2 if !form.float => Origin::Integer(P::of(given.centre)),
-        3 => Origin::Steps(base()?),
-        4 if form.float => Origin::Differences(base()?),
+    let origin = match given.method {
+        3 | 4 if form.float => Origin::Float { zeros: given.method == 4 },
+        5 if !form.float => Origin::Integer(P::of(given.centre)),
+        7 => Origin::Steps(base()?),
+        8 if form.float => Origin::Differences(base()?),
         _ => return None,
     };
     Some((form, origin))

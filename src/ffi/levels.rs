@@ -10,7 +10,7 @@ use crate::cpu::dispatch;
 use crate::fit::{self, Layout, Preset};
 use crate::measure::{self, Measure};
 use crate::model::dependent::States;
-use crate::model::params::{Coder, Params};
+use crate::model::params::Params;
 use crate::quantize::feedback::Coupling;
 use crate::quantize::greedy::Quantizer;
 
@@ -122,10 +122,8 @@ pub struct DcParams {
     pub width: usize,
     /// Chunks that [`dc_decode`] decodes in turn: it should get a multiple of them.
     pub lanes: usize,
-    /// The entropy coder: 0 binary, 1 fast, 2 sparse.
+    /// The entropy coder: 0 binary, 1 fast, 2 sparse, 3 binary with regression on the columns before.
     pub coder: u8,
-    /// Whether there is regression on the columns before.
-    pub regression: bool,
     /// 0 for one quantiser, else log2 of the number of states of two.
     pub state_bits: u8,
 }
@@ -143,12 +141,7 @@ pub unsafe extern "C" fn dc_params(params: *const u8, params_length: usize, out:
         *out = DcParams {
             width: params.width,
             lanes: lanes::in_turn(&params),
-            coder: match params.coder {
-                Coder::Binary => 0,
-                Coder::Fast => 1,
-                Coder::Sparse { .. } => 2,
-            },
-            regression: params.regression.is_some(),
+            coder: params.coder.code(),
             state_bits: params.states.map_or(0, States::bits),
         };
         Some(DcStatus::Ok)

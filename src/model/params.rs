@@ -1,9 +1,8 @@
 //! The coding parameters of a tensor: how its levels are laid out, predicted and classed. Stored once a tensor.
 //!
 //! ```text
-//! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes, 8 = dependent quantisation,
-//!         16 = the fast coder, 32 = the sparse coder (neither row prediction nor the fast coder), 64 = regression (neither
-//!         kernel prediction nor those coders)
+//! byte    flags: 1 = row prediction, 2 = kernel prediction, 4 = coarse scale classes, 8 = dependent quantisation; bits 4 and 5:
+//!         the coder, 0 binary, 1 fast, 2 sparse (no row prediction), 3 binary with regression (no kernel prediction)
 //! byte    logarithm of the mean magnitude of a residual, eighths of an octave, 0..=191 (96 is a mean of 1)
 //! varint  width of a row, 1..=65536
 //! varint  rows in a chunk, 1..; a chunk holds at most 2^20 levels, with regression 2^22
@@ -11,7 +10,6 @@
 //! if kernel prediction:  byte kernel width 1..=64, byte kernel size 1..=128,
 //!                        not the sparse coder: 5 x i8 weights of: left, up, up-left, two left, two up
 //! if the sparse coder:   byte logarithm of the share of levels that are not zero, 0..=160 (160 is all)
-//! if regression:         byte log2 of the number of rows that the prior counts for, 0..=20
 //! if dependent:          byte log2 of the number of states, 3..=6
 //! ```
 //! Weights are in units of 1/64.
@@ -29,8 +27,6 @@ pub const MAX_REGRESSED_CHUNK: usize = 1 << 22;
 pub const MAX_REGRESSED_WIDTH: usize = 1 << 13;
 /// The largest logarithm of the share of levels that are not zero: all of them (`sparse.rs`).
 pub const LAST_DENSITY_LOG: u8 = 8 * 20;
-/// Largest logarithm of what the prior of a regression counts for.
-pub const MAX_PRIOR: u8 = 20;
 /// Most positions of a kernel.
 pub const MAX_KERNEL: usize = 128;
 /// Most columns of a kernel.
@@ -71,6 +67,27 @@ pub enum Coder {
         /// Logarithm of the share of levels that are not zero, as `scale.rs` has it, in units of 2^-20.
         density_log: u8,
     },
+    /// As binary, with regression on the columns before (`regression.rs`).
+    Regression,
+}
+
+impl Coder {
+    /// Its number in a stored record.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Binary => 0,
+            Self::Fast => 1,
+            Self::Sparse { .. } => 2,
+            Self::Regression => 3,
+        }
+    }
+
+    /// Whether levels are coded by binary decisions, one after the other.
+    #[must_use]
+    pub fn is_binary(self) -> bool {
+        matches!(self, Self::Binary | Self::Regression)
+    }
 }
 
 /// See the module's description.
@@ -92,8 +109,6 @@ pub struct Params {
     pub kernel: Option<KernelPrediction>,
     /// Two quantisers take turns, chosen by a machine of so many states.
     pub states: Option<States>,
-    /// Regression on the columns before: log2 of the number of rows that its prior counts for.
-    pub regression: Option<u8>,
 }
 
 impl Params {
@@ -113,9 +128,7 @@ impl Params {
             | u8::from(self.kernel.is_some()) << 1
             | u8::from(self.resolution == Resolution::Coarse) << 2
             | u8::from(self.states.is_some()) << 3
-            | u8::from(self.coder == Coder::Fast) << 4
-            | u8::from(sparse.is_some()) << 5
-            | u8::from(self.regression.is_some()) << 6;
+            | self.coder.code() << 4;
         out.extend([flags, self.mean_log]);
         write_varint(out, self.width);
         write_varint(out, self.chunk_rows);
@@ -129,7 +142,6 @@ impl Params {
             }
         }
         out.extend(sparse);
-        out.extend(self.regression);
         out.extend(self.states.map(States::bits));
     }
 
@@ -141,18 +153,14 @@ impl Params {
         let mean_log = reader.byte()?;
         let width = reader.varint()?;
         let chunk_rows = reader.varint()?;
-        if flags > 127 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
+        if flags > 63 || mean_log > LAST_LOG || width == 0 || width > MAX_WIDTH || chunk_rows == 0 {
             return None;
         }
-        let regressed = flags & 64 != 0;
-        if regressed && (flags & (2 | 16 | 32) != 0 || width > MAX_REGRESSED_WIDTH) {
+        let (sparse, regressed) = (flags >> 4 == 2, flags >> 4 == 3);
+        if sparse && flags & 1 != 0 || regressed && (flags & 2 != 0 || width > MAX_REGRESSED_WIDTH) {
             return None;
         }
         if width.checked_mul(chunk_rows)? > if regressed { MAX_REGRESSED_CHUNK } else { MAX_CHUNK } {
-            return None;
-        }
-        let sparse = flags & 32 != 0;
-        if sparse && flags & (1 | 16) != 0 {
             return None;
         }
         let row = if flags & 1 != 0 {
@@ -176,24 +184,15 @@ impl Params {
             None
         };
         let resolution = if flags & 4 != 0 { Resolution::Coarse } else { Resolution::Fine };
-        let coder = if sparse {
-            let density_log = reader.byte()?;
-            if density_log > LAST_DENSITY_LOG {
-                return None;
-            }
-            Coder::Sparse { density_log }
-        } else if flags & 16 != 0 {
-            Coder::Fast
-        } else {
-            Coder::Binary
+        let coder = match flags >> 4 {
+            0 => Coder::Binary,
+            1 => Coder::Fast,
+            2 => Coder::Sparse { density_log: reader.byte().filter(|log| *log <= LAST_DENSITY_LOG)? },
+            _ => Coder::Regression,
         };
-        let regression = if regressed { Some(reader.byte()?) } else { None };
-        if regression.is_some_and(|prior| prior > MAX_PRIOR) {
-            return None;
-        }
         let states = if flags & 8 != 0 { Some(States::of_bits(reader.byte()?)?) } else { None };
         let rest = reader.0;
-        let params = Self { coder, resolution, mean_log, width, chunk_rows, row, kernel, states, regression };
+        let params = Self { coder, resolution, mean_log, width, chunk_rows, row, kernel, states };
         rest.is_empty().then_some(params)
     }
 }
@@ -244,7 +243,6 @@ mod tests {
             row: Some(RowPrediction { above: -3, column: 64 }),
             kernel: Some(KernelPrediction { width: 3, size: 9, weights: [1, -2, 3, -128, 127] }),
             states: States::of_bits(5),
-            regression: None,
         }
     }
 
@@ -263,8 +261,8 @@ mod tests {
             },
             Params { coder: Coder::Sparse { density_log: 0 }, row: None, kernel: None, states: None, ..example() },
             Params { kernel: None, resolution: Resolution::Fine, width: MAX_WIDTH, chunk_rows: 16, ..example() },
-            Params { kernel: None, width: MAX_REGRESSED_WIDTH, chunk_rows: 512, regression: Some(0), ..example() },
-            Params { row: None, kernel: None, states: None, regression: Some(MAX_PRIOR), ..example() },
+            Params { kernel: None, width: MAX_REGRESSED_WIDTH, chunk_rows: 512, coder: Coder::Regression, ..example() },
+            Params { row: None, kernel: None, states: None, coder: Coder::Regression, ..example() },
             Params {
                 row: None,
                 kernel: None,
@@ -289,35 +287,30 @@ mod tests {
             assert_eq!(Params::read(&bytes[..length]), None);
         }
         assert_eq!(Params::read(&[&bytes[..], &[0]].concat()), None);
-        for (position, value) in [(0, 128), (0, 255), (1, 241)] {
+        for (position, value) in [(0, 64), (0, 128), (0, 255), (1, 241)] {
             let mut bad = bytes.clone();
             bad[position] = value;
             assert_eq!(Params::read(&bad), None);
         }
         for bad in [
-            &[0, 0, 0, 1][..],                      // width 0
-            &[0, 0, 1, 0],                          // no rows
-            &[0, 0, 0x81, 0x80, 0x04, 1],           // width 65537
-            &[0, 0, 0x80, 0x80, 0x04, 17],          // chunk of more than 2^20
-            &[0, 0, 0x81, 0x00, 1],                 // a number in more bytes than it needs
-            &[0, 0, 0x81, 0x81, 0x81, 0x01, 1],     // a number in four bytes
-            &[2, 0, 1, 1, 0, 9, 0, 0, 0, 0, 0],     // kernel width 0
-            &[2, 0, 1, 1, 65, 9, 0, 0, 0, 0, 0],    // kernel width 65
-            &[2, 0, 1, 1, 3, 129, 0, 0, 0, 0, 0],   // kernel size 129
-            &[8, 0, 1, 1],                          // no number of states
-            &[8, 0, 1, 1, 2],                       // 4 states
-            &[8, 0, 1, 1, 7],                       // 128 states
-            &[32, 0, 1, 1],                         // no density
-            &[32, 0, 1, 1, 161],                    // a density above one
-            &[33, 0, 1, 1, 0, 0, 100],              // row prediction with the sparse coder
-            &[48, 0, 1, 1, 100],                    // two coders
-            &[64, 0, 1, 1],                         // no prior
-            &[64, 0, 1, 1, 21],                     // a prior of 2^21 rows
-            &[64, 0, 0x81, 0x40, 1, 9],             // width 8193 with regression
-            &[64, 0, 0x80, 0x20, 0x81, 0x08, 9],    // chunk of more than 2^22
-            &[66, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 9], // regression and kernel prediction
-            &[80, 0, 1, 1, 9],                      // regression with the fast coder
-            &[96, 0, 1, 1, 100, 9],                 // regression with the sparse coder
+            &[0, 0, 0, 1][..],                    // width 0
+            &[0, 0, 1, 0],                        // no rows
+            &[0, 0, 0x81, 0x80, 0x04, 1],         // width 65537
+            &[0, 0, 0x80, 0x80, 0x04, 17],        // chunk of more than 2^20
+            &[0, 0, 0x81, 0x00, 1],               // a number in more bytes than it needs
+            &[0, 0, 0x81, 0x81, 0x81, 0x01, 1],   // a number in four bytes
+            &[2, 0, 1, 1, 0, 9, 0, 0, 0, 0, 0],   // kernel width 0
+            &[2, 0, 1, 1, 65, 9, 0, 0, 0, 0, 0],  // kernel width 65
+            &[2, 0, 1, 1, 3, 129, 0, 0, 0, 0, 0], // kernel size 129
+            &[8, 0, 1, 1],                        // no number of states
+            &[8, 0, 1, 1, 2],                     // 4 states
+            &[8, 0, 1, 1, 7],                     // 128 states
+            &[32, 0, 1, 1],                       // no density
+            &[32, 0, 1, 1, 161],                  // a density above one
+            &[33, 0, 1, 1, 0, 0, 100],            // row prediction with the sparse coder
+            &[48, 0, 0x81, 0x40, 1],              // width 8193 with regression
+            &[48, 0, 0x80, 0x20, 0x81, 0x08],     // chunk of more than 2^22
+            &[50, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0],  // regression and kernel prediction
         ] {
             assert_eq!(Params::read(bad), None, "{bad:?}");
         }

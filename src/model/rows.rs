@@ -13,7 +13,7 @@
 use crate::model::context::{self, ContextSet, Contexts, SETS};
 use crate::model::dependent::{self, States, Taps};
 use crate::model::params::{Coder, KERNEL_WEIGHTS, MAX_KERNEL, MAX_KERNEL_WIDTH, Params};
-use crate::model::regression::Regression;
+use crate::model::regression::{self, Regression};
 use crate::model::scale;
 
 /// No prediction: the residual is the level.
@@ -92,7 +92,7 @@ const CLAMP: i32 = 1 << 15;
 pub fn kind(params: &Params) -> u8 {
     let prediction = match (params.kernel, params.row) {
         _ if matches!(params.coder, Coder::Sparse { .. }) => PLAIN,
-        _ if params.regression.is_some() => REGRESSED,
+        _ if params.coder == Coder::Regression => REGRESSED,
         (Some(_), _) => KERNEL,
         (None, Some(_)) => ROW,
         (None, None) => PLAIN,
@@ -231,6 +231,7 @@ impl Rows {
         // is small of levels of one.
         let typical = (if params.states.is_some() { 2 * mean } else { mean }) as f32 / 16.0;
         let energy = typical * typical + 256.0 * typical;
+        let regressed = if params.coder == Coder::Regression { width } else { 0 };
         let mut rows = Self {
             contexts: Box::new(*context::initial()),
             class_mask: params.resolution.mask(),
@@ -240,7 +241,7 @@ impl Rows {
             taps: params.states.map(States::taps).unwrap_or_default(),
             state: 0,
             kernel: Kernel::new(params),
-            regression: Regression::new(params.regression.map_or(0, |_| width), energy, params.regression.unwrap_or(0)),
+            regression: Regression::new(regressed, energy * regression::prior_rows(params.width)),
             row: mean,
             row_count: 0,
             columns: vec![mean; width],

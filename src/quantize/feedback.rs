@@ -311,27 +311,17 @@ mod tests {
         let kernel = Some(KernelPrediction { width: 3, size: 9, weights: [20, 20, -10, 3, 3] });
         let all_states = [None, States::of_bits(3), States::of_bits(4), States::of_bits(5), States::of_bits(6)];
         for states in all_states {
-            for (height, width, groups, row, kernel, regression) in [
-                (12, 18, 3, None, None, None),
-                (10, 90, 1, row, None, None),
-                (12, 27, 1, row, kernel, None),
-                (6, 200, 2, None, kernel, None),
-                (40, 1, 1, None, None, None),
-                (30, 100, 1, row, None, Some(3)),
+            for (height, width, groups, row, kernel, coder) in [
+                (12, 18, 3, None, None, Coder::Binary),
+                (10, 90, 1, row, None, Coder::Binary),
+                (12, 27, 1, row, kernel, Coder::Binary),
+                (6, 200, 2, None, kernel, Coder::Binary),
+                (40, 1, 1, None, None, Coder::Binary),
+                (30, 100, 1, row, None, Coder::Regression),
             ] {
                 for (lambda, limit) in [(0.0, 1 << 24), (0.3, 1 << 24), (0.1, 8)] {
                     let resolution = Resolution::Coarse;
-                    let params = Params {
-                        coder: Coder::Binary,
-                        resolution,
-                        mean_log: 96,
-                        width,
-                        chunk_rows: 5,
-                        row,
-                        kernel,
-                        states,
-                        regression,
-                    };
+                    let params = Params { coder, resolution, mean_log: 96, width, chunk_rows: 5, row, kernel, states };
                     let columns = factors(random, groups, width);
                     let rows = factors(random, 1, height);
                     let weights: Vec<f32> = (0..height * width).map(|_| 20.0 * number(random)).collect();

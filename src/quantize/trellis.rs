@@ -337,25 +337,15 @@ mod tests {
         let mut all = Vec::new();
         for bits in 3..=6 {
             for width in [1, 7, 90, 1300] {
-                for (row, kernel, regression) in [
-                    (None, None, None),
-                    (row, None, None),
-                    (row, kernel, None),
-                    (None, None, Some(4)),
-                    (row, None, Some(9)),
+                for (row, kernel, coder) in [
+                    (None, None, Coder::Binary),
+                    (row, None, Coder::Binary),
+                    (row, kernel, Coder::Binary),
+                    (None, None, Coder::Regression),
+                    (row, None, Coder::Regression),
                 ] {
                     let (resolution, states) = (Resolution::Fine, States::of_bits(bits));
-                    all.push(Params {
-                        coder: Coder::Binary,
-                        resolution,
-                        mean_log: 96,
-                        width,
-                        chunk_rows: 500,
-                        row,
-                        kernel,
-                        states,
-                        regression,
-                    });
+                    all.push(Params { coder, resolution, mean_log: 96, width, chunk_rows: 500, row, kernel, states });
                 }
             }
         }

@@ -199,7 +199,7 @@ def regression(states: int) -> Callable[[], bytes]:
     return lambda: deepcabac.compress(tensors, sqnr=20, preset="small", overrides={"exact": {"exact": True}}, **how)
 
 
-def regression_levels(flags: int, width: int, prior: int, extreme: bool = False) -> Callable[[], bytes]:
+def regression_levels(flags: int, width: int, extreme: bool = False) -> Callable[[], bytes]:
     """Regression with parameters and levels that no real writer takes: by the reference encoder.
 
     Two chunks, the last row of the second cut short; more than one block if rows are wide enough.
@@ -207,7 +207,7 @@ def regression_levels(flags: int, width: int, prior: int, extreme: bool = False)
     row, states = bytes([40, 0xF0]) * (flags & 1), bytes([4]) * (flags >> 3 & 1)
     rows = 3000 // width + 2
     params = record(
-        40 if extreme else 110, width, rows, row=row, coarse=flags & 4 != 0, states=states, regression=bytes([prior])
+        40 if extreme else 110, width, rows, row=row, coarse=flags & 4 != 0, states=states, regression=True
     )
     count = 2 * rows * width - width // 3
     numbers = [int(x) for x in (correlated(280 + flags, 2 * rows, width) // 150).reshape(-1)[:count]]
@@ -313,12 +313,13 @@ def record(
     states: bytes = b"",
     fast: bool = False,
     sparse: bytes = b"",
-    regression: bytes = b"",
+    regression: bool = False,
 ) -> bytes:
     """A parameter record (FORMAT.md, 4.8); bytes of flags that are not set are left out."""
-    flags = 32 * bool(sparse) + 16 * fast + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
-    head = bytes([flags + 64 * bool(regression), mean_log]) + b"".join(map(encode.varint, (width, rows)))
-    return head + row + kernel + sparse + regression + states
+    coder = 3 if regression else 2 if sparse else int(fast)
+    flags = 16 * coder + 8 * bool(states) + 4 * coarse + 2 * bool(kernel) + bool(row)
+    head = bytes([flags, mean_log]) + b"".join(map(encode.varint, (width, rows)))
+    return head + row + kernel + sparse + states
 
 
 def exotic_levels() -> bytes:
@@ -361,7 +362,7 @@ def exotic() -> bytes:
     for name, dtype, shape, step, numbers, params in cases:
         chunks = encode.encode_chunks(decode.Params(params), numbers)
         index += encode.blob(name.encode()) + bytes([dtype, len(shape)]) + b"".join(map(encode.varint, shape))
-        index += b"\1" + struct.pack("<f", step) + encode.levels_entry(params, chunks)
+        index += encode.tensor_entry(step, params, chunks)
         payload += b"".join(chunks)
     index += encode.blob(b"tied to nothing") + bytes([1, 2, 7, 0, 2, 1])
     return bytes(encode.write_file(index, payload))
@@ -405,14 +406,14 @@ def scaled() -> bytes:
         levels = encode.levels_of(decode.Params(params), numbers) if params[0] & 8 else numbers
         chunks = encode.encode_chunks(decode.Params(params), levels)
         index += encode.blob(name.encode()) + bytes([dtype, len(shape)]) + b"".join(map(encode.varint, shape))
-        index += b"\3" + encode.scaled_entry(step, rows, columns, params, chunks)
+        index += encode.tensor_entry(step, params, chunks, rows, columns)
         payload += b"".join(chunks)
     head = encode.blob(b"") + encode.blob(b"") + encode.varint(len(cases))
     return bytes(encode.write_file(head + index, payload))
 
 
 def exact_arrays() -> dict[str, Array]:
-    """Every type and form of exact values: bell-shaped, coarser than their type by rows, few, special, none alike."""
+    """Every type and method of exact values: bell-shaped, coarser than their type by rows, few, special, none alike."""
     tensors: dict[str, Array] = {}
     for number, dtype in enumerate(FLOATS):
         name = np.dtype(dtype).name
@@ -515,12 +516,12 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "regression.dcb": regression(0),
     "regression_trellis.dcb": regression(8),
     "regression.levels": lambda: deepcabac.encode(correlated(276, 120, 25) // 100, preset="small"),
-    "regression0.levels": regression_levels(0, 40, 4),
-    "regression1.levels": regression_levels(1, 60, 0, extreme=True),
-    "regression4.levels": regression_levels(4, 1030, 1),
-    "regression8.levels": regression_levels(8, 17, 20),
-    "regression9.levels": regression_levels(9, 50, 2, extreme=True),
-    "regression13.levels": regression_levels(13, 1040, 0),
+    "regression0.levels": regression_levels(0, 40),
+    "regression1.levels": regression_levels(1, 60, extreme=True),
+    "regression4.levels": regression_levels(4, 1030),
+    "regression8.levels": regression_levels(8, 17),
+    "regression9.levels": regression_levels(9, 50, extreme=True),
+    "regression13.levels": regression_levels(13, 1040),
     "trellis8.dcb": trellis(8, 12),
     "trellis16.dcb": trellis(16, 20),
     "trellis32.dcb": trellis(32, 30),

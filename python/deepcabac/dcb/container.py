@@ -27,11 +27,10 @@ VERSION = 1
 #: magic, version, CRC-32 of the index, offset and length of the index
 HEADER = struct.Struct("<8sIIQQ")
 
-RAW, LEVELS, TIED, SCALED, EXACT, UPDATE = range(6)
-#: Methods whose chunks hold levels alone.
-CODED = (LEVELS, SCALED)
-#: Forms of floating-point values.
-_FLOAT_FORMS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED)
+#: Methods that are not of ``quantize.exact``, which has the others.
+RAW, LEVELS, TIED = range(3)
+#: Methods of floating-point values alone.
+_FLOATS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED_DIFFERENCE)
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -64,7 +63,7 @@ class Chunk:
     offset: int
     length: int
     crc: int
-    refinement: int = 0  #: bytes of refinement bits at its end (EXACT, UPDATE)
+    refinement: int = 0  #: bytes of refinement bits at its end (REFINED)
 
     def check(self, data: bytes | memoryview, name: str) -> None:
         """Raise :class:`DamagedFileError` if ``data`` is not this chunk."""
@@ -81,12 +80,12 @@ class Entry:
     shape: tuple[int, ...]
     method: int
     chunks: tuple[Chunk, ...] = ()
-    params: bytes = b""  #: coding parameters (LEVELS, SCALED)
-    step: float = 0.0  #: distance between two reconstruction values (LEVELS, SCALED)
-    row_scales: bytes = b""  #: int8 for each slice of dimension 0, or nothing (SCALED)
-    column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (SCALED)
+    params: bytes = b""  #: coding parameters (LEVELS)
+    step: float = 0.0  #: distance between two reconstruction values (LEVELS)
+    row_scales: bytes = b""  #: int8 for each slice of dimension 0, or nothing (LEVELS)
+    column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (LEVELS)
     tied_to: int = -1  #: number of the entry that this one equals (TIED)
-    form: Form | None = None  #: how values are coded (EXACT, UPDATE)
+    form: Form | None = None  #: how values are coded (the methods of ``quantize.exact``)
 
     @property
     def size(self) -> int:
@@ -105,7 +104,7 @@ class Entry:
 
     @property
     def states(self) -> int:
-        """States of the trellis that it was quantised with; 1 without one (LEVELS, SCALED)."""
+        """States of the trellis that it was quantised with; 1 without one (LEVELS, QUANTIZED_DIFFERENCE)."""
         return _core.parameters(self.coding_params).states
 
     @property
@@ -114,9 +113,19 @@ class Entry:
         return self.step if self.form is None else self.form.step
 
     @property
+    def needs_base(self) -> bool:
+        """Whether it is a difference to a tensor of the base."""
+        return self.method in exact.UPDATES
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether rows or columns have factors of the step size."""
+        return bool(self.row_scales or self.column_scales)
+
+    @property
     def mode(self) -> str:
         """How it is stored, in a word: "exact", "quantized" or "tied"."""
-        if self.method in CODED or (self.form is not None and self.form.kind == exact.QUANTIZED):
+        if self.method in (LEVELS, exact.QUANTIZED_DIFFERENCE):
             return "quantized"
         return "tied" if self.method == TIED else "exact"
 
@@ -130,8 +139,7 @@ class Entry:
     @property
     def coder(self) -> str:
         """The entropy coder of a quantised tensor: "binary", that with "regression", "fast" or "sparse"."""
-        params = _core.parameters(self.coding_params)
-        return "regression" if params.regression else params.coder
+        return _core.parameters(self.coding_params).coder
 
     @property
     def coded_bytes(self) -> int:
@@ -143,7 +151,7 @@ class Entry:
         """Bytes (RAW) or elements (others) in every chunk but the last."""
         if self.form is not None:
             return self.form.chunk_size
-        return _core.chunk_levels(self.params) if self.method in CODED else RAW_CHUNK
+        return _core.chunk_levels(self.params) if self.method == LEVELS else RAW_CHUNK
 
     def chunk_range(self, number: int) -> slice:
         """The bytes (RAW) or elements (others) that chunk ``number`` holds."""
@@ -164,7 +172,7 @@ class Index:
     @property
     def is_update(self) -> bool:
         """Whether a base is needed."""
-        return any(entry.method == UPDATE for entry in self.entries)
+        return any(entry.needs_base for entry in self.entries)
 
     def write(self) -> bytes:
         """The index as stored: the decoded length, then the coded bytes."""
@@ -283,13 +291,11 @@ def _write_entry(entry: Entry) -> bytes:
     ]
     if entry.method == TIED:
         return b"".join([*parts, varint(entry.tied_to)])
-    if entry.method in CODED:
-        parts.append(struct.pack("<f", entry.step))
-        if entry.method == SCALED:
-            parts += [blob(entry.row_scales), blob(entry.column_scales)]
+    if entry.method == LEVELS:
+        parts += [struct.pack("<f", entry.step), blob(entry.row_scales), blob(entry.column_scales)]
         parts.append(write_chunks(entry.params, entry.chunks))
     elif entry.form is not None:
-        parts += [form_bytes(entry.form), *(parted_bytes(chunk) for chunk in entry.chunks)]
+        parts += [form_bytes(entry.form, entry.dtype.itemsize), *(parted_bytes(chunk) for chunk in entry.chunks)]
     else:
         parts += [struct.pack("<I", chunk.crc) for chunk in entry.chunks]
     return b"".join(parts)
@@ -347,35 +353,33 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
         return Entry(name, dtype, shape, method, tied_to=number)
     if method == RAW:
         return Entry(name, dtype, shape, method, _read_raw_chunks(cursor, size * dtype.itemsize, offset))
-    if method in CODED:
+    if method == LEVELS:
         (step,) = cursor.unpack("<f")
         if not (math.isfinite(step) and step > 0) or dtype.kind not in "fV":
             raise cursor.damaged(f"tensor {name!r} has step {step} and type {dtype}")
-        rows, columns = (cursor.blob(), cursor.blob()) if method == SCALED else (b"", b"")
+        rows, columns = cursor.blob(), cursor.blob()
         params, chunks = read_chunks(cursor, size, offset)
         entry = Entry(name, dtype, shape, method, chunks, params, step, row_scales=rows, column_scales=columns)
-        if method == SCALED and not _scales_fit(entry):
+        if entry.has_scales and not _scales_fit(entry):
             raise cursor.damaged(f"tensor {name!r} has scales that do not fit its shape {shape}")
         return entry
-    if method in (EXACT, UPDATE):
-        form = _read_form(cursor, name, dtype, method)
-        return Entry(name, dtype, shape, method, _read_parted(cursor, form, size, offset), form=form)
-    raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
+    form = _read_form(cursor, name, dtype, method)
+    return Entry(name, dtype, shape, method, _read_parted(cursor, form, size, offset), form=form)
 
 
-def form_bytes(form: Form) -> bytes:
-    """What an index says about how values are coded, before the chunks."""
-    parts = [bytes([form.kind])]
-    if form.kind in exact.REFINED:
+def form_bytes(form: Form, item: int) -> bytes:
+    """What an index says about how values of ``item`` bytes are coded, between the method and the chunks."""
+    parts = []
+    if form.method in exact.REFINED:
         parts.append(varint(form.exponent))
-    if form.kind == exact.INTEGER:
-        parts.append(varint(form.centre & (1 << 32) - 1) + varint(form.centre >> 32))
+    if form.method == exact.INTEGERS:
+        parts.append(form.centre.to_bytes(item, "little"))
     if form.entries is not None:
         parts += [varint(number) for number in (form.entries.size, form.usual, form.width, form.rows)]
         # The bytes of their differences, the highest of all entries first, then the next: they are alike.
         steps = np.diff(form.entries, prepend=form.entries.dtype.type(0))
         parts.append(steps.astype(steps.dtype.newbyteorder(">")).view(np.uint8).reshape(steps.size, -1).T.tobytes())
-    if form.kind == exact.QUANTIZED:
+    if form.method == exact.QUANTIZED_DIFFERENCE:
         parts.append(struct.pack("<f", form.step))
     if form.params:
         parts.append(blob(form.params))
@@ -384,20 +388,16 @@ def form_bytes(form: Form) -> bytes:
 
 def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> Form:
     """How the values of a tensor are coded, every field in its range."""
-    kind, item = cursor.byte(), dtype.itemsize
-    floats = exact.mantissa(dtype) > 0
-    known = kind in exact.UPDATES if method == UPDATE else kind in (*exact.REFINED, exact.CODEBOOK)
-    if not known or (method == EXACT and kind in exact.UPDATES):
-        raise cursor.damaged(f"tensor {name!r} is coded in unknown form {kind}")
-    if (not floats and kind in _FLOAT_FORMS) or (floats and kind == exact.INTEGER):
-        raise cursor.damaged(f"tensor {name!r} of type {dtype} is coded in form {kind}")
-    exponent = cursor.varint() if kind in exact.REFINED else 0
+    item, floats = dtype.itemsize, exact.mantissa(dtype) > 0
+    if not exact.FLOAT <= method <= exact.QUANTIZED_DIFFERENCE:
+        raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
+    if (not floats and method in _FLOATS) or (floats and method == exact.INTEGERS):
+        raise cursor.damaged(f"tensor {name!r} of type {dtype} is stored with method {method}")
+    exponent = cursor.varint() if method in exact.REFINED else 0
     if exponent > exact.LAST_EXPONENT:
         raise cursor.damaged(f"tensor {name!r} has a step of 2^{exponent} units")
-    centre = cursor.varint() | cursor.varint() << 32 if kind == exact.INTEGER else 0
-    if centre >= 1 << 8 * item:
-        raise cursor.damaged(f"tensor {name!r} is counted from {centre}")
-    if kind == exact.CODEBOOK:
+    centre = int.from_bytes(cursor.take(item), "little") if method == exact.INTEGERS else 0
+    if method == exact.CODEBOOK:
         entries, usual, width, rows = (cursor.varint() for _ in range(4))
         sound = 1 <= entries <= exact.MOST_ENTRIES and usual < entries
         if not sound or not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_INDICES):
@@ -409,12 +409,12 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
         values = np.cumsum(steps, dtype=steps.dtype)
         if (values[1:] <= values[:-1]).any():
             raise cursor.damaged(f"tensor {name!r} has a codebook whose entries do not ascend")
-        return Form(kind, entries=values, usual=usual, width=width, rows=rows)
-    step = cursor.unpack("<f")[0] if kind == exact.QUANTIZED else 0.0
-    if kind == exact.QUANTIZED and not (math.isfinite(step) and step > 0):
+        return Form(method, entries=values, usual=usual, width=width, rows=rows)
+    step = cursor.unpack("<f")[0] if method == exact.QUANTIZED_DIFFERENCE else 0.0
+    if method == exact.QUANTIZED_DIFFERENCE and not (math.isfinite(step) and step > 0):
         raise cursor.damaged(f"tensor {name!r} has step {step}")
-    params = b"" if kind == exact.SAME else cursor.blob()
-    return Form(kind, exponent, centre, params=params, step=step)
+    params = b"" if method == exact.UNCHANGED else cursor.blob()
+    return Form(method, exponent, centre, params=params, step=step)
 
 
 def parted_bytes(chunk: Chunk) -> bytes:
@@ -425,7 +425,7 @@ def parted_bytes(chunk: Chunk) -> bytes:
 
 def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Chunk, ...]:
     """Chunks that have a code and refinement bits; those that are like the base's have neither."""
-    if form.kind == exact.SAME:
+    if form.method == exact.UNCHANGED:
         return ()
     each = form.chunk_size
     if -(-size // each) * 2 > cursor.left:
@@ -433,12 +433,12 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
     chunks = []
     for start in range(0, size, each):
         code, refinement = cursor.varint(), cursor.varint()
-        if code == 0 and not (form.kind in exact.UPDATES and refinement == 0):
+        if code == 0 and not (form.method in exact.UPDATES and refinement == 0):
             raise cursor.damaged("a chunk has no bytes")
         if code and min(each, size - start) > _core.most_levels(code):
             raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
-        if refinement and form.kind not in exact.REFINED:
-            raise cursor.damaged("a chunk has refinement bits that its form does not have")
+        if refinement and form.method not in exact.REFINED:
+            raise cursor.damaged("a chunk has refinement bits that its method does not have")
         chunks.append(Chunk(offset, code + refinement, cursor.unpack("<I")[0] if code else 0, refinement))
         offset += code + refinement
     return tuple(chunks)

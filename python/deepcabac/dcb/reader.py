@@ -26,7 +26,7 @@ from ..errors import DamagedFileError, LimitError, OptionError, naming
 from ..quantize import exact
 from ..quantize.scales import scale_factors
 from . import container
-from .container import HEADER, RAW, SCALED, TIED, UPDATE, Entry, Index
+from .container import HEADER, RAW, TIED, Entry, Index
 from .updates import Base
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class OpenFile:
             len(entry.column_scales),
             entry.coder if states else None,
             entry.coding,
-            entry.method == UPDATE,
+            entry.needs_base,
         )
 
     @property
@@ -275,13 +275,13 @@ class OpenFile:
 
     def _base_of(self, entry: Entry) -> Array | None:
         """The base's tensor that an update changes, the digest compared before the first one is used."""
-        if entry.method != UPDATE:
+        if not entry.needs_base:
             return None
         if self.base is None:
             named = f", made from {self._index.base_name!r}" if self._index.base_name else ""
             raise OptionError(f"an update of another checkpoint{named}: give it as base")
         if not self._base_is_checked:
-            changed = [entry for entry in self._index.entries if entry.method == UPDATE]
+            changed = [entry for entry in self._index.entries if entry.needs_base]
             self.base.check(changed, self._index.base_digest)
             self._base_is_checked = True
         return self.base.tensor(entry)
@@ -349,12 +349,12 @@ class OpenFile:
                 check_bools(entry, flat.view(np.uint8)[where])
                 continue
             form = entry.form
-            if form is not None and form.kind == exact.CODEBOOK:
+            if form is not None and form.method == exact.CODEBOOK:
                 if not exact.decode(form, data, flat[where]):
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
                 check_bools(entry, flat[where])
                 continue
-            levels = form is not None and form.kind in exact.REFINED
+            levels = entry.method in exact.REFINED
             fits = flat.dtype == np.float32 and not levels
             out = flat[where] if fits else np.empty(_size_of(where), np.int32 if levels else np.float32)
             code = memoryview(data)[: chunk.length - chunk.refinement]
@@ -366,16 +366,16 @@ class OpenFile:
             owner = part.owner
             form = owner.entry.form
             base = None if owner.base is None else owner.base_flat[where]
-            if fine and form is not None and form.kind in exact.REFINED:
+            if fine and form is not None and form.method in exact.REFINED:
                 fine = exact.join(form, owner.entry.dtype, job.out, refinement[number], owner.flat[where], base)
             if not fine:
                 raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a chunk does not decode")
             if form is not None:
                 check_bools(owner.entry, owner.flat[where])
-                if form.kind == exact.QUANTIZED and base is not None:
+                if form.method == exact.QUANTIZED_DIFFERENCE and base is not None:
                     add_difference(base, job.out, owner.flat[where])
                 continue
-            if part.owner.entry.method == SCALED:
+            if owner.entry.has_scales:
                 apply_scales(job.out, part.owner.entry, where.start)
             if part.owner.flat.dtype != np.float32:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
@@ -448,7 +448,7 @@ class _Decoding:
                 self.futures[number].result()
             if count is not None:
                 count(nbytes * (number + 1) // pieces - nbytes * number // pieces)
-        if self.entry.form is not None and self.entry.form.kind == exact.SAME:
+        if self.entry.method == exact.UNCHANGED:
             self.flat[:] = self.base_flat
         return self.entry, self.flat.reshape(self.entry.shape)
 

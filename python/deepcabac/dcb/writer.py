@@ -28,7 +28,7 @@ from ..quantize.steps import Quantized
 from ..quantize.tensor import Decision, TensorQuantizer
 from ..source import Correct, Corrected, Source
 from . import container
-from .container import EXACT, LEVELS, RAW, SCALED, TIED, UPDATE, Chunk, Entry, Index
+from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
 from .reader import OnProgress, OpenFile
 from .updates import Base, Digest
 
@@ -258,12 +258,11 @@ class _Writer:
         else:
             chunks = self._write(result.codes)
             rows, columns = result.row_scales.tobytes(), result.column_scales.tobytes()
-            method = SCALED if rows or columns else LEVELS
             entry = Entry(
                 spec.name,
                 spec.dtype,
                 spec.shape,
-                method,
+                LEVELS,
                 chunks,
                 result.params,
                 result.step,
@@ -279,16 +278,16 @@ class _Writer:
         if isinstance(result, Coded):
             form, codes = result.form, result.codes
         else:
-            form = Form(exact.QUANTIZED, params=result.params, step=result.step)
+            form = Form(exact.QUANTIZED_DIFFERENCE, params=result.params, step=result.step)
             codes = [(code, 0) for code in result.codes]
         chunks = self._write(code for code, _ in codes)
         chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
-        if form.kind not in exact.UPDATES:
-            return Entry(spec.name, spec.dtype, spec.shape, EXACT, chunks, form=form)
-        assert work.base is not None and self._base is not None
-        self._digest.add(spec.name, work.base)
-        self._index.base_digest, self._index.base_name = self._digest.value, self._base.name
-        return Entry(spec.name, spec.dtype, spec.shape, UPDATE, chunks, form=form)
+        entry = Entry(spec.name, spec.dtype, spec.shape, form.method, chunks, form=form)
+        if entry.needs_base:
+            assert work.base is not None and self._base is not None
+            self._digest.add(spec.name, work.base)
+            self._index.base_digest, self._index.base_name = self._digest.value, self._base.name
+        return entry
 
     def _tie(self, spec: TensorSpec) -> None:
         number = self._numbers[str(spec.tied_to)]

@@ -22,11 +22,12 @@ from .. import _core
 from .._parallel import Coding, Run
 from ..checkpoint.base import Array
 
-FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES, CODEBOOK, SAME, QUANTIZED = range(8)
-#: Kinds that code levels and refinement bits.
-REFINED = (FLOAT, FLOAT_ZEROS, INTEGER, STEPS, DIFFERENCES)
-#: Kinds that need the base of an update.
-UPDATES = (STEPS, DIFFERENCES, SAME, QUANTIZED)
+#: Methods of exact values, and those of updates, as an index numbers them (FORMAT.md, 13.1).
+FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK, STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(3, 11)
+#: Methods that code levels and refinement bits.
+REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
+#: Methods that need the base of an update.
+UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE)
 
 #: Most entries of a codebook, and of one that the encoder tries.
 MOST_ENTRIES, _TRIED_ENTRIES = 1 << 12, 1 << 10
@@ -50,32 +51,32 @@ _FAST_SAMPLE = 1 << 14
 _SMALL = 1 << 12
 _PIECE = 1 << 20
 
-_NAMES = ("coded", "coded", "coded", "difference", "difference", "codebook", "same", "quantized")
+_NAMES = {CODEBOOK: "codebook", STEPS: "difference", DIFFERENCES: "difference", UNCHANGED: "same"}
 
 
 @dataclass(frozen=True)
 class Form:
     """How a tensor's values are coded: what the index says besides chunks."""
 
-    kind: int
+    method: int
     exponent: int = 0  #: k (REFINED)
-    centre: int = 0  #: what is subtracted, as an unsigned pattern (INTEGER)
+    centre: int = 0  #: what is subtracted, as an unsigned pattern (INTEGERS)
     entries: Array | None = None  #: unsigned patterns (CODEBOOK)
     usual: int = 0  #: index of the most frequent entry (CODEBOOK)
     width: int = 0  #: elements in a row (CODEBOOK)
     rows: int = 0  #: rows in a chunk (CODEBOOK)
-    params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED)
-    step: float = 0.0  #: distance between two reconstruction values of a difference (QUANTIZED)
+    params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED_DIFFERENCE)
+    step: float = 0.0  #: distance between two reconstruction values of a difference (QUANTIZED_DIFFERENCE)
 
     @property
     def name(self) -> str:
         """For people."""
-        return _NAMES[self.kind]
+        return _NAMES.get(self.method, "coded")
 
     @property
     def chunk_size(self) -> int:
         """Elements in every chunk but the last."""
-        return self.width * self.rows if self.kind == CODEBOOK else _core.chunk_levels(self.params)
+        return self.width * self.rows if self.method == CODEBOOK else _core.chunk_levels(self.params)
 
 
 def mantissa(dtype: np.dtype[Any]) -> int:
@@ -118,7 +119,7 @@ def encode(array: Array, run: Run, base: Array | None = None, preset: str = "def
         # strips.
         preset = "fast"
     best = _encode_update(array, base, run, preset) if base is not None else None
-    if best is None or best.form.kind != SAME:
+    if best is None or best.form.method != UNCHANGED:
         alone = _encode_alone(array, run, preset) if best is None or best.coded_bytes > array.nbytes // 2 else None
         if alone is not None and (best is None or alone.coded_bytes < best.coded_bytes):
             best = alone
@@ -134,7 +135,7 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     else:
         signed = sample.view(f"<i{sample.dtype.itemsize}") if array.dtype.kind == "i" else sample
         centre = np.sort(signed)[sample.size // 2]
-        form = Form(INTEGER, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
+        form = Form(INTEGERS, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
     if sample.size > _SMALL:
         form = _fitted(form, array, sample, preset)
@@ -247,7 +248,7 @@ def _encode_indices(flat: Array, form: Form, run: Run) -> Coded:
 
 def _native(form: Form, dtype: np.dtype[Any], base: Array | None = None) -> _core.Exact:
     width = _core.parameters(form.params).width if form.params else 1 << 16
-    return _core.Exact(form.kind, mantissa(dtype), form.exponent, form.centre, width, base)
+    return _core.Exact(form.method, mantissa(dtype), form.exponent, form.centre, width, base)
 
 
 def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, base: Array | None = None) -> Coded:
@@ -267,15 +268,15 @@ def _encode_update(array: Array, base: Array, run: Run, preset: str) -> Coded:
     """The difference to the base: in representable numbers or scaled by the base's exponents, whichever is smaller."""
     flat, reference = patterns(array), patterns(base)
     if np.array_equal(flat, reference):
-        return Coded(Form(SAME), [])
+        return Coded(Form(UNCHANGED), [])
     runs = _core.sample_runs(array.shape, flat.size)
     changed, before = (np.concatenate([one[run] for run in runs]) for one in (flat, reference))
     best: tuple[int, Form] | None = None
-    for kind in (STEPS, DIFFERENCES) if mantissa(array.dtype) else (STEPS,):
-        middle = _typical_distance(kind, array.dtype, changed, before)
+    for method in (STEPS, DIFFERENCES) if mantissa(array.dtype) else (STEPS,):
+        middle = _typical_distance(method, array.dtype, changed, before)
         for more in (-2, -1, 0, 1):
             exponent = max(math.floor(middle + math.log2(_STEP)) + more, 0)
-            form = _fitted(Form(kind, exponent), array, changed, preset, before)
+            form = _fitted(Form(method, exponent), array, changed, preset, before)
             piece = slice(0, form.chunk_size)
             code, _ = _core.encode_exact(form.params, _native(form, array.dtype, before[piece]), changed[piece])
             if best is None or len(code) < best[0]:
@@ -284,7 +285,7 @@ def _encode_update(array: Array, base: Array, run: Run, preset: str) -> Coded:
     return _encode_detailed(flat, best[1], array.dtype, run, reference)
 
 
-def _typical_distance(kind: int, dtype: np.dtype[Any], changed: Array, before: Array) -> float:
+def _typical_distance(method: int, dtype: np.dtype[Any], changed: Array, before: Array) -> float:
     """log2 of the median difference other than zero, in units."""
     bits = mantissa(dtype)
     limit = changed.dtype.type((1 << 8 * dtype.itemsize - 1) - 1)
@@ -297,7 +298,7 @@ def _typical_distance(kind: int, dtype: np.dtype[Any], changed: Array, before: A
     if not moved.any():
         return 0.0
     logs = np.log2(distances[moved].astype(np.float64))
-    if kind == DIFFERENCES:
+    if method == DIFFERENCES:
         logs += np.maximum((before[moved] & limit) >> bits, 1).astype(np.float64) - 1
     return float(np.median(logs))
 

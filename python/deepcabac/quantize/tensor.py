@@ -150,7 +150,7 @@ class TensorQuantizer:
         decisions matter and it jumps about that line, so the rest halves the bracket.
         """
         best = result = first
-        how = replace(how, regression=_core.parameters(first.params).regression)
+        how = replace(how, regression=_core.parameters(first.params).coder == "regression")
         enough = None  # the last result that was at least as good as wanted
         finer = coarser = 0.0  # largest step known to be good enough, smallest known not to be
         for attempt in range(steps.ATTEMPTS):
