@@ -166,7 +166,7 @@ class Index:
     entries: list[Entry] = field(default_factory=list)
     kind: str = ""  #: kind of checkpoint it was made from, "" for arrays
     extra: bytes = b""  #: CheckpointReader.extra
-    base_digest: bytes = b""  #: what the tensors of method UPDATE must hash to in their base; empty without any
+    base_digest: bytes = b""  #: what the tensors that are differences must hash to in their base; empty without any
     base_name: str = ""  #: name of the base's file, without folders: a hint
 
     @property

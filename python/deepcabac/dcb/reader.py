@@ -191,15 +191,15 @@ class OpenFile:
             raise OptionError(f"tensor {name!r} has {entry.size:,} elements: there are none from {start:,} to {stop:,}")
         if start == stop:
             return np.empty(0, entry.dtype)
-        if entry.method == UPDATE:
+        if entry.needs_base:
             return self[name].reshape(-1)[start:stop]
         each = entry.chunk_size // (entry.dtype.itemsize if entry.method == RAW else 1)
         first, last = start // each, -(-stop // each)
         begin, end = first * each, min(last * each, entry.size)
-        whole = entry.size // entry.shape[0] if entry.method == SCALED else 1  # then chunks hold whole rows
+        whole = entry.size // entry.shape[0] if entry.has_scales else 1  # then chunks hold whole rows
         part = replace(
             entry,
-            shape=(end - begin,) if entry.method != SCALED else ((end - begin) // whole, *entry.shape[1:]),
+            shape=(end - begin,) if not entry.has_scales else ((end - begin) // whole, *entry.shape[1:]),
             chunks=entry.chunks[first:last],
             row_scales=entry.row_scales[begin // whole : end // whole],
         )
