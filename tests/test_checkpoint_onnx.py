@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 
+import deepcabac
 from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
 from deepcabac.checkpoint import onnx_file as onnx_module
 from deepcabac.errors import CheckpointError, DamagedFileError
@@ -93,7 +94,7 @@ def test_a_model_computes_the_same_after_a_round_trip(tmp_path):
     onnx.checker.check_model(str(tmp_path / "target.onnx"), full_check=True)
     assert run(tmp_path / "target.onnx").tobytes() == run(tmp_path / "source.onnx").tobytes()
     with open_checkpoint(tmp_path / "source.onnx") as reader:
-        assert [spec.name for spec in reader.specs] == ["w2", "w1", "bias", "condition"]
+        assert [spec.name for spec in reader.specs] == ["w2", "inner_no", "inner_yes", "w1", "bias", "condition"]
         assert reader.read("w2").tobytes() == W2.tobytes()
         assert reader.read("bias").tobytes() == BIAS.tobytes()
         assert len(reader.extra) < 2500  # the graph without the weights
@@ -384,3 +385,114 @@ def test_mutated_graphs_either_write_a_model_or_are_refused_as_damage(tmp_path):
                 tmp_path / "out" / "m.onnx", kind="onnx", specs=specs, extra=bytes(changed), extra_kind="onnx"
             ).abort()
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def weights(seed, shape=(16, 64)):
+    return np.random.default_rng(seed).standard_normal(shape).astype(F4)
+
+
+def branch(name, seed, constant=False):
+    """A graph with a weight of its own, as an initializer or a Constant, called ``w`` in every branch."""
+    tensor, nodes = numpy_helper.from_array(weights(seed), "w"), []
+    if constant:
+        nodes = [helper.make_node("Constant", [], ["w"], value=tensor)]
+    nodes.append(helper.make_node("Identity", ["w"], [f"{name}.out"]))
+    out = helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, [16, 64])
+    return helper.make_graph(nodes, name, [], [out], initializer=[] if constant else [tensor])
+
+
+def nested():
+    """Weights in the branches of an If, in a Loop's body, in an If in that, in a function, and sparse ones."""
+    inner = helper.make_node(
+        "If", ["go"], ["picked"], then_branch=branch("a", 1), else_branch=branch("b", 2, constant=True)
+    )
+    body = helper.make_graph(
+        [
+            inner,
+            helper.make_node("Add", ["before", "step"], ["half"]),
+            helper.make_node("Add", ["half", "picked"], ["after"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, [16, 64]),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, [16, 64]),
+        ],
+        initializer=[numpy_helper.from_array(weights(3), "step")],
+    )
+    function = helper.make_function(
+        "own",
+        "Shift",
+        ["x"],
+        ["y"],
+        [
+            helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weights(4))),
+            helper.make_node("Add", ["x", "w"], ["y"]),
+        ],
+        [helper.make_opsetid("", 17)],
+    )
+    nodes = [
+        helper.make_node("Loop", ["count", "go", "w"], ["looped"], body=body),
+        helper.make_node("Shift", ["looped"], ["shifted"], domain="own"),
+        helper.make_node("MatMul", ["x", "shifted"], ["y"]),
+    ]
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(weights(5, (300,)), "sparse"),
+        numpy_helper.from_array(np.arange(300, dtype=np.int64) * 2),
+        [600],
+    )
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        initializer=[
+            numpy_helper.from_array(weights(0), "w"),
+            numpy_helper.from_array(np.int64(2), "count"),
+            numpy_helper.from_array(np.bool_(True), "go"),
+        ],
+        sparse_initializer=[sparse],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=[function])
+
+
+NESTED = {"w~2": 2, "w~3": 1, "step": 3, "w": 0, "sparse": 5, "w~4": 4}
+
+
+def test_weights_in_branches_loops_and_functions_are_taken_out_and_put_back(tmp_path):
+    onnx.save(nested(), tmp_path / "source.onnx")
+    found = read_all(tmp_path / "source.onnx")
+    assert set(found) == {*NESTED, "count", "go", "sparse.indices"}
+    for name, seed in NESTED.items():
+        assert found[name].tobytes() == weights(seed, found[name].shape).tobytes(), name
+    copy(tmp_path / "source.onnx", tmp_path / "target.onnx")
+    assert onnx.load(tmp_path / "target.onnx") == onnx.load(tmp_path / "source.onnx")
+    with open_checkpoint(tmp_path / "source.onnx") as reader:
+        assert len(reader.extra) < 2500
+
+
+def test_weights_in_branches_count_and_are_compressed(tmp_path):
+    onnx.save(nested(), tmp_path / "m.onnx")
+    _, report = deepcabac.compress_checkpoint(tmp_path / "m.onnx")
+    assert report.raw_bytes == 5 * 16 * 64 * 4 + 300 * 4 + 300 * 8 + 8 + 1
+    assert report.file_bytes < report.raw_bytes / 4
+    (tmp_path / "m.onnx").unlink()
+    deepcabac.decompress_checkpoint(tmp_path / "m.dcb")
+    error = read_all(tmp_path / "m.onnx")["w~3"] - weights(1)
+    assert 0 < np.square(error).sum() < np.square(weights(1)).sum() / 800
+
+
+def test_a_stored_graph_with_two_weights_of_one_name_in_the_main_graph_is_damage(tmp_path):
+    twice = make_model([numpy_helper.from_array(W1, "w"), numpy_helper.from_array(W2, "v")])
+    onnx.save(twice, tmp_path / "m.onnx")
+    with open_checkpoint(tmp_path / "m.onnx") as reader:
+        specs, extra = reader.specs, reader.extra
+    with pytest.raises(DamagedFileError):
+        create_checkpoint(
+            tmp_path / "n.onnx", kind="onnx", specs=specs, extra=extra.replace(b"B\x01v", b"B\x01w"), extra_kind="onnx"
+        )

@@ -35,6 +35,32 @@ NUMPY_DTYPES = tuple(
 )
 DTYPES = (*NUMPY_DTYPES, BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)
 
+
+def _of_ml_dtypes(*names: str) -> dict[str, np.dtype[Any]]:
+    """Types by name; those that the installed ml_dtypes lacks are left out."""
+    found = {name: getattr(ml_dtypes, name, None) for name in names}
+    return {name: np.dtype(kind) for name, kind in found.items() if kind is not None}
+
+
+#: Types that are always stored exactly, besides integers and bools.
+EXACT_DTYPES = _of_ml_dtypes(
+    *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "float8_e4m3", "float8_e3m4", "float8_e8m0fnu"),
+    *("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int4", "uint4", "int2", "uint2", "int1", "uint1"),
+) | {name: np.dtype(name) for name in ("complex64", "complex128")}
+_BITS = {"float6_e2m3fn": 6, "float6_e3m2fn": 6, "float4_e2m1fn": 4}
+_BITS |= {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (4, 2, 1)}
+_BITS_OF_DTYPE = {EXACT_DTYPES[name]: bits for name, bits in _BITS.items() if name in EXACT_DTYPES}
+
+
+def bits_of(dtype: np.dtype[Any]) -> int:
+    """Bits of an element in a file. In memory the narrowest types take a byte."""
+    return _BITS_OF_DTYPE.get(dtype, 8 * dtype.itemsize)
+
+
+def packed_bytes(dtype: np.dtype[Any], size: int) -> int:
+    """Bytes of so many elements in a file, narrow ones packed."""
+    return (size * bits_of(dtype) + 7) // 8
+
 _MAX_DIMENSIONS = 64  # numpy's own limit (32 before numpy 2)
 
 
@@ -42,8 +68,8 @@ _MAX_DIMENSIONS = 64  # numpy's own limit (32 before numpy 2)
 class TensorSpec:
     """One tensor of a checkpoint, without its values.
 
-    ``dtype`` is one of ``DTYPES`` (little-endian). ``tied_to`` names an earlier tensor of the same dtype and shape
-    that shares this one's memory exactly; such a tensor is never written itself.
+    ``dtype`` is one of ``DTYPES`` or ``EXACT_DTYPES`` (little-endian). ``tied_to`` names an earlier tensor of the same
+    dtype and shape that shares this one's memory exactly; such a tensor is never written itself.
     """
 
     name: str
@@ -58,8 +84,13 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes of the values."""
+        """Number of bytes of the values in memory."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def packed_bytes(self) -> int:
+        """Number of bytes of the values in a file, where types narrower than a byte are packed."""
+        return packed_bytes(self.dtype, self.size)
 
 
 class CheckpointReader(abc.ABC):
@@ -234,6 +265,11 @@ def allocate(spec: TensorSpec, path: Path) -> Array:
         raise CheckpointError(
             f"{path}: tensor {spec.name!r} needs {spec.nbytes:,} bytes of memory: {reason(error)}"
         ) from error
+
+
+def own(array: Array) -> Array:
+    """``array`` itself if it owns its memory, else a copy."""
+    return array if array.flags.owndata else array.copy(order="C")
 
 
 def byte_view(array: Array) -> memoryview:

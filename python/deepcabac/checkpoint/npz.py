@@ -26,6 +26,7 @@ from .base import (
     byte_view,
     check_shape,
     open_binary,
+    own,
     require_dtypes,
 )
 
@@ -126,11 +127,6 @@ class NpzReader(CheckpointReader):
     def close(self) -> None:
         self._zip.close()
         self._file.close()
-
-
-def own(array: Array) -> Array:
-    """``array`` itself if it owns its memory, else a copy."""
-    return array if array.flags.owndata else array.copy(order="C")
 
 
 def open_zip(file: IO[bytes], path: Path, what: str) -> zipfile.ZipFile:

@@ -4,9 +4,9 @@ The model is taken apart at the level of the protobuf encoding, not with the ``o
 in memory but the one that is being read or written, fields that a later version of ONNX adds survive, and nothing
 needs installing.
 
-What becomes a tensor: the main graph's initializers, and the values of its larger Constant nodes, called like the
-node's output (names of values are unique within a graph). Weights in subgraphs and functions, and those of types that
-``DTYPES`` lacks (int4, strings), stay in the graph.
+What becomes a tensor: initializers, and the values of larger Constant nodes, called like the node's output. So it is in
+the main graph, in subgraphs (the branches of an If, the body of a Loop) and in functions. Names in the main graph are
+unique; one from elsewhere that is taken already gets "~2", "~3" and so on. Texts stay in the graph.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from .base import (
     CheckpointWriter,
     TensorSpec,
     allocate,
+    bits_of,
     byte_view,
     check_shape,
     open_binary,
+    own,
     read_into,
 )
+from .packing import from_codes, pack, unpack
 
 # onnx.TensorProto.DataType, and the field that holds a tensor's values when raw_data does not
 _DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
@@ -55,8 +58,10 @@ _DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
     17: FLOAT8_E4M3FN,
     19: FLOAT8_E5M2,
 }
+_SIX_BITS = (27, 28)
 _FLOAT_DATA, _INT32_DATA, _STRING_DATA, _INT64_DATA, _RAW_DATA, _DOUBLE_DATA, _UINT64_DATA = 4, 5, 6, 7, 9, 10, 11
-_TYPED_DATA = {1: _FLOAT_DATA, 11: _DOUBLE_DATA, 7: _INT64_DATA, 12: _UINT64_DATA, 13: _UINT64_DATA}  # others: int32
+_TYPED_DATA = {1: _FLOAT_DATA, 14: _FLOAT_DATA, 11: _DOUBLE_DATA, 15: _DOUBLE_DATA}
+_TYPED_DATA |= {7: _INT64_DATA, 12: _UINT64_DATA, 13: _UINT64_DATA}  # others: int32
 _ALL_DATA = {_FLOAT_DATA, _INT32_DATA, _STRING_DATA, _INT64_DATA, _RAW_DATA, _DOUBLE_DATA, _UINT64_DATA}
 _DIMS, _DATA_TYPE, _SEGMENT, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 3, 8, 13, 14
 
@@ -74,6 +79,7 @@ _IR_VERSION, _GRAPH = 1, 7  # of a model
 _NODE = 1  # of a graph
 _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 2, 4, 5, 7  # of a node
 _ATTRIBUTE_TENSOR = 5  # of an attribute
+_SPARSE_VALUES = 1  # of a sparse tensor
 _MAX_DEPTH = 64  # of messages in messages; protobuf itself stops at 100
 
 CONSTANT_BYTES = 1024  # smaller Constant nodes stay in the graph; they are shapes and axes rather than weights
@@ -103,6 +109,8 @@ class _Tensor:
     segmented: bool = False
     eligible: bool = False  # its place in the model is one whose tensors are taken out
     constant: bool = False  # it is a Constant node's
+    main: bool = False  # it belongs to the main graph itself
+    label: str = ""  # its name among all tensors
 
     @property
     def marked(self) -> bool:
@@ -112,7 +120,7 @@ class _Tensor:
     @property
     def spec(self) -> TensorSpec:
         """``dtype`` must be supported, and the dimensions checked."""
-        return TensorSpec(self.name, _DTYPE_OF_CODE[self.code], tuple(self.dims))
+        return TensorSpec(self.label or self.name, _DTYPE_OF_CODE[self.code], tuple(self.dims))
 
 
 @dataclass
@@ -139,7 +147,7 @@ def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main:
     """
     if depth > _MAX_DEPTH:
         raise wire.WireError("messages are nested too deeply")
-    if kind == "node" and main:
+    if kind == "node":
         constant = _constant_name(data, start, end)
     message = _Message()
     copied = start  # what comes before is in message.parts
@@ -152,12 +160,18 @@ def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main:
             child = _parse_tensor(data, f.start, f.end)
             if kind == "attribute" and f.number == _ATTRIBUTE_TENSOR and constant:
                 child.name, child.eligible, child.constant = constant, True, True
-            elif kind == "graph" and main:
+            elif kind == "sparse":
+                indices = f"{message.tensors[0].name}.indices" if message.tensors else ""
+                child.name = child.name or (constant if f.number == _SPARSE_VALUES else indices)
                 child.eligible = child.name != ""
+            elif kind == "graph":
+                child.eligible = child.name != ""
+            child.main = main
             message.tensors.append(child)
         else:
-            still_main = main and (kind, f.number) in (("model", _GRAPH), ("graph", _NODE))
-            child = _parse(data, f.start, f.end, child_kind, depth + 1, still_main, constant if kind == "node" else "")
+            still_main = f.number == _GRAPH if kind == "model" else main and child_kind != "graph"
+            inside = constant if kind == "node" or child_kind == "sparse" else ""
+            child = _parse(data, f.start, f.end, child_kind, depth + 1, still_main, inside)
             if not child.tensors:
                 continue  # nothing to take out: one piece of bytes
             message.tensors += child.tensors
@@ -165,6 +179,17 @@ def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main:
         copied = f.end
     message.parts.append(data[copied:end])
     return message
+
+
+def _label(tensors: list[_Tensor]) -> None:
+    """Give the tensors that are taken out of a model, in its order, names of their own."""
+    taken = {tensor.name for tensor in tensors if tensor.main}
+    for tensor in tensors:
+        tensor.label, number = tensor.name, 1
+        while not tensor.main and tensor.label in taken:
+            number += 1
+            tensor.label = f"{tensor.name}~{number}"
+        taken.add(tensor.label)
 
 
 def _constant_name(data: wire.Buffer, start: int, end: int) -> str:
@@ -227,7 +252,7 @@ def _flatten(message: _Message, put: Callable[[_Tensor], list[_Piece]]) -> tuple
         number, child = part
         if isinstance(child, _Tensor):
             inner = put(child)
-            size = sum(piece.nbytes if isinstance(piece, TensorSpec) else len(piece) for piece in inner)
+            size = sum(piece.packed_bytes if isinstance(piece, TensorSpec) else len(piece) for piece in inner)
         else:
             inner, size = _flatten(child, put)
         head = wire.prefix(number, size)
@@ -268,10 +293,13 @@ class OnnxReader(CheckpointReader):
             if not self._is_taken(tensor):
                 tensor.eligible = False
                 continue
-            if tensor.name in self._tensors:
-                raise CheckpointError(f"{self.path}: two values are called {tensor.name!r}; the model is damaged")
             self._check_values(tensor)
-            self._tensors[tensor.name] = tensor
+        taken = [tensor for tensor in model.tensors if tensor.eligible]
+        _label(taken)
+        for tensor in taken:
+            if tensor.label in self._tensors:
+                raise CheckpointError(f"{self.path}: two values are called {tensor.label!r}; the model is damaged")
+            self._tensors[tensor.label] = tensor
 
         def put(tensor: _Tensor) -> list[_Piece]:
             if tensor.eligible:
@@ -291,7 +319,7 @@ class OnnxReader(CheckpointReader):
 
     def _check_values(self, tensor: _Tensor) -> None:
         """Raise unless the values are where the tensor says, as many as its shape needs."""
-        expected = tensor.spec.nbytes
+        expected = tensor.spec.packed_bytes
         if tensor.location:
             _, _, length = self._open_external(tensor)
         else:
@@ -300,7 +328,7 @@ class OnnxReader(CheckpointReader):
             length = sum(f.end - f.start for f in found)
             if any(f.wire not in wire_types for f in found) or (number == _RAW_DATA and len(found) > 1):
                 length = -1
-            elif wire.VARINT in wire_types and length >= tensor.spec.size:
+            elif wire.VARINT in wire_types and length >= _numbers(tensor):
                 length = expected  # how many numbers there are shows only in decoding them
         if length != expected:
             raise CheckpointError(
@@ -309,16 +337,18 @@ class OnnxReader(CheckpointReader):
 
     def read(self, name: str) -> Array:
         tensor = self._tensors[name]
-        array = allocate(tensor.spec, self.path)
+        spec = tensor.spec
+        narrow = bits_of(spec.dtype) < 8
+        array = allocate(TensorSpec(name, np.dtype("u1"), (spec.packed_bytes,)) if narrow else spec, self.path)
         if tensor.location:
             file, offset, _ = self._open_external(tensor)
             read_into(file, offset, array, self.path)
-            return array
+            return own(unpack(array, spec)) if narrow else array
         number, wire_types = _values_field(tensor)
         found = [f for f in tensor.data if f.number == number]
         if wire.VARINT not in wire_types:
             self._gather(found, array.reshape(-1).view(np.uint8))
-            return array
+            return own(unpack(array, spec)) if narrow else array
         encoded = np.empty(sum(f.end - f.start for f in found), np.uint8)
         self._gather(found, encoded)
         try:
@@ -327,13 +357,15 @@ class OnnxReader(CheckpointReader):
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} cannot be decoded: {reason(error)}; the model is damaged"
             ) from error
-        if len(numbers) != array.size:
+        if len(numbers) != _numbers(tensor):
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} has fewer or more values than its shape; the model is damaged"
             )
         # Whatever the type, even float16, its bits are the number's lowest.
+        if tensor.code in _SIX_BITS:  # not packed here
+            return own(from_codes(numbers.astype(np.uint8), spec))
         array.reshape(-1).view(f"<u{array.itemsize}")[:] = numbers.astype(f"<u{array.itemsize}")
-        return array
+        return own(unpack(array, spec)) if narrow else array
 
     def _gather(self, found: list[wire.Field], target: Array) -> None:
         """Read the payloads of some fields one after the other.  target: u8 [their bytes]"""
@@ -397,6 +429,12 @@ class OnnxReader(CheckpointReader):
         self._file.close()
 
 
+def _numbers(tensor: _Tensor) -> int:
+    """How many numbers a tensor in ``int32_data`` and the like takes: narrow ones are packed into bytes."""
+    spec = tensor.spec
+    return spec.packed_bytes if bits_of(spec.dtype) < 8 and tensor.code not in _SIX_BITS else spec.size
+
+
 def _values_field(tensor: _Tensor) -> tuple[int, tuple[int, ...]]:
     """The number of the field that holds the values, and its wire types: packed into one field, or one by one."""
     if any(f.number == _RAW_DATA for f in tensor.data):
@@ -420,6 +458,7 @@ class OnnxWriter(CheckpointWriter):
                 f"the stored ONNX graph is malformed ({reason(error)}); the file is damaged"
             ) from error
         marked = [tensor for tensor in model.tensors if tensor.marked]
+        _label(marked)
         if (
             any(not tensor.eligible or tensor.code not in _DTYPE_OF_CODE or tensor.data for tensor in marked)
             or [tensor.spec for tensor in marked] != self.specs  # thus no ties either, which ONNX does not know
@@ -428,7 +467,7 @@ class OnnxWriter(CheckpointWriter):
 
         def put_inline(tensor: _Tensor) -> list[_Piece]:
             if tensor.marked:
-                return [tensor.rest, wire.prefix(_RAW_DATA, tensor.spec.nbytes), tensor.spec]
+                return [tensor.rest, wire.prefix(_RAW_DATA, tensor.spec.packed_bytes), tensor.spec]
             return _as_it_was(tensor, extra)
 
         end = 0
@@ -436,12 +475,13 @@ class OnnxWriter(CheckpointWriter):
 
         def put_external(tensor: _Tensor) -> list[_Piece]:
             nonlocal end
-            if not tensor.marked or tensor.spec.nbytes < SMALL_BYTES:
+            length = tensor.spec.packed_bytes
+            if not tensor.marked or length < SMALL_BYTES:
                 return put_inline(tensor)
             offset = end + -end % _EXTERNAL_ALIGNMENT
-            end = offset + tensor.spec.nbytes
-            self._offsets[tensor.name] = offset
-            entries = (("location", path.name + ".data"), ("offset", str(offset)), ("length", str(tensor.spec.nbytes)))
+            end = offset + length
+            self._offsets[tensor.label] = offset
+            entries = (("location", path.name + ".data"), ("offset", str(offset)), ("length", str(length)))
             return [
                 tensor.rest,
                 *(_external_entry(key, value) for key, value in entries),
@@ -472,9 +512,9 @@ class OnnxWriter(CheckpointWriter):
     def _put(self, spec: TensorSpec, array: Array) -> None:
         if self._weights is not None and spec.name in self._offsets:
             self._weights.file.seek(self._offsets[spec.name])
-            self._weights.file.write(byte_view(array))
+            self._weights.file.write(byte_view(pack(array)))
         else:
-            self._target.file.write(byte_view(array))
+            self._target.file.write(byte_view(pack(array)))
             self._copy_pieces()
 
     def _files(self) -> list[AtomicFile]:
