@@ -7,6 +7,8 @@
 //! Everything here is on *patterns*, the bits of a value as an unsigned integer. The unit of a floating-point format is its
 //! smallest subnormal number, so every finite magnitude is an integer `V << E`, `V` having one bit more than the mantissa.
 
+use crate::coding::bits::{BitReader, BitWriter, ones};
+
 /// Magnitude of a level that says: the refinement bits hold the whole pattern.
 const ESCAPE: u32 = 1 << 24;
 /// Half steps in a magnitude are fewer, unless it is escaped.
@@ -80,12 +82,6 @@ macro_rules! pattern {
 }
 pattern!(u8 u16 u32 u64);
 
-/// `2^count - 1`, for count up to 64.
-#[inline(always)]
-const fn ones(count: u32) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
-}
-
 /// Bits of a number.
 #[inline(always)]
 const fn length(x: u64) -> i32 {
@@ -104,139 +100,8 @@ const fn shifted(value: u64, by: i32) -> u64 {
     }
 }
 
-/// Writes raw bits, the first lowest.
-struct BitWriter<'a> {
-    /// `written` bytes, and room.
-    out: &'a mut Vec<u8>,
-    written: usize,
-    /// Bits not yet written.
-    word: u64,
-    /// How many they are: fewer than eight.
-    count: u32,
-}
-
 /// Values whose refinement bits are put in turn.
 const BLOCK: usize = 128;
-
-impl<'a> BitWriter<'a> {
-    /// Writes after what there is. `room` is a guess at the bytes.
-    fn after(out: &'a mut Vec<u8>, room: usize) -> Self {
-        let written = out.len();
-        out.resize(written + room.max(64), 0);
-        Self { out, written, word: 0, count: 0 }
-    }
-
-    /// Appends bits as [`Self::put`] does, so many of each.
-    #[inline(always)]
-    fn put_all(&mut self, bits: &[u64], counts: &[u8]) {
-        let end = self.written + 8 * (bits.len() + 1);
-        if self.out.len() < end {
-            self.out.resize(end.max(2 * self.out.len()), 0);
-        }
-        let out = &mut self.out[..end];
-        let (mut written, mut word, mut count) = (self.written, self.word, self.count);
-        for (bits, more) in bits.iter().zip(counts) {
-            word |= bits << count;
-            count += u32::from(*more);
-            if let Some(bytes) = out.get_mut(written..).and_then(<[u8]>::first_chunk_mut) {
-                *bytes = word.to_le_bytes();
-            }
-            let whole = count / 8;
-            written += whole as usize;
-            word >>= 8 * whole;
-            count %= 8;
-        }
-        (self.written, self.word, self.count) = (written, word, count);
-    }
-
-    /// Appends `count <= 56` bits.
-    #[inline(always)]
-    fn put(&mut self, bits: u64, count: u32) {
-        self.word |= bits << self.count;
-        self.count += count;
-        // All eight bytes, of which the next ones overwrite those that do not count.
-        match self.out.get_mut(self.written..).and_then(<[u8]>::first_chunk_mut) {
-            Some(bytes) => *bytes = self.word.to_le_bytes(),
-            None => self.grow(),
-        }
-        let whole = self.count / 8;
-        self.written += whole as usize;
-        self.word >>= 8 * whole;
-        self.count %= 8;
-    }
-
-    /// Writes where there was no room.
-    #[cold]
-    fn grow(&mut self) {
-        self.out.resize(2 * self.out.len(), 0);
-        self.out[self.written..self.written + 8].copy_from_slice(&self.word.to_le_bytes());
-    }
-
-    /// Appends `count <= 64` bits.
-    #[inline(always)]
-    fn put_long(&mut self, bits: u64, count: u32) {
-        if count > 48 {
-            self.put(bits & ones(32), 32);
-            self.put(bits >> 32, count - 32);
-        } else {
-            self.put(bits, count);
-        }
-    }
-
-    fn finish(self) {
-        // The last word is there, as far as it counts.
-        self.out.truncate(self.written + usize::from(self.count > 0));
-    }
-}
-
-/// Reads raw bits; after the end they are zeros.
-struct BitReader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl BitReader<'_> {
-    /// At least 57 bits, the next one lowest.
-    #[inline(always)]
-    fn peek(&self) -> u64 {
-        let index = self.at / 8;
-        let word = match self.bytes.get(index..index + 8).and_then(<[u8]>::first_chunk) {
-            Some(bytes) => u64::from_le_bytes(*bytes),
-            None => self.tail(index),
-        };
-        word >> (self.at % 8)
-    }
-
-    #[cold]
-    fn tail(&self, index: usize) -> u64 {
-        let rest = self.bytes.get(index..).unwrap_or(&[]);
-        rest.iter().take(8).rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
-    }
-
-    /// Reads `count <= 56` bits.
-    #[inline(always)]
-    fn take(&mut self, count: u32) -> u64 {
-        let bits = self.peek() & ones(count);
-        self.at += count as usize;
-        bits
-    }
-
-    /// Reads `count <= 64` bits.
-    #[inline(always)]
-    fn take_long(&mut self, count: u32) -> u64 {
-        if count > 48 {
-            let low = self.take(32);
-            low | self.take(count - 32) << 32
-        } else {
-            self.take(count)
-        }
-    }
-
-    /// Whether exactly everything was read, and the bits that fill the last byte are zeros.
-    fn finished(&self) -> bool {
-        self.at.div_ceil(8) == self.bytes.len() && (self.at.is_multiple_of(8) || self.peek() & ones(7) == 0)
-    }
-}
 
 /// The level of a magnitude of so many half steps, and the bit that says which half (none for k = 0: steps are units).
 #[inline(always)]
@@ -555,7 +420,7 @@ pub fn join<P: Pattern>(
     refinement: &[u8],
     patterns: &mut [P],
 ) -> bool {
-    let mut bits = BitReader { bytes: refinement, at: 0 };
+    let mut bits = BitReader::new(refinement);
     if let Origin::Float { zeros } = origin {
         return join_floats(form, zeros, width, levels, &mut bits, patterns) && bits.finished();
     }
@@ -629,9 +494,9 @@ fn unusual(
     let places = half.max(0);
     let most = places.min(MOST_ZEROS);
     let leading = (bits.peek().trailing_zeros() as i32).min(most);
-    bits.at += leading as usize;
+    bits.skip(leading as usize);
     if leading < most {
-        bits.at += 1;
+        bits.skip(1);
         let top = places - 1 - leading;
         let exponent = (top - mantissa as i32).max(0);
         let rest = (top - exponent) as u32;
@@ -678,7 +543,7 @@ fn join_floats<P: Pattern>(
                 let across = bit & u64::from(size.is_power_of_two());
                 let places = half.min(mantissa as i32 + 1 - length(doubled) + across as i32);
                 let rest = places.max(0) as u32;
-                bits.at += (has_bit + rest) as usize;
+                bits.skip((has_bit + rest) as usize);
                 let v = shifted(doubled - bit, places) | (word >> has_bit & ones(rest));
                 (((half - places) as u64) << mantissa).wrapping_add(v)
             } else {

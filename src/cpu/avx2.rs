@@ -10,9 +10,11 @@ use std::arch::x86_64::*;
 use crate::coding::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
 use crate::coding::fast::{Found, Look, Words};
 use crate::coding::lanes::{Lane, Lanes};
+use crate::coding::rans;
 use crate::cpu::quads;
+use crate::cpu::symbols;
 use crate::cpu::vector::{
-    OCTET, load_f32, load_i32, load_octet, load_u16, load_u32, store_f32, store_i32, store_octet, store_u32,
+    DEALT, OCTET, load_f32, load_i32, load_octet, load_u16, load_u32, store_f32, store_i32, store_octet, store_u32,
 };
 use crate::model::context::{self, GROUP, Lesson, Machine, Portable, SETS, Task};
 use crate::model::dependent::MAX_STATES;
@@ -111,6 +113,14 @@ impl Look for Avx2 {
         }
         // SAFETY: as above.
         unsafe { refill(words, states) }
+    }
+}
+
+impl rans::Decode for Avx2 {
+    #[inline(always)]
+    fn decode(decoder: &mut rans::Decoder, numbers: Option<&[u8]>, symbols: &mut [u8]) {
+        // SAFETY: as above.
+        unsafe { symbols::decode(decoder, numbers, symbols) }
     }
 }
 
@@ -405,22 +415,6 @@ fn look_up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &
     }
     found
 }
-
-/// By which states want a word, as bits: which of the next words each gets.
-static DEALT: [[u32; OCTET]; 1 << OCTET] = {
-    let mut dealt = [[0; OCTET]; 1 << OCTET];
-    let mut wanted = 0;
-    while wanted < 1 << OCTET {
-        let (mut lane, mut word) = (0, 0);
-        while lane < OCTET {
-            dealt[wanted][lane] = word;
-            word += (wanted >> lane & 1) as u32;
-            lane += 1;
-        }
-        wanted += 1;
-    }
-    dealt
-};
 
 /// [`Look::refill`] for eight states at a time.
 #[inline]

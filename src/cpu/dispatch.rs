@@ -5,6 +5,7 @@
 
 use crate::chunk::{self, Sums};
 use crate::coding::lanes::{self, Job};
+use crate::coding::rans::{self, Decode};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,16 @@ pub fn decode(jobs: &mut [Job]) {
         return avx2::decode(jobs);
     }
     lanes::decode_on::<Portable>(jobs);
+}
+
+/// Decodes the next symbols: see [`Decode::decode`].
+#[allow(dead_code)] // as `coding::rans`
+pub(crate) fn symbols(decoder: &mut rans::Decoder, numbers: Option<&[u8]>, symbols: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::symbols(decoder, numbers, symbols);
+    }
+    Portable::decode(decoder, numbers, symbols);
 }
 
 /// Appends the code of `levels` to `out`.
@@ -135,6 +146,11 @@ pub(crate) mod avx2 {
     with_features!(
         /// [`lanes::decode_on`] on this machine.
         decode, decode_avx2, lanes::decode_on::<Avx2>, (jobs: &mut [Job])
+    );
+    with_features!(
+        /// [`Decode::decode`] with vectors.
+        symbols, symbols_avx2, crate::cpu::symbols::decode,
+        (decoder: &mut rans::Decoder, numbers: Option<&[u8]>, symbols: &mut [u8])
     );
     with_features!(
         /// [`chunk::encode_on`] on this machine.

@@ -6,4 +6,6 @@ pub mod dispatch;
 #[cfg(target_arch = "x86_64")]
 mod quads;
 #[cfg(target_arch = "x86_64")]
+mod symbols;
+#[cfg(target_arch = "x86_64")]
 mod vector;

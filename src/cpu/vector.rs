@@ -95,6 +95,22 @@ pub(crate) fn load_u16(from: &[u8; 2 * OCTET]) -> __m128i {
     unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
 }
 
+/// By which states want a word, as bits: which of the next words each gets.
+pub(crate) static DEALT: [[u32; OCTET]; 1 << OCTET] = {
+    let mut dealt = [[0; OCTET]; 1 << OCTET];
+    let mut wanted = 0;
+    while wanted < 1 << OCTET {
+        let (mut lane, mut word) = (0, 0);
+        while lane < OCTET {
+            dealt[wanted][lane] = word;
+            word += (wanted >> lane & 1) as u32;
+            lane += 1;
+        }
+        wanted += 1;
+    }
+    dealt
+};
+
 /// True if this processor has what the functions of this folder need.
 #[inline]
 pub(crate) fn available() -> bool {
