@@ -17,6 +17,7 @@ from .errors import (
     UnsupportedError,
 )
 from .files import compress, compress_checkpoint, decompress, decompress_checkpoint, load_file, open_file, save_file
+from .folders import FolderReport, compress_folder, decompress_folder
 from .options import Options
 from .slices import safe_open
 from .trials.search import SearchResult, search
@@ -29,6 +30,7 @@ __all__ = [
     "DeepCabacError",
     "ErrorAccumulation",
     "EvaluationError",
+    "FolderReport",
     "LimitError",
     "OpenFile",
     "OptionError",
@@ -40,10 +42,12 @@ __all__ = [
     "UnsupportedError",
     "compress",
     "compress_checkpoint",
+    "compress_folder",
     "dc2019",
     "decode",
     "decompress",
     "decompress_checkpoint",
+    "decompress_folder",
     "encode",
     "load_file",
     "nnc",

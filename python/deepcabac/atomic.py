@@ -6,12 +6,13 @@ import contextlib
 import io
 import os
 import secrets
+import shutil
 import stat
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError, OptionError
+from .errors import CheckpointError, DeepCabacError, OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,3 +163,79 @@ def commit_together(files: list[AtomicFile]) -> None:
         for file in files:
             file.abort()
         raise
+
+
+class AtomicFolder:
+    """A folder under construction: a temporary one beside its target until :meth:`commit` puts it in place.
+
+    ``path`` is where to write. Used as a context manager it commits when the block ends, and removes everything when
+    the block raises (``KeyboardInterrupt`` included). An empty folder may be there already. With ``overwrite`` another
+    one may too: then its files of the same names are replaced, and the rest stays.
+
+    Raises :class:`CheckpointError` when it cannot be made, and :class:`ExistsError`, at the start and at the end, when
+    there is something else already.
+    """
+
+    def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.target, self._overwrite = Path(target), overwrite
+        self._check_free()
+        self.path = self.target.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")
+        try:
+            self.path.mkdir()
+        except FileNotFoundError as error:
+            folder = self.target.parent
+            raise CheckpointError(f"{self.target}: cannot be made: the folder {folder} does not exist") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.target}: cannot be made: {reason(error)}") from error
+
+    def _check_free(self) -> None:
+        try:
+            there = os.path.lexists(self.target)
+            inside = list(os.scandir(self.target)) if there and self.target.is_dir() else None
+        except (OSError, ValueError) as error:  # a name too long or with a null byte
+            raise CheckpointError(f"{str(self.target)!r}: cannot be written: {reason(error)}") from error
+        if there and inside is None:
+            raise CheckpointError(f"{self.target}: is not a folder; give the name of one to write")
+        if inside and not self._overwrite:
+            raise ExistsError(self.target)
+
+    def commit(self) -> None:
+        """Put the folder in place, by one rename if nothing is there."""
+        try:
+            self._check_free()
+            if self.target.is_dir() and not any(self.target.iterdir()):
+                self.target.rmdir()
+            if not self.target.exists():
+                os.rename(self.path, self.target)
+                return
+            made = [path for path in sorted(self.path.rglob("*")) if not path.is_dir()]
+            places = [self.target / path.relative_to(self.path) for path in made]
+            for place in places:  # before the first one is replaced
+                if place.is_dir():
+                    raise CheckpointError(f"{place}: is a folder where a file is to be written; move it away")
+            for path, place in zip(made, places, strict=True):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+        except OSError as error:
+            raise CheckpointError(f"{self.target}: cannot be written: {reason(error)}") from error
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Remove the temporary folder. Safe to call more than once."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> AtomicFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+            return
+        self.abort()
+        if isinstance(error, DeepCabacError) and str(self.path) in str(error):
+            # What failed is part of the folder that the user named.
+            said = str(error).replace(str(self.path), str(self.target))
+            raise (type(error) if not isinstance(error, ExistsError) else OptionError)(said) from error

@@ -270,6 +270,7 @@ class OnnxReader(CheckpointReader):
         self.path = Path(path)
         self._file, size = open_binary(self.path)
         self._weights: tuple[Path, BinaryIO, int] | None = None  # the external file in use, and its size
+        self.external_files: set[Path] = set()  #: where it keeps weights, besides itself
         self._tensors: dict[str, _Tensor] = {}
         try:
             with reading(self.path):
@@ -412,6 +413,7 @@ class OnnxReader(CheckpointReader):
                 # Links may lead where the model file itself lies: the Hugging Face cache keeps all its files like that.
                 homes = (self.path.parent.resolve(), self.path.resolve().parent)
                 if any(path.resolve().is_relative_to(home) for home in homes):
+                    self.external_files.add(path)
                     return path
         except (UnicodeDecodeError, OSError, RuntimeError):  # no text, no valid name, a loop of links
             pass

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from .. import files
+from .. import files, folders
 from ..nnc import files as nnc_files
 from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP
-from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS
+from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS, Options
 from . import report
 from .nnc import is_nnc, nnc_made, nnc_settings
 from .output import logged, print_lines, progress_bar, say, terminal_width
@@ -37,7 +37,7 @@ from .parameters import (
     parse_overrides,
     refuse_together,
 )
-from .places import Outputs, each, is_compressed, measured_options, name_of, reading, writing
+from .places import Outputs, each, is_compressed, measured_options, name_of, naming_paths, reading, writing
 from .report import printable
 
 _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
@@ -53,6 +53,7 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
         "deepcabac compress model.npz --tensor 'head.*=exact'",
         "deepcabac compress model.safetensors --curvature model.curvature --bits 3",
         "deepcabac compress *.safetensors -o small/",
+        "deepcabac compress my-model/ -o my-model-small",
         "cat model.npz | deepcabac compress - -o - | ssh host 'cat > model.dcb'",
     ),
 )
@@ -209,6 +210,10 @@ def compress(
     the index of shards (.safetensors.index.json, .bin.index.json), and is not
     changed. If MODEL is -, it is read from standard input and goes to standard
     output unless -o says otherwise.
+
+    If MODEL is a folder, as models have on the Hugging Face hub, OUT is a folder of
+    the same shape in which each file of weights, such as each shard, is a .dcb file
+    and all else is copied. [default: MODEL's name with -dcb]
     """
     refuse_together("quiet", ["verbose"], "one prints less, the other more")
     nnc = nnc_settings(settings, qp, vector_qp) if is_nnc(format_, output) else None
@@ -220,6 +225,11 @@ def compress(
 
         def one(path: Path) -> None:
             start = time.perf_counter()
+            if path.is_dir():
+                if nnc is not None or base:
+                    raise Failure(f"{path}: is a folder, which {'--format nnc' if nnc else '--base'} does not take")
+                _compress_folder(path, outputs, options, force, quiet, start)
+                return
             default = files.default_output(path) if nnc is None else path.with_suffix(nnc_files.SUFFIX)
             read = (curvature, importance, *base)
             if path != STANDARD:  # before its output is looked for, whose name may be the same
@@ -247,6 +257,18 @@ def compress(
                 say(f"note: {printable(note)}")
 
         each(models, one)
+
+
+def _compress_folder(path: Path, outputs: Outputs, options: Options, force: bool, quiet: bool, start: float) -> None:
+    target = outputs.of(path, folders.default_compressed(path))
+    if target == STANDARD:
+        raise Failure(f"{path}: is a folder, which standard output cannot take: name one to write with -o")
+    with naming_paths(path, target), progress_bar("compressing", quiet) as progress:
+        result = folders.compress_folder(path, target, options=options, overwrite=force, progress=progress)
+    if not quiet:
+        print_lines(report.compressed_folder(result, time.perf_counter() - start, terminal_width()))
+    for note in result.notes:
+        say(f"note: {printable(note)}")
 
 
 def _refuse_compressed(path: Path, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from .. import files
+from .. import files, folders
 from ..checkpoint.kinds import left_out
 from ..checkpoint.suffixes import kind_of_path, suffix_of_path
 from ..nnc import files as nnc_files
@@ -30,7 +30,7 @@ from .parameters import (
     parse_bytes,
     refuse_together,
 )
-from .places import Outputs, each, name_of, reading, writing
+from .places import Outputs, each, name_of, naming_paths, reading, writing
 from .report import printable
 
 
@@ -81,7 +81,8 @@ def decompress(
     Names, shapes and data types are those of the original. OUT may be of another
     kind: .safetensors, .npz, .pt, or .onnx (only if the file was made from .onnx).
     If FILE is -, it is read from standard input and the checkpoint goes to standard
-    output unless -o says otherwise.
+    output unless -o says otherwise. If FILE is a folder that compress has written,
+    OUT is the original folder. [default: its name without -dcb]
 
     Every checksum is verified on the way. A damaged file writes nothing.
     """
@@ -92,6 +93,19 @@ def decompress(
 
     def one(path: Path) -> None:
         start = time.perf_counter()
+        if path.is_dir():
+            if base:
+                raise Failure(f"{path}: is a folder, which --base does not take")
+            target = outputs.of(path, folders.default_decompressed(path))
+            if target == STANDARD:
+                raise Failure(f"{path}: is a folder, which standard output cannot take: name one to write with -o")
+            with naming_paths(path, target), progress_bar("restoring", quiet) as progress:
+                folders.decompress_folder(
+                    path, target, overwrite=force, max_bytes=max_bytes, threads=threads, progress=progress
+                )
+            if not quiet:
+                print_lines([f"{printable(target)}: restored in {time.perf_counter() - start:.2f} s"])
+            return
         with contextlib.ExitStack() as last, reading(path, output, *base) as source:
             is_nnc = nnc_files.is_stream(source.path)
             if apply and not is_nnc:

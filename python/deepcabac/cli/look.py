@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from .. import files
+from .. import files, folders
 from ..errors import DamagedFileError
 from ..nnc import files as nnc_files
 from . import nnc, report
@@ -22,6 +24,7 @@ from .report import plural, printable
     short_help="Show a .dcb file's tensors and where its bytes go.",
     epilog=examples(
         "deepcabac inspect model.dcb",
+        "deepcabac inspect my-model-dcb/",
         "deepcabac inspect model.dcb --json | jq '.tensors[] | .name, .coded_bytes'",
     ),
 )
@@ -30,7 +33,8 @@ from .report import plural, printable
 def inspect(paths: tuple[Path, ...], as_json: bool) -> None:
     """Show the tensors of each .dcb or .nnc file FILE and where its bytes go.
 
-    Only the index is read. FILE may be - for standard input. The columns:
+    Only the index is read. FILE may be - for standard input, or a folder that
+    compress has written: then there is a line for each file. The columns:
 
     \b
     bits       bits per element
@@ -47,14 +51,32 @@ def inspect(paths: tuple[Path, ...], as_json: bool) -> None:
 
     def one(path: Path) -> None:
         nonlocal lines_before
-        with reading(path) as source:
-            lines = _inspected(source, as_json)
+        if path.is_dir():
+            lines = _inspected_folder(path)
+        else:
+            with reading(path) as source:
+                lines = _inspected(source, as_json)
         if lines_before and not as_json:
             print_lines([""])
         lines_before = True
         print_lines(lines)
 
-    each(paths, one)
+    each(_files_of(paths) if as_json else paths, one)
+
+
+def _files_of(paths: Sequence[Path]) -> list[Path]:
+    """``paths`` with the .dcb files of each folder in its place."""
+    return [
+        file
+        for path in paths
+        for file in ([file for _, file in folders.compressed_files(path)] if path.is_dir() else [path])
+    ]
+
+
+def _inspected_folder(path: Path) -> list[str]:
+    with contextlib.ExitStack() as stack:
+        opened = [(name, stack.enter_context(files.open_file(file))) for name, file in folders.compressed_files(path)]
+        return report.inspected_folder(str(path), opened, terminal_width())
 
 
 def _inspected(source: Input, as_json: bool) -> list[str]:
@@ -87,7 +109,8 @@ def _inspected(source: Input, as_json: bool) -> list[str]:
 def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None, quiet: bool, verbose: bool) -> None:
     """Check each .dcb or .nnc file FILE: compare every checksum, decode every chunk.
 
-    FILE may be - for standard input. Exit code 0 if all files are good, 1 if one is
+    FILE may be - for standard input, or a folder whose .dcb files are meant.
+    Exit code 0 if all files are good, 1 if one is
     damaged (with a line for each damaged tensor), 2 if one cannot be read at all or
     is of another kind.
     """
@@ -104,7 +127,7 @@ def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None,
             print_lines([line])
 
     with logged(verbose):
-        each(paths, one)
+        each(_files_of(paths), one)
 
 
 def _verified(source: Input, base: tuple[Path, ...], threads: int | None, quiet: bool) -> str:

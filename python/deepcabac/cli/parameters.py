@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ class PathType(_ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
+        if str(value) in (os.curdir, os.pardir):  # folders without a name of their own
+            return path.resolve()
         if not path.name or "\0" in str(value):
             self.fail(f"{value!r} is not the name of a file", param, ctx)
         # pathlib takes the ./ away.

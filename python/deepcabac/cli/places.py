@@ -189,7 +189,7 @@ class Outputs:
 
     def __init__(self, paths: Sequence[Path], output: Path | None, force: bool) -> None:
         """Raise :class:`Failure` if ``paths`` cannot all be written to ``output``."""
-        self._output, self._force = output, force
+        self._output, self._force, self._count = output, force, len(paths)
         self._written: dict[Path, Path] = {}
         standard = output == STANDARD or (output is None and STANDARD in paths)
         if len(paths) > 1 and standard:
@@ -206,6 +206,8 @@ class Outputs:
         """
         target = self._output or (STANDARD if path == STANDARD else default)
         if target == STANDARD:
+            return target
+        if path.is_dir() and self._count == 1:  # then OUT is the folder to write itself
             return target
         if self._output is not None and os.path.isdir(target):
             if path == STANDARD:

@@ -9,6 +9,7 @@ from typing import Any
 from ..dcb.container import VERSION
 from ..dcb.reader import OpenFile, TensorInfo
 from ..dcb.writer import Report, TensorReport
+from ..folders import FolderReport
 from ..trials.search import SearchResult
 from ..trials.trials import Trial
 
@@ -105,6 +106,57 @@ def compressed(name: str, report: Report, seconds: float, width: int | None) -> 
     rows.append(["header and index", *[""] * 4, _percent(report.file_bytes - coded, report.file_bytes)])
     header = ["tensor", "shape", "type", ">bits", ">SQNR dB", ">of file"]
     return [*lines, "", *table(header, rows, width)]
+
+
+def compressed_folder(report: FolderReport, seconds: float, width: int | None) -> list[str]:
+    """What ``compress`` prints of a folder: sizes and quality of the whole, then of each file."""
+    tensors = [tensor for one in report.files.values() for tensor in one.tensors]
+    bits = f", {report.bits_per_weight:.3g} bits per weight" if report.file_bytes else ""
+    rows = [
+        [
+            name,
+            f"{one.raw_bytes:,}",
+            f"{one.file_bytes:,}",
+            _percent(one.file_bytes, one.raw_bytes),
+            f"{one.bits_per_weight:.2f}",
+        ]
+        for name, one in report.files.items()
+    ]
+    return [
+        f"before   {report.raw_bytes:,} bytes of tensors in {plural(len(report.files), 'file')}",
+        f"after    {report.file_bytes:,} bytes in {printable(report.path)}; {len(report.copied):,} other files copied",
+        f"ratio    {_ratio(report.raw_bytes, report.file_bytes)}{bits}",
+        f"quality  {_quality(tensors)}",
+        f"time     {seconds:.2f} s",
+        "",
+        *table(["file", ">bytes of tensors", ">bytes", ">of before", ">bits"], rows, width),
+    ]
+
+
+def inspected_folder(name: str, files: Sequence[tuple[str, OpenFile]], width: int | None) -> list[str]:
+    """What ``inspect`` prints of a folder: a line for each .dcb file."""
+    totals = [_totals(opened, [opened.info(name) for name in opened]) for _, opened in files]
+    rows = [
+        [
+            file,
+            opened.kind or "arrays",
+            f"{len(opened):,}",
+            f"{total['elements']:,}",
+            _bits(opened.file_bytes, total["elements"]),
+            f"{opened.file_bytes:,}",
+        ]
+        for (file, opened), total in zip(files, totals, strict=True)
+    ]
+    tensor_bytes, file_bytes = sum(one["tensor_bytes"] for one in totals), sum(one.file_bytes for _, one in files)
+    elements = sum(one["elements"] for one in totals)
+    tensors = sum(len(opened) for _, opened in files)
+    rows.append(["all files", "", f"{tensors:,}", f"{elements:,}", _bits(file_bytes, elements), f"{file_bytes:,}"])
+    return [
+        f"{printable(name)}: a folder with {plural(len(files), '.dcb file')}",
+        f"{tensor_bytes:,} bytes of tensors in {file_bytes:,} bytes: {_ratio(tensor_bytes, file_bytes)}",
+        "",
+        *table(["file", "from", ">tensors", ">elements", ">bits", ">bytes"], rows, width),
+    ]
 
 
 def inspected(name: str, opened: OpenFile, width: int | None) -> list[str]:

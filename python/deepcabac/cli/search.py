@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from .. import files
+from .. import files, folders
+from ..atomic import AtomicFolder
 from ..errors import UnsupportedError
 from ..trials import plotting
-from ..trials.search import EVALUATIONS, METHODS
+from ..trials.search import EVALUATIONS, METHODS, beside
 from ..trials.search import search as find
 from ..trials.trials import Reference
 from . import report
@@ -97,18 +98,24 @@ def search(
     so use other data than you will report on. Trials are kept as they finish: after
     Ctrl-C the same command continues where it was.
 
+    MODEL is a checkpoint, or a folder of one: then OUT is a folder, as compress
+    writes it. [default: MODEL's name with -dcb]
+
     Writes the .dcb file, a CSV file of all trials, and plots of them (.png and
     .svg, if matplotlib is installed). The chosen file is decoded and measured once
     more.
     """
     refuse_together("quiet", ["verbose"], "one prints less, the other more")
-    target = output or files.default_output(model)
-    drawn = target.with_suffix(".search.png")
+    folder = model if model.is_dir() else None
+    target = output or (files.default_output(model) if folder is None else folders.default_compressed(folder))
+    drawn = beside(target, ".search.png", folder)
     refuse_to_replace(target, drawn, drawn.with_suffix(".svg"), force=force)
     keep_apart(target, model, curvature, importance)
     with contextlib.ExitStack() as stack:
         options = stack.enter_context(measured_options(settings, curvature, importance))
         stack.enter_context(naming_paths(model, target, curvature, importance, trials))
+        if folder is not None:
+            AtomicFolder(target, overwrite=force).abort()  # refuses to replace what is there
         watch = stack.enter_context(search_progress(quiet, verbose))
         result = find(
             model,

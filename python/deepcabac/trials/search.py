@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import files
-from ..atomic import AtomicFile
+from .. import files, folders
+from ..atomic import AtomicFile, AtomicFolder
 from ..checkpoint import open_checkpoint
 from ..errors import OptionError, unknown
 from ..options import MAX_SQNR, TARGETS, Options, SearchFields
@@ -72,7 +73,7 @@ class SearchProgress:
 class SearchResult:
     """What a search found."""
 
-    path: Path  #: the .dcb file
+    path: Path  #: the .dcb file, or the folder
     best: Trial  #: its settings; bytes and metric are those of the file at ``path``, decoded and measured again
     original: float  #: metric of the original
     raw_bytes: int  #: of all its tensors
@@ -101,7 +102,8 @@ def search(
 ) -> SearchResult:
     """Find the smallest .dcb file of ``model`` whose metric is at most ``max_drop`` worse than the original's.
 
-    ``model`` is a checkpoint's path, or arrays by name. ``evaluate`` takes a dict of arrays, with the names, shapes and
+    ``model`` is a checkpoint's path, a folder's (then a folder is written, as by :func:`compress_folder`), or arrays by
+    name. ``evaluate`` takes a dict of arrays, with the names, shapes and
     dtypes of the original, and returns the metric: a number, higher is better (with ``lower_is_better``, lower). The
     file is chosen by it, so measure on other data than the final test uses. ``evaluate`` runs at most ``evaluations``
     times, including once for the original and once for the chosen file.
@@ -125,6 +127,7 @@ def search(
     raises, returns no number, or takes too long; finished trials are kept), and what :func:`save_file` raises.
     """
     chosen = Options.of(options, settings)
+    folder = Path(model) if isinstance(model, str | os.PathLike) and os.path.isdir(model) else None
     if isinstance(evaluate, Reference):
         evaluate.resolve()  # what is wrong with it is said before anything else is done
     elif not callable(evaluate):
@@ -135,12 +138,25 @@ def search(
             source: Source = Arrays(model)
             if output is None:
                 raise OptionError("name the output: arrays have no name of their own")
+        elif folder is not None:
+            together = stack.enter_context(folders.FolderReader(folder))
+            single = [name for name in ("curvature", "importance") if getattr(chosen, name) is not None]
+            single += ["correct"] * (correct is not None)
+            if correct is not None or (single and len(together.files) > 1):
+                raise OptionError(f"{folder}: {single[0]} is for a file of weights, not for a folder of several")
+            source = together
         else:
             source = stack.enter_context(open_checkpoint(Path(model)))
-        target = files.check_output(
-            files.default_output(Path(model)) if output is None else Path(output)  # type: ignore[arg-type]
-        )
-        AtomicFile(target).abort()  # a place that cannot be written to is said now, not in an hour
+        # A place that cannot be written to is said now, not in an hour.
+        if folder is not None:
+            target = folders.default_compressed(folder) if output is None else Path(output)
+            folders.keep_out(target, folder)
+            AtomicFolder(target, overwrite=True).abort()
+        else:
+            target = files.check_output(
+                files.default_output(Path(model)) if output is None else Path(output)  # type: ignore[arg-type]
+            )
+            AtomicFile(target).abort()
         seen: list[Trial] = []
 
         def watch(trial: Trial) -> None:
@@ -156,7 +172,7 @@ def search(
                 max_drop=max_drop,
                 lower_is_better=lower_is_better,
                 correct=correct,
-                path=target.with_suffix(".search.csv") if trials is None else Path(trials),
+                path=beside(target, ".search.csv", folder) if trials is None else Path(trials),
                 jobs=jobs,
                 patience=patience,
                 watch=watch,
@@ -172,7 +188,12 @@ def search(
             runner.run([(curve.name, curve.settings(float(quality))) for curve in curves for quality in _GRID])
         else:
             _Race(runner, curves, total - 2).run(refine, source, max_drop)
-        return _finish(runner, target)
+        return _finish(runner, target, folder, chosen)
+
+
+def beside(target: Path, suffix: str, folder: Path | None) -> Path:
+    """What a file at ``target``, or what ``folder`` becomes, gives its name to."""
+    return target.with_suffix(suffix) if folder is None else target.with_name(target.name + suffix)
 
 
 def _check(options: Options, max_drop: float, evaluations: int, jobs: int, patience: float | None) -> None:
@@ -194,8 +215,10 @@ def _smallest(trials: Sequence[Trial]) -> Trial | None:
     return min(kept, key=lambda trial: (trial.bytes, trial.number), default=None)
 
 
-def _finish(runner: Trials, target: Path) -> SearchResult:
-    """Write the best file again, decode it, and measure that."""
+def _finish(runner: Trials, target: Path, folder: Path | None, options: Options) -> SearchResult:
+    """Write the best file again, decode it, and measure that. Of a ``folder``, a folder is written with its settings,
+    where each file has an index of its own.
+    """
     tried = [trial for trial in runner.done if trial.method != "original"]
     left = [trial for trial in tried if trial.within]
     if not left:
@@ -205,13 +228,17 @@ def _finish(runner: Trials, target: Path) -> SearchResult:
             f"bytes; allow more, or more evaluations; {len(runner.done)} trials are kept in {runner.path}"
         )
     best = min(left, key=lambda trial: (trial.bytes, trial.number))
-    with AtomicFile(target) as file:
-        again = runner.again(best, file.file)
+    with AtomicFile(target) if folder is None else tempfile.TemporaryFile() as file:
+        again = runner.again(best, file.file if isinstance(file, AtomicFile) else file)
         if not again.within:
             raise OptionError(
                 f"the chosen file measured {best.metric:g} at first and {again.metric:g} now: the evaluation must "
                 "return the same for the same tensors"
             )
+    if folder is not None:
+        settings = {**best.settings, "overrides": {**options.overrides, **best.settings.get("overrides", {})}}
+        report = folders.compress_folder(folder, target, options=options, overwrite=True, **settings)
+        again = replace(again, bytes=report.file_bytes)
     return SearchResult(target, again, runner.original, runner.raw_bytes, runner.done, runner.path, runner.repeated)
 
 

@@ -1,0 +1,373 @@
+"""Whole model folders, as the Hugging Face hub has them: weights become .dcb files, everything else is copied."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .atomic import AtomicFolder, reason
+from .checkpoint import CheckpointReader, kind_of_path, open_checkpoint
+from .checkpoint.base import Array, PathLike
+from .dcb.container import MAGIC
+from .dcb.reader import OnProgress
+from .dcb.writer import Report
+from .errors import CheckpointError, OptionError, UnsupportedError
+from .files import compress_checkpoint, decompress_checkpoint, default_restored, open_file, path_of
+from .options import OptionFields, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
+
+SUFFIX = ".dcb"
+#: What a folder's name gets, and loses again.
+_MARK = "-dcb"
+#: History and locks, of which a copy is of no use.
+_LEFT_OUT = (".git", "__pycache__")
+#: Files of a training that goes on: small errors in them do harm, and nobody ships them.
+_STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args)", re.IGNORECASE)
+#: Weights in files of other kinds.
+_OTHER_WEIGHTS = (".h5", ".keras", ".msgpack", ".ot", ".gguf", ".npy", ".tflite", ".nemo", ".pdparams")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class FolderReport:
+    """What became of a folder."""
+
+    path: Path  #: the folder that was written
+    files: dict[str, Report] = field(default_factory=dict)  #: compressed files, by their paths in the original
+    copied: list[str] = field(default_factory=list)  #: the other files
+    notes: list[str] = field(default_factory=list)  #: what the user should know, a line each
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(report.raw_bytes for report in self.files.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all .dcb files."""
+        return sum(report.file_bytes for report in self.files.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bytes of all .dcb files in bits per element, tied ones counted once."""
+        reports = self.files.values()
+        elements = sum(tensor.size for report in reports for tensor in report.tensors if tensor.method != "tied")
+        return 8 * self.file_bytes / elements if elements else 0.0
+
+
+def compress_folder(
+    folder: PathLike,
+    path: PathLike | None = None,
+    *,
+    options: Options | None = None,
+    overwrite: bool = False,
+    progress: OnProgress | None = None,
+    **settings: Unpack[OptionFields],
+) -> FolderReport:
+    """Compress a model folder: one of the same shape, with a .dcb file in place of each file of weights.
+
+    ``model.safetensors`` becomes ``model.safetensors.dcb``, and so does each shard; in sub-folders likewise. All other
+    files are copied, and so are weights in files of other kinds, optimiser states, and files that cannot be read as
+    tensors alone: :attr:`FolderReport.notes` names these. Links are followed. The folder appears whole or not at all.
+
+    ``path`` is by default the folder's name with ``-dcb``. ``settings`` are the fields of :class:`Options`, applied to
+    each file; ``size``, ``curvature`` and ``importance`` need a folder with one file of weights. ``progress`` is called
+    with bytes of the files done and of all.
+
+    Raises :class:`OptionError` (also if there is something at ``path``, unless ``overwrite`` is true: then files of the
+    same names are replaced), :class:`CheckpointError` or :class:`UnsupportedError`.
+    """
+    folder = checked_folder(folder)
+    target = default_compressed(folder) if path is None else path_of(path, "name the folder to write")
+    keep_out(target, folder)
+    chosen = Options.of(options, settings)
+    found = list(walk(folder))
+    external = {data for _, file in found for data in _external_data(file)}
+    weights = [(name, file) for name, file in found if _is_weights(file)]
+    for name, file in found:
+        if name.endswith(SUFFIX) and begins_compressed(file):
+            raise OptionError(f"{folder}: holds {name}: is compressed already; decompress_folder restores it")
+    if not weights:
+        kinds = ".safetensors, .bin, .pt, .pth, .npz or .onnx"
+        raise OptionError(f"{folder}: holds no weights that can be compressed, in files of {kinds}")
+    single = [name for name in ("size", "curvature", "importance") if getattr(chosen, name) is not None]
+    if single and len(weights) > 1:
+        raise OptionError(f"{folder}: {single[0]} is for one file of weights, and there are {len(weights)}: use bits")
+    report = FolderReport(target)
+    count = _Count(progress, [file for _, file in weights])
+    with AtomicFolder(target, overwrite=overwrite) as new:
+        for name, file in found:
+            place = new.path / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if file in external:
+                continue  # it is part of the model that names it
+            if _is_weights(file):
+                try:
+                    made = place.with_name(place.name + SUFFIX)
+                    with count.of(file) as one:
+                        _, report.files[name] = compress_checkpoint(file, made, options=chosen, progress=one)
+                    _log.info("%s: %s bytes", name, f"{report.files[name].file_bytes:,}")
+                    continue
+                except UnsupportedError as error:
+                    said = str(error).removeprefix(f"{file}: ")
+                    report.notes.append(f"{name}: copied as it is: {said}")
+            elif _is_state(file):
+                report.notes.append(f"{name}: copied as it is: the state of a training")
+            elif file.name.lower().endswith(_OTHER_WEIGHTS):
+                report.notes.append(f"{name}: copied as it is: {file.suffix} files cannot be compressed")
+            _copy(file, place)
+            report.copied.append(name)
+        if not report.files:
+            raise UnsupportedError(f"{folder}: no file could be compressed; {report.notes[0]}")
+    report.notes += [f"{name}: {note}" for name, one in report.files.items() for note in _own_notes(one)]
+    report.notes += [
+        f"no tensor's name matches the pattern {pattern!r}"
+        for pattern in chosen.overrides
+        if all(pattern in one.unmatched for one in report.files.values())
+    ]
+    return report
+
+
+class FolderReader(CheckpointReader):
+    """The weights of a folder as one checkpoint, whichever files they are in. Raises :class:`OptionError` where two
+    files have tensors of one name, as parts of a pipeline do.
+    """
+
+    kind = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.specs = []
+        self.files: list[Path] = []
+        self._of: dict[str, CheckpointReader] = {}
+        self._stack = ExitStack()
+        with self._stack:  # closed if one cannot be opened
+            for name, file in walk(checked_folder(folder)):
+                if not _is_weights(file):
+                    continue
+                self.files.append(file)
+                reader = self._stack.enter_context(open_checkpoint(file))
+                for spec in reader.specs:
+                    if spec.name in self._of:
+                        raise OptionError(
+                            f"{folder}: {name} has a tensor {spec.name!r}, and so has another file: search each alone"
+                        )
+                    self._of[spec.name] = reader
+                self.specs += reader.specs
+            if not self._of:
+                raise OptionError(f"{folder}: holds no weights that can be compressed")
+            self._stack = self._stack.pop_all()
+
+    def read(self, name: str) -> Array:
+        return self._of[name].read(name)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def decompress_folder(
+    folder: PathLike,
+    path: PathLike | None = None,
+    *,
+    overwrite: bool = False,
+    max_bytes: int | None = None,
+    threads: int | None = None,
+    progress: OnProgress | None = None,
+) -> Path:
+    """Restore the folder that :func:`compress_folder` compressed. Returns its path.
+
+    Every .dcb file becomes what it was made from, under its own name without ``.dcb``; all other files are copied.
+    ``path`` is by default the folder's name without ``-dcb``, or else with ``-restored``. ``max_bytes`` limits the
+    tensors of each file. The folder appears whole or not at all.
+
+    Raises :class:`OptionError` (also if there is something at ``path``, unless ``overwrite`` is true),
+    :class:`DamagedFileError`, :class:`LimitError` or :class:`CheckpointError`.
+    """
+    folder = checked_folder(folder)
+    target = default_decompressed(folder) if path is None else path_of(path, "name the folder to write")
+    keep_out(target, folder)
+    found = list(walk(folder))
+    compressed = {name: file for name, file in found if begins_compressed(file)}
+    if not compressed:
+        raise OptionError(f"{folder}: holds no .dcb file: there is nothing to restore")
+    names = {name for name, _ in found if name not in compressed}
+    count = _Count(progress, list(compressed.values()))
+    with AtomicFolder(target, overwrite=overwrite) as new:
+        for name, file in found:
+            place = new.path / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if name not in compressed:
+                _copy(file, place)
+                continue
+            restored = _restored_name(name, file)
+            if restored in names:
+                raise OptionError(f"{folder}: {name} and another file both become {restored}: rename one")
+            names.add(restored)
+            with count.of(file) as one:
+                model = new.path / restored
+                decompress_checkpoint(file, model, max_bytes=max_bytes, threads=threads, progress=one)
+            _log.info("%s: restored", restored)
+    return target
+
+
+def compressed_files(folder: PathLike) -> list[tuple[str, Path]]:
+    """The .dcb files of a folder, and their paths in it. Raises :class:`OptionError` if there are none."""
+    folder = checked_folder(folder)
+    found = [(name, file) for name, file in walk(folder) if begins_compressed(file)]
+    if not found:
+        raise OptionError(f"{folder}: holds no .dcb file; compress_folder compresses a folder")
+    return found
+
+
+def walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All files of a folder in order, by their paths in it with ``/``. Links are followed.
+
+    Raises :class:`CheckpointError` for links that lead nowhere or in a circle, and for what is neither file nor folder.
+    """
+    yield from _walk(folder, "", (folder.resolve(),))
+
+
+def _walk(folder: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    try:
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {reason(error)}") from error
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.is_dir():
+            if entry.name in _LEFT_OUT:
+                continue
+            place = entry.resolve()
+            if place in above:
+                raise CheckpointError(f"{entry}: is a link to a folder around it")
+            yield from _walk(entry, name + "/", (*above, place))
+        elif entry.is_file():
+            yield name, entry
+        elif entry.is_symlink():
+            raise CheckpointError(f"{entry}: is a link to a file that is not there; download the model again")
+        else:
+            raise CheckpointError(f"{entry}: is neither a file nor a folder; move it away")
+
+
+def checked_folder(folder: PathLike) -> Path:
+    """``folder`` as a Path. Raises :class:`CheckpointError` if there is none, or it is not a model's."""
+    path = path_of(folder, "give the path of a folder")
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "no such folder; check the name"
+        raise CheckpointError(f"{path}: {what}")
+    snapshots = path / "snapshots"
+    if snapshots.is_dir() and (path / "blobs").is_dir():
+        inside = next((one.name for one in sorted(snapshots.iterdir())), "...")
+        raise CheckpointError(f"{path}: is a cache of the Hugging Face hub; give a snapshot, {snapshots / inside}")
+    return path
+
+
+def default_compressed(folder: Path) -> Path:
+    """``model-dcb`` beside ``model``."""
+    return _absolute(folder).with_name(_absolute(folder).name + _MARK)
+
+
+def default_decompressed(folder: Path) -> Path:
+    """``model`` beside ``model-dcb``, ``other-restored`` beside ``other``."""
+    name = _absolute(folder).name
+    marked = name.endswith(_MARK) and name != _MARK
+    return _absolute(folder).with_name(name.removesuffix(_MARK) if marked else name + "-restored")
+
+
+def _absolute(folder: Path) -> Path:
+    """``folder`` as it is if it has a name of its own, as ``.`` and ``..`` have not."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
+def keep_out(target: Path, folder: Path) -> None:
+    """Raise :class:`OptionError` if one of these folders is, or lies in, the other."""
+    here, there = target.resolve(), folder.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise OptionError(f"{target}: is the folder to read, or one around or in it; name another one to write")
+
+
+def begins_compressed(path: Path) -> bool:
+    """Whether a file begins like a .dcb file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def _is_weights(file: Path) -> bool:
+    """Whether a file is to be compressed: weights, not what says in which file they are, and not other binary files."""
+    kind = kind_of_path(file)
+    if kind is None or kind.endswith("-sharded") or _is_state(file):
+        return False
+    if kind != "torch":
+        return True
+    with file.open("rb") as opened:  # .bin is a suffix of much else
+        return opened.read(2).startswith((b"PK", b"\x80"))
+
+
+def _is_state(file: Path) -> bool:
+    return kind_of_path(file) is not None and _STATE.match(file.name) is not None
+
+
+def _external_data(file: Path) -> set[Path]:
+    """The files that an ONNX model keeps weights in."""
+    if kind_of_path(file) != "onnx":
+        return set()
+    from .checkpoint.onnx_file import OnnxReader
+
+    with OnnxReader(file) as model:
+        return model.external_files
+
+
+def _restored_name(name: str, file: Path) -> str:
+    """``model.safetensors`` for ``model.safetensors.dcb``; for ``model.dcb`` by the kind that it was made from."""
+    stem = name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
+    if kind_of_path(stem) is not None:
+        return stem
+    with open_file(file) as opened:
+        made = default_restored(Path(name), opened.kind, opened.extra)
+    return made.as_posix()
+
+
+def _own_notes(report: Report) -> list[str]:
+    """Notes of a file but those on patterns, which are about all files."""
+    return [note for note in report.notes if not note.startswith("no tensor's name matches")]
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+        shutil.copymode(source, target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {reason(error)}") from error
+
+
+class _Count:
+    """Progress over files, in bytes of files: tensors are known only once a file is opened."""
+
+    def __init__(self, progress: OnProgress | None, files: list[Path]) -> None:
+        self._progress, self._done = progress, 0
+        self._sizes = {file: os.path.getsize(file) for file in files}
+
+    @contextmanager
+    def of(self, file: Path) -> Iterator[OnProgress | None]:
+        """While it lasts, ``file`` is worked on; yields what its progress is told to."""
+        size, total = self._sizes[file], sum(self._sizes.values())
+
+        def show(done: int, of: int) -> None:
+            if self._progress is not None:
+                self._progress(self._done + (size * done // of if of else size), total)
+
+        yield None if self._progress is None else show
+        show(1, 1)
+        self._done += size
