@@ -65,3 +65,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}")
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name or pattern that matches nothing: the nearest name, if there is one."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -77,8 +77,13 @@ class Options:
     speed."""
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings for single tensors, by name pattern (``*`` and ``?``); the last match wins. ``{"exact": True}`` stores
-    the tensor bit for bit, ``{"exact": False}`` quantises a small 1-D tensor too, ``{"sqnr": dB}`` and ``{"step": s}``
-    set its target, and ``{"offset": dB}`` moves it from the common quality, whichever option sets that."""
+    the tensor bit for bit, ``{"exact": False}`` quantises what would be exact by default, ``{"sqnr": dB}`` and
+    ``{"step": s}`` set its target, and ``{"offset": dB}`` moves it from the common quality, whichever option sets
+    that."""
+    optimizer: Literal["keep", "drop"] = "keep"
+    """The state of optimizers in a training checkpoint. ``"keep"`` stores it exactly: training goes on as if nothing
+    had been compressed. ``"drop"`` leaves it out, for a model that is shipped: what is restored lacks the optimizer's
+    state dict."""
     curvature: Mapping[str, Factors] | None = None
     """What ``deepcabac.torch.calibrate`` measured, a :class:`deepcabac.Curvature`. Bits then go where they matter, and
     levels compensate for each other's errors. ``sqnr`` becomes an average over the network, weighted by curvature."""
@@ -112,6 +117,8 @@ class Options:
             raise OptionError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
         if isinstance(self.states, bool) or self.states not in STATES:
             raise OptionError(f"states must be one of {', '.join(map(str, STATES))}, not {self.states!r}")
+        if self.optimizer not in ("keep", "drop"):
+            raise OptionError(f"optimizer must be 'keep' or 'drop', not {self.optimizer!r}")
         if self.curvature is not None:
             if not isinstance(self.curvature, Mapping):
                 raise OptionError(f"curvature must be a deepcabac.Curvature, not {self.curvature!r}")
@@ -162,7 +169,7 @@ class Options:
         raised = float(self.depthwise) if _is_depthwise(shape) else 0.0
         default = DEFAULT_SQNR
         if is_difference:
-            raised, default = VECTOR_UPDATE_SQNR if len(shape) == 1 else 0.0, DEFAULT_UPDATE_SQNR
+            raised, default = VECTOR_UPDATE_SQNR if is_vector(shape) else 0.0, DEFAULT_UPDATE_SQNR
         shown = 0.0 if is_difference else raised
         target = Target("sqnr", min(float(self.sqnr or default) + raised, MAX_SQNR), raised=shown)
         if self.lossless:
@@ -199,6 +206,7 @@ class SearchFields(TypedDict, total=False):
     preset: Literal["fast", "default", "small"]
     states: int
     overrides: Mapping[str, Mapping[str, Any]]
+    optimizer: Literal["keep", "drop"]
     curvature: Mapping[str, Factors] | None
     importance: Mapping[str, Any] | None
     threads: int | None
@@ -243,6 +251,11 @@ class Target:
     def by_measure(self) -> Target:
         """The same where it was measured what matters, of which ``raised`` is a guess."""
         return replace(self, value=self.value - self.raised, raised=0.0)
+
+
+def is_vector(shape: tuple[int, ...]) -> bool:
+    """Whether all dimensions but one are 1: biases to be broadcast, class tokens, gains of weight_norm."""
+    return bool(shape) and math.prod(shape) == max(shape)
 
 
 def _is_depthwise(shape: tuple[int, ...]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,12 @@ class Source(Protocol):
 
     def read(self, name: str) -> Array:
         """The tensor called ``name``."""
+
+    def roles(self) -> dict[str, str]:
+        """What the structure around the tensors says they are: :meth:`CheckpointReader.roles`."""
+
+    def without(self, names: Collection[str]) -> bytes:
+        """``extra`` without some tensors: :meth:`CheckpointReader.without`."""
 
 
 class Arrays:
@@ -52,6 +59,12 @@ class Arrays:
     def read(self, name: str) -> Array:
         return self._arrays[name]
 
+    def roles(self) -> dict[str, str]:
+        return {}
+
+    def without(self, names: Collection[str]) -> bytes:
+        return self.extra
+
 
 def described(metadata: Mapping[str, str] | None) -> tuple[str, bytes]:
     """Kind and extra of a source with this metadata, strings by name. Raises :class:`OptionError` for other values."""
@@ -69,6 +82,33 @@ def _plain(name: str, array: Array) -> Array:
     if array.dtype not in DTYPES:
         raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .dcb file cannot hold")
     return np.ascontiguousarray(array).reshape(array.shape)
+
+
+class Part:
+    """A source without some of its tensors, which are an optimizer's."""
+
+    def __init__(self, source: Source, dropped: Collection[str]) -> None:
+        self.kind, self._source, self._dropped = source.kind, source, set(dropped)
+        self.extra = source.without(dropped)
+        own = [spec for spec in source.specs if spec.name not in dropped]
+        firsts: dict[str, str] = {}  # the first that is left of those tied to one that is not
+        self._called: dict[str, str] = {}  # how such a first one is read
+        self.specs: list[TensorSpec] = []
+        for spec in own:
+            if spec.tied_to in dropped:
+                first = firsts.setdefault(str(spec.tied_to), spec.name)
+                self._called[first] = str(spec.tied_to)
+                spec = replace(spec, tied_to=None if first == spec.name else first)
+            self.specs.append(spec)
+
+    def read(self, name: str) -> Array:
+        return self._source.read(self._called.get(name, name))
+
+    def roles(self) -> dict[str, str]:
+        return self._source.roles()
+
+    def without(self, names: Collection[str]) -> bytes:
+        return self._source.without(self._dropped.union(names))
 
 
 class Corrected:
@@ -89,3 +129,9 @@ class Corrected:
 
     def read(self, name: str) -> Array:
         return self.changed[name] if name in self.changed else self._source.read(name)
+
+    def roles(self) -> dict[str, str]:
+        return self._source.roles()
+
+    def without(self, names: Collection[str]) -> bytes:
+        return self._source.without(names)

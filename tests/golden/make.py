@@ -91,7 +91,8 @@ def types() -> bytes:
     tensors["zeros"] = np.zeros((20, 30), np.float32)
     tensors["Gewicht, größer ≥ 0.重み.🦊"] = weights(30, 8, 8)
     tensors[""] = np.array([7], np.uint8)
-    return deepcabac.compress(tensors, sqnr=25, quantizer="scalar")
+    small = {"Gewicht*": {"sqnr": 25}}  # by default it would be exact
+    return deepcabac.compress(tensors, sqnr=25, quantizer="scalar", overrides=small)
 
 
 def predicted() -> bytes:
@@ -141,7 +142,8 @@ def fast() -> bytes:
         "long": weights(166, 1, 1200),
         "bfloat16": weights(167, 66, 8).astype(ml_dtypes.bfloat16),
     }
-    return deepcabac.compress(tensors, sqnr=20, preset="fast", overrides={"low": {"sqnr": 45}, "rows": {"sqnr": 12}})
+    overrides = {"low": {"sqnr": 45}, "rows": {"sqnr": 12}, "long": {"sqnr": 20}}
+    return deepcabac.compress(tensors, sqnr=20, preset="fast", overrides=overrides)
 
 
 def fast_levels(flags: int) -> Callable[[], bytes]:
@@ -220,7 +222,7 @@ def regression_levels(flags: int, width: int, extreme: bool = False) -> Callable
 
 def fine() -> bytes:
     """Very fine quantisation, and float64."""
-    tensors: dict[str, Any] = {"a": weights(60, 20, 30), "b": (bell(61, 20, 30) / 3000).astype(np.float64)}
+    tensors: dict[str, Any] = {"a": (bell(60, 20, 30) / 3000).astype(np.float32), "b": bell(61, 20, 30) / 3000}
     return deepcabac.compress(tensors, step=2.0**-21, quantizer="scalar")
 
 

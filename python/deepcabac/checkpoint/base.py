@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +61,11 @@ def packed_bytes(dtype: np.dtype[Any], size: int) -> int:
     """Bytes of so many elements in a file, narrow ones packed."""
     return (size * bits_of(dtype) + 7) // 8
 
+
+#: What a tensor is, where the structure around it or its name says so: used by a layer as its weights; an optimizer's
+#: state; what integers are multiplied by to become weights; a constant that a graph computes with.
+WEIGHT, OPTIMIZER, SCALE, CONSTANT = "weight", "optimizer", "scale", "constant"
+
 _MAX_DIMENSIONS = 64  # numpy's own limit (32 before numpy 2)
 
 
@@ -106,6 +111,14 @@ class CheckpointReader(abc.ABC):
 
         Raises :class:`CheckpointError` when the file cannot be read or ends early, ``KeyError`` for an unknown name.
         """
+
+    def roles(self) -> dict[str, str]:
+        """What the structure around the tensors says they are, by name: WEIGHT, OPTIMIZER or CONSTANT."""
+        return {}
+
+    def without(self, names: Collection[str]) -> bytes:
+        """``extra`` for a checkpoint that lacks the tensors called ``names``, which are an optimizer's."""
+        return self.extra
 
     def close(self) -> None:  # noqa: B027 - a reader that holds no file has nothing to close
         """Close the files. Safe to call more than once."""

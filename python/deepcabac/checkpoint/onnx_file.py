@@ -21,6 +21,7 @@ import numpy as np
 
 from ..atomic import AtomicFile, commit_together, reading, reason
 from ..errors import CheckpointError, DamagedFileError
+from . import onnx_graph
 from . import protobuf as wire
 from .base import (
     BFLOAT16,
@@ -335,6 +336,9 @@ class OnnxReader(CheckpointReader):
             raise CheckpointError(
                 f"{self.path}: tensor {tensor.name!r} has fewer or more values than its shape; the model is damaged"
             )
+
+    def roles(self) -> dict[str, str]:
+        return onnx_graph.roles(self.extra, self._tensors)
 
     def read(self, name: str) -> Array:
         tensor = self._tensors[name]

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,6 +100,12 @@ class ShardedReader(CheckpointReader):
         plan = {"stem": _stem(self.path), "sorted": names == sorted(names), "index": index, "shards": described}
         suffix = suffix_of_path(self.path)
         self.extra = compact_json(plan if suffix in ("", self.usual_suffix) else {**plan, "suffix": suffix})
+
+    def without(self, names: Collection[str]) -> bytes:
+        plan = json.loads(self.extra)
+        for shard in plan["shards"]:
+            shard["tensors"] -= sum(self._shard_of[name] == shard["name"] for name in names)
+        return compact_json(plan)
 
     def read(self, name: str) -> Array:
         shard = self._shard_of[name]

@@ -15,6 +15,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +29,7 @@ from .base import (
     BFLOAT16,
     FLOAT8_E4M3FN,
     FLOAT8_E5M2,
+    OPTIMIZER,
     Array,
     CheckpointReader,
     CheckpointWriter,
@@ -39,6 +41,7 @@ from .base import (
     require_dtypes,
 )
 from .npz import discard_zip, open_zip, write_in_blocks, zip_errors
+from .optimizer_state import optimizer_names, without
 from .skeleton import assemble, dissolve
 from .suffixes import suffix_of_path
 
@@ -176,6 +179,12 @@ class TorchReader(CheckpointReader):
         tied_to = first_at.setdefault((place, dtype, shape), name)
         self._specs[name] = TensorSpec(name, dtype, shape, None if tied_to == name else tied_to)
         self._places[name] = place
+
+    def roles(self) -> dict[str, str]:
+        return dict.fromkeys(optimizer_names(self.extra, self._specs), OPTIMIZER)
+
+    def without(self, names: Collection[str]) -> bytes:
+        return without(self.extra, self._specs, names)
 
     def read(self, name: str) -> Array:
         spec = self._specs[name]

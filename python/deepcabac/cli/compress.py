@@ -94,6 +94,13 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
     "Repeatable; the last match counts.",
 )
 @option(
+    "--optimizer",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Optimizer state in a training checkpoint. keep: exact, to go on training. drop: left out, for shipping.",
+)
+@option(
     "--step",
     type=float,
     metavar="S",
@@ -202,8 +209,10 @@ def compress(
     --curvature the SQNR is an average, each tensor weighted by how much it matters;
     with --importance each weight is.
 
-    Always exact, bit for bit: integers and bools, scalars, 1-D tensors below 16,384
-    elements (biases, norms), and tensors with NaN or infinity. A note says if a
+    What is no weight stays exact, bit for bit: integers and bools, vectors below
+    16,384 elements (biases, norms), tensors below 128 elements, optimizer state,
+    masks, grids and other constants, scales of integer weights, and tensors with
+    NaN or infinity. So does what takes no more bytes that way. A note says if a
     tensor could not meet its target.
 
     MODEL is .safetensors, .npz, .onnx, PyTorch's .pt, .pth, .bin, .ckpt or .tar, or

@@ -6,6 +6,7 @@ Work is spread over threads, but what is written depends on the tensors and opti
 from __future__ import annotations
 
 import logging
+import statistics
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -17,16 +18,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .._parallel import Run, Tally, pool
-from ..checkpoint.base import Array, TensorSpec
-from ..errors import OptionError
+from ..checkpoint.base import OPTIMIZER, Array, TensorSpec
+from ..errors import OptionError, similar
 from ..options import DEFAULT_SQNR, MAX_SQNR, Options
-from ..quantize import exact
+from ..quantize import choice, exact
 from ..quantize.coupling import Calibrated
 from ..quantize.exact import Coded, Form
 from ..quantize.importance import Weighted
+from ..quantize.spread import Remark
 from ..quantize.steps import Quantized
 from ..quantize.tensor import Decision, TensorQuantizer
-from ..source import Correct, Corrected, Source
+from ..source import Correct, Corrected, Part, Source
 from . import container
 from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
 from .reader import OnProgress, OpenFile
@@ -38,6 +40,10 @@ _IN_FLIGHT = 1 << 26
 _SMALL = 1 << 18
 #: Seconds between two words about progress.
 _PATIENCE = 0.1
+#: A tensor so many dB below the median is named, and one of whose weights more than this share becomes zero.
+_WORSE, _MOSTLY = 15.0, 0.9
+#: Names in a note.
+_LISTED = 3
 #: Relative difference to the size asked for that is accepted, and how often the whole model is coded to get there.
 _SIZE_TOLERANCE, _PASSES = 0.005, 12
 
@@ -58,6 +64,10 @@ class TensorReport:
     note: str = ""  #: why a target was not met
     raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
     coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
+    reason: str = ""  #: why it is exact
+    role: str = ""  #: "optimizer" for the state of one
+    remark: Remark | None = None  #: what the error does to parts of it
+    forced: bool = False  #: its quality was asked for by name
 
     @property
     def size(self) -> int:
@@ -84,11 +94,51 @@ class Report:
     def notes(self) -> list[str]:
         """What the user should know, a line each."""
         notes = [f"{tensor.name}: {tensor.note}" for tensor in self.tensors if tensor.note]
-        notes += [f"no tensor's name matches the pattern {pattern!r}" for pattern in self.unmatched]
+        names = [tensor.name for tensor in self.tensors]
+        notes += [
+            f"no tensor's name matches the pattern {pattern!r}{similar(pattern, names)}" for pattern in self.unmatched
+        ]
         raised = [tensor.raised for tensor in self.tensors if tensor.raised]
         if raised:
             notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, because they are fragile")
-        return notes
+        state = [tensor for tensor in self.tensors if tensor.role == OPTIMIZER and tensor.method == "exact"]
+        if state:
+            coded = sum(tensor.coded_bytes for tensor in state)
+            notes.append(
+                f"optimizer state is kept exactly: {_counted(len(state))}, {coded:,} bytes, "
+                f"{100 * coded / max(self.file_bytes, 1):.0f} % of the file; --optimizer drop "
+                "(in Python, optimizer='drop') leaves it out"
+            )
+        return notes + self._quality_notes()
+
+    def _quality_notes(self) -> list[str]:
+        """Tensors that come back worse than a look at the common quality tells."""
+        known = [(tensor, tensor.sqnr) for tensor in self.tensors if tensor.sqnr is not None and tensor.size]
+        typical = statistics.median([sqnr for _, sqnr in known]) if known else 0.0
+        worse = [f"{one.name} ({sqnr:.1f} dB)" for one, sqnr in known if sqnr < typical - _WORSE and not one.forced]
+        remarks = [(one, one.remark) for one, _ in known if one.remark is not None]
+        rows = [f"{one.name} ({remark.lost_rows:,} of {one.shape[0]:,})" for one, remark in remarks if remark.lost_rows]
+        zeros = [f"{one.name} ({100 * remark.zeros:.0f} %)" for one, remark in remarks if remark.zeros > _MOSTLY]
+        more = "--tensor 'NAME=sqnr:DB' gives a tensor more"
+        return [
+            f"{what}: {_listed(names)}; {more}"
+            for what, names in (
+                (f"much worse than the others, at {typical:.1f} dB", worse),
+                ("rows (output channels) that are so small that the error is larger", rows),
+                ("almost all weights become zero", zeros),
+            )
+            if names
+        ]
+
+
+def _counted(number: int) -> str:
+    return "1 tensor" if number == 1 else f"{number:,} tensors"
+
+
+def _listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    left = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {_counted(left)} more" if left > 0 else "")
 
 
 def compress(
@@ -112,6 +162,9 @@ def compress(
             raise OptionError("choose one of curvature and base: what a difference does was not measured")
         if correct is not None:
             raise OptionError("choose one of correct and base: an update is corrected by the next one")
+    roles = choice.roles(source.specs, source.roles())
+    if options.optimizer == "drop":
+        source = _without_optimizer(source, roles)
     for spec in source.specs:
         container.check_writable(spec.name, spec.shape)
     elements = sum(spec.size for spec in source.specs if spec.tied_to is None)
@@ -121,20 +174,20 @@ def compress(
     weighted = None if options.importance is None else Weighted(options.importance, options, source)
     coupled = calibrated is not None
     decisions: dict[str, Decision] | None = None if correct is None else {}
-    quantizer = TensorQuantizer(options, calibrated, weighted)
+    quantizer = TensorQuantizer(options, calibrated, weighted, roles)
     with pool(options.threads) as executor:
 
         def attempt(options: Options) -> Report:
             nonlocal quantizer
-            quantizer = TensorQuantizer(options, calibrated, weighted)
-            return _Writer(source, file, quantizer, executor, progress, base, coupled).run(keep=decisions)
+            quantizer = TensorQuantizer(options, calibrated, weighted, roles)
+            return _Writer(source, file, quantizer, executor, progress, base, coupled, roles).run(keep=decisions)
 
         report = attempt(options) if size is None else _reach(int(size), options, attempt)
         if correct is not None and decisions is not None:
             decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
             corrected = Corrected(source, correct(decoded))
             unchanged = {name: decision for name, decision in decisions.items() if name not in corrected.changed}
-            report = _Writer(corrected, file, quantizer, executor, progress, base, coupled).run(known=unchanged)
+            report = _Writer(corrected, file, quantizer, executor, progress, base, coupled, roles).run(known=unchanged)
     report.unmatched = options.unmatched([spec.name for spec in source.specs])
     for pattern in report.unmatched:
         _log.warning("no tensor's name matches the pattern %r of overrides", pattern)
@@ -164,8 +217,10 @@ class _Writer:
         progress: OnProgress | None,
         base: Base | None,
         coupled: bool,
+        roles: Mapping[str, str],
     ) -> None:
         """``coupled``: rows make up for each other's errors, so chunks of a tensor come one after another."""
+        self._roles = roles
         self._source = source
         self._file = file
         self._quantizer = quantizer
@@ -319,6 +374,10 @@ class _Writer:
                 decision.note if decision else "",
                 decision.target.raised if quantized and decision else 0.0,
                 entry.coding,
+                decision.reason if decision and quantized is None else "",
+                self._roles.get(entry.name, ""),
+                decision.remark if decision and quantized else None,
+                decision is not None and decision.target.forced,
             )
         )
         self._report.raw_bytes += raw_bytes
@@ -341,6 +400,12 @@ def _with_sound_bools(array: Array) -> tuple[Array, str]:
     if not odd:
         return array, ""
     return (values != 0).reshape(array.shape), f"{odd:,} bools had bytes other than 0 and 1 and are stored as 1, true"
+def _without_optimizer(source: Source, roles: Mapping[str, str]) -> Source:
+    """``source`` without the state of optimizers. Raises :class:`OptionError` if nothing else is in it."""
+    state = {spec.name for spec in source.specs if roles.get(spec.name) == OPTIMIZER}
+    if state and len(state) == len(source.specs):
+        raise OptionError("there is nothing but optimizer state to compress: keep it, or give the model's checkpoint")
+    return Part(source, state) if state else source
 
 
 def _in_turn(calls: list[Callable[[], Any]]) -> list[Any]:

@@ -26,11 +26,10 @@ from ..errors import OptionError
 from ..options import Quantization, Target
 from ..source import Source
 from . import steps
-from .scales import scale_factors
-from .steps import FLOAT_DTYPES, Quantized, is_pruned, largest, level_limit, measure, no_scales, round_step
+from .scales import SCALE_STEPS, Scales, no_scales, row_width, scale_factors
+from .steps import FLOAT_DTYPES, Quantized, is_pruned, largest, level_limit, measure, round_step
 
 Float64 = npt.NDArray[np.float64]
-Scales = npt.NDArray[np.int8]
 
 #: Shares of the diagonal that are tried, relative to the measured matrix.
 _SHRINKAGES = (0.003, 0.02, 0.1, 0.5, 2.5)
@@ -38,8 +37,8 @@ _SHRINKAGES = (0.003, 0.02, 0.1, 0.5, 2.5)
 _FLOOR = 1e-4
 #: Rows are coupled in matrices of at most so many: the factor is a square.
 _MOST_COUPLED = 8192
-#: Scales of rows and columns are powers of 2^(1/4). A tensor gets them if they save this many bits a scale.
-SCALE_STEPS, _SCALE_COST = 4, 6.0
+#: A tensor gets scales of rows or columns if they save this many bits a scale.
+_SCALE_COST = 6.0
 #: A row or column that hardly matters by the samples may matter elsewhere: steps are at most 10 times the usual.
 _LEAST_IMPORTANCE = 0.01
 #: Lambda as a multiple of theory's: what saves bits by shrinking weights adds up over layers, which the quadratic form
@@ -119,6 +118,9 @@ class Calibrated:
             raise OptionError("the curvature of every tensor is zero: were the samples those of this model?")
         self._signal = signal / count
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._curvature
+
     def slope(self, sqnr: float) -> float:
         """Loss that a bit is worth where errors, weighted by importance, are ``sqnr`` dB below the weights."""
         return 2 * math.log(2) * self._signal * 10 ** (-sqnr / 10)
@@ -163,7 +165,7 @@ def plan(array: Array, factors: Factors) -> Plan | None:
     importance = factors.total / size if size else 0.0
     if not importance > 0:
         return None
-    width = _row_width(shape)
+    width = row_width(shape)
     if factors.columns is None or width != factors.columns.shape[-1]:
         return _plan_vector(array, factors.diagonal) if array.ndim == 1 else Plan(_CAUTION * importance)
     height = shape[0]
@@ -210,14 +212,6 @@ def _plan_vector(vector: Array, diagonal: Float32 | None) -> Plan | None:
         importance = float((diagonal * scale_factors(scales).astype(np.float64) ** 2).max())
         return Plan(_CAUTION * importance, row_scales=scales, largest_step=_LARGEST_RELATIVE)
     return Plan(_CAUTION * float(diagonal.max()))
-
-
-def _row_width(shape: tuple[int, ...]) -> int | None:
-    """Columns of a row as the core lays out a tensor of this shape; None if a row is not a slice of dimension 0."""
-    width, kernel = math.prod(shape[1:]), math.prod(shape[2:])
-    if len(shape) < 2 or width > 1 << 16 or not (len(shape) == 2 or kernel == 1 or (kernel <= 128 and shape[-1] <= 64)):
-        return None
-    return width
 
 
 def _factor(first: Float32, second: Float32) -> tuple[Float64, Float64]:
@@ -356,15 +350,27 @@ def _quantize_apart(array: Array, plan: Plan, step: float, how: Quantization, ru
     tensor = measure(weights / factors, Target("step", step, forced=True), run)
     assert tensor is not None
     result = steps.quantize(tensor, step, how, run)
-    values = np.empty(array.size, np.float32)
+    return with_scales(array, result, plan.row_scales, no_scales())
+
+
+def with_scales(array: Array, result: Quantized, row_scales: Scales, column_scales: Scales) -> Quantized:
+    """``result``, which is ``array`` divided by its scales, with these: energy and error are those of the array."""
+    flat = np.empty(array.size, np.float32)
     each = _core.chunk_levels(result.params)
     jobs = [
-        _core.Job(result.params, code, values[number * each : (number + 1) * each], result.step)
+        _core.Job(result.params, code, flat[number * each : (number + 1) * each], result.step)
         for number, code in enumerate(result.codes)
     ]
     _core.decode(jobs)
-    energy, error = _sums(weights, values * factors, array.dtype)
-    return replace(result, energy=energy, error=error, row_scales=plan.row_scales)
+    values = flat.reshape(array.shape[0], -1)
+    with np.errstate(over="ignore"):  # beyond the type, which makes the error infinite
+        if row_scales.size:
+            values *= scale_factors(row_scales)[:, None]
+        if column_scales.size:
+            values *= scale_factors(column_scales)
+    weights = array.reshape(values.shape).astype(np.float32, copy=False)
+    energy, error = _sums(weights, values, array.dtype)
+    return replace(result, energy=energy, error=error, row_scales=row_scales, column_scales=column_scales)
 
 
 def _sums(weights: Float32, values: Float32, dtype: np.dtype[Any]) -> tuple[float, float]:

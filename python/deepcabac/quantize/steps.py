@@ -16,6 +16,7 @@ from .. import _core
 from .._parallel import Coding, Run
 from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, Array, Float32
 from ..options import Quantization, Target
+from .scales import no_scales
 
 FLOAT_DTYPES = (np.dtype("<f8"), np.dtype("<f4"), np.dtype("<f2"), BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2)
 #: A 1-D tensor below this many elements is stored exactly: biases and norms are sensitive, and next to nothing in size.
@@ -30,11 +31,6 @@ TOLERANCE_DB, TOLERANCE, ATTEMPTS = 0.1, 0.005, 9
 #: Steps outside are not worth float32 arithmetic; such tensors are stored exactly.
 SMALLEST_STEP, LARGEST_STEP = 1e-30, 1e30
 _PIECE = 1 << 20
-
-
-def no_scales() -> npt.NDArray[np.int8]:
-    """Those of a tensor whose steps are all the same."""
-    return np.empty(0, np.int8)
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,14 @@ class Measured:
     def float32(self, start: int, stop: int) -> Float32:
         """Elements ``start`` to ``stop`` as float32: a view if they are."""
         return self.flat[start:stop].astype(np.float32, copy=False)
+
+    def largest(self, run: Run) -> float:
+        """The largest magnitude."""
+
+        def of(start: int) -> float:
+            return float(np.abs(self.float32(start, start + _PIECE)).max())
+
+        return float(max(run([partial(of, start) for start in range(0, self.flat.size, _PIECE)])))
 
 
 def measure(array: Array, target: Target, run: Run) -> Measured | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,15 +11,20 @@ import numpy as np
 from .. import _core
 from .._parallel import Run
 from ..checkpoint.base import Array, TensorSpec
-from ..options import Options, Quantization, Target
-from . import coupling, exact, steps
+from ..options import Options, Quantization, Target, is_vector
+from . import choice, coupling, exact, steps
 from .coupling import Calibrated
 from .exact import Coded
 from .importance import TINY, Weighted
+from .spread import Remark, Spread, remark, spread
 from .steps import Measured, Quantized
 
 #: Largest error of an update of a vector of positive values, relative to the least of them.
 _POSITIVE_ERROR = 0.1
+#: How often a tensor with scales is quantised again to reach its SQNR as it is, without them.
+_CORRECTIONS = 5
+#: Elements below which single decisions move a tensor's SQNR.
+_FEW = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -28,18 +34,25 @@ class Decision:
     result: Quantized | Coded | None  #: None: raw
     target: Target  #: what it was to reach
     note: str = ""  #: why it did not
+    reason: str = ""  #: why it is exact
+    remark: Remark | None = None  #: what the error does to parts of it
 
 
 class TensorQuantizer:
     """Decides how tensors are stored, one at a time and independently of each other. Safe to use from several threads.
 
-    ``calibrated`` and ``weighted`` are what the options' curvature and importance say of the whole model.
+    ``calibrated`` and ``weighted`` are what the options' curvature and importance say of the whole model, ``roles``
+    what :func:`choice.roles` says.
     """
 
     def __init__(
-        self, options: Options, calibrated: Calibrated | None = None, weighted: Weighted | None = None
+        self,
+        options: Options,
+        calibrated: Calibrated | None = None,
+        weighted: Weighted | None = None,
+        roles: Mapping[str, str] = {},
     ) -> None:
-        self._options, self._calibrated, self._weighted = options, calibrated, weighted
+        self._options, self._calibrated, self._weighted, self._roles = options, calibrated, weighted, roles
 
     def decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
         """How ``array`` is stored, or with a ``base`` of its shape and dtype its difference to that.
@@ -47,15 +60,49 @@ class TensorQuantizer:
         ``run`` maps calls, one for each chunk, to their results in order.
         """
         target = self._options.for_tensor(spec.name, spec.shape, base is not None)
-        if base is None:
+        reason = self._why_exact(spec, array, target, base is not None)
+        if reason:
+            decision = Decision(None, Target("exact"), reason=reason)
+        elif base is None:
             decision = self._quantize(spec, array, target, run)
         else:
             decision = Decision(self._quantize_difference(array, base, target, run), target)
-        if decision.result is not None and decision.result.coded_bytes >= spec.nbytes:
-            decision = Decision(None, decision.target)
-        if decision.result is None:
-            decision = replace(decision, result=exact.encode(array, run, base, self._options.preset))
-        return decision
+        result = decision.result
+        if isinstance(result, Quantized):
+            if base is None and self._may_be_larger(result, array):
+                coded = exact.encode(array, run, None, self._options.preset)
+                if coded is not None and coded.coded_bytes <= result.coded_bytes:
+                    return Decision(coded, Target("exact"), reason="smaller than quantised")
+            if result.coded_bytes < spec.nbytes:
+                is_even = base is None and not (result.row_scales.size or result.column_scales.size)
+                return replace(decision, remark=remark(array, result.error)) if is_even else decision
+            decision = Decision(None, decision.target, reason="smaller than quantised")
+        coded = exact.encode(array, run, base, self._options.preset)
+        return replace(decision, result=coded, reason=decision.reason or "not finite, or beyond float32")
+
+    def _why_exact(self, spec: TensorSpec, array: Array, target: Target, is_difference: bool) -> str:
+        """Why a tensor, or its difference to a base, is to be stored exactly; empty if it is to be quantised."""
+        if target.kind == "exact":
+            return "asked for"
+        if array.dtype not in steps.FLOAT_DTYPES:
+            return "not floating point"
+        if array.ndim == 0 or array.size == 0:
+            return "a scalar" if array.size else "empty"
+        measured = (self._calibrated is not None and spec.name in self._calibrated) or (
+            self._weighted is not None and spec.name in self._weighted
+        )
+        if target.forced or measured:
+            return ""
+        role = choice.REASONS.get(self._roles.get(spec.name, ""), "")
+        return role or ("" if is_difference else choice.by_shape(spec.shape)) or choice.by_values(array)
+
+    def _may_be_larger(self, result: Quantized, array: Array) -> bool:
+        """Whether a quantised tensor may take more bytes than an exact one: if it has few values, or hardly fewer bits
+        than its type. (Exact weights take about 0.8 of their type's bits in float32, 0.65 in bfloat16.)
+        """
+        if is_vector(array.shape):
+            return False
+        return result.coded_bytes > 0.55 * array.nbytes or choice.has_few_values(array)
 
     def _quantize_difference(self, array: Array, base: Array, target: Target, run: Run) -> Quantized | None:
         """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
@@ -76,7 +123,7 @@ class TensorQuantizer:
         if target.kind == "sqnr":
             result = self._closest(tensor, target.value, how, step, result, run)
         # Variances and the like: one that comes out near zero, or below, blows its channel up.
-        if array.ndim == 1 and (array > 0).all():
+        if is_vector(array.shape) and (array > 0).all():
             while np.abs(_decoded(result, array.size) - difference).max(initial=0) > _POSITIVE_ERROR * array.min():
                 if step < steps.SMALLEST_STEP or result.coded_bytes >= array.nbytes:
                     return None
@@ -105,6 +152,11 @@ class TensorQuantizer:
 
     def _quantize_to(self, target: Target, spec: TensorSpec, tensor: Measured, run: Run) -> Decision:
         """The tensor quantised to an SQNR or a step of its own."""
+        uneven = None
+        if target.kind == "sqnr" and not target.forced and tensor.energy > 0:
+            uneven = spread(tensor.flat.reshape(tensor.shape), tensor.sample, tensor.energy)
+        if uneven is not None:
+            return self._quantize_uneven(target, uneven, tensor, run)
         chosen = steps.choose(tensor, target, self._options.quantizations)
         if chosen is None:
             return Decision(None, target, f"stored exactly: {_asked(target)} is beyond float32 arithmetic")
@@ -116,8 +168,39 @@ class TensorQuantizer:
             if result.sqnr < 0.99 * target.value:
                 return Decision(None, target, f"stored exactly: {spec.dtype} cannot reach {_asked(target)}")
             if result.sqnr > 1.01 * target.value and result.error > 0:
-                note = f"{result.sqnr:.2f} dB instead of {target.value:g}: too few elements to come closer"
+                few = "too few elements" if tensor.flat.size < _FEW else "its values are too uneven"
+                note = f"{result.sqnr:.2f} dB instead of {target.value:g}: {few} to come closer"
         return Decision(result, target, note)
+
+    def _quantize_uneven(self, target: Target, uneven: Spread, tensor: Measured, run: Run) -> Decision:
+        """The tensor quantised such that what is not extreme in it has the SQNR."""
+        reason = "of very different sizes"
+        wanted = target.value + uneven.excess
+        scaled = tensor
+        if uneven.row_scales.size or uneven.column_scales.size:
+            weights = tensor.float32(0, tensor.flat.size).reshape(tensor.shape) / uneven.factors(tensor.shape)
+            measured = steps.measure(weights, target, run)
+            if measured is None:
+                return Decision(None, target, reason=reason)
+            scaled = measured
+        chosen = steps.choose(scaled, replace(target, value=wanted), self._options.quantizations)
+        if chosen is None or scaled.largest(run) > chosen[1] * _core.MAX_LEVEL:
+            return Decision(None, target, reason=reason)
+        how, step = chosen
+        array = tensor.flat.reshape(tensor.shape)
+        least = wanted
+        for _ in range(_CORRECTIONS):
+            result = self._closest(scaled, wanted, how, step, steps.quantize(scaled, step, how, run), run)
+            if result.sqnr < 0.99 * wanted:
+                break
+            if scaled is not tensor:
+                result = coupling.with_scales(array, result, uneven.row_scales, uneven.column_scales)
+            more = result.sqnr - target.value  # of the tensor as it is: not less than was asked for either
+            if -0.01 * target.value < more and (more < steps.TOLERANCE_DB or wanted == least):
+                return Decision(result, target)
+            step *= 10 ** ((wanted - max(wanted - more, least)) / 20)
+            wanted = max(wanted - more, least)
+        return Decision(None, target, reason=reason)
 
     def _quantize_by(
         self, plan: coupling.Plan, slope: float, array: Array, target: Target, tensor: Measured, run: Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..atomic import AtomicFile
-from ..checkpoint.base import Array, TensorSpec
+from ..checkpoint.base import OPTIMIZER, Array, TensorSpec
+from ..checkpoint.optimizer_state import optimizer_names, without
 from ..checkpoint.skeleton import assemble, dissolve
 from ..dcb import writer
 from ..dcb.bases import BaseLike
@@ -163,6 +164,12 @@ class Tensors:
             view = (place, dtype, tuple(tensor.shape), tensor.is_neg())
             first = first_at.setdefault(view, name) if tensor.numel() else name
             self.specs.append(TensorSpec(name, dtype, tuple(tensor.shape), None if first == name else first))
+
+    def roles(self) -> dict[str, str]:
+        return dict.fromkeys(optimizer_names(self.extra, self._tensors), OPTIMIZER) if self.kind == "torch" else {}
+
+    def without(self, names: Collection[str]) -> bytes:
+        return without(self.extra, self._tensors, names) if self.kind == "torch" else self.extra
 
     def read(self, name: str) -> Array:
         return from_torch(self._tensors[name])

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -351,7 +351,7 @@ class _Locked:
 
     def __init__(self, source: Source) -> None:
         self.kind, self.specs, self.extra = source.kind, source.specs, source.extra
-        self._read, self._lock = source.read, threading.Lock()
+        self._source, self._lock = source, threading.Lock()
 
     kind: str
     specs: list[TensorSpec]
@@ -359,7 +359,13 @@ class _Locked:
 
     def read(self, name: str) -> Array:
         with self._lock:
-            return self._read(name)
+            return self._source.read(name)
+
+    def roles(self) -> dict[str, str]:
+        return self._source.roles()
+
+    def without(self, names: Collection[str]) -> bytes:
+        return self._source.without(names)
 
 
 def _read(path: Path, key: str) -> dict[str, tuple[int, float, float]]:

@@ -1,0 +1,236 @@
+"""Which tensors are weights, to be quantised, and which come back exactly, and why.
+
+A checkpoint holds more than weights: optimizer state, masks, anchors, scales of weights that are integers already. An
+error there does not make a network a little worse, it breaks it, and such tensors are small, or no part of what is
+shipped. What a tensor is follows from the structure around it (:class:`Role`, told by the kind of checkpoint), from its
+name and its neighbours' (:func:`roles`), from its shape (:func:`by_shape`) and from its values (:func:`by_values`).
+
+Each rule returns a reason in a few words, which reports show. A target that is asked for by name overrides all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from ..checkpoint.base import CONSTANT, FLOAT8_E4M3FN, FLOAT8_E5M2, OPTIMIZER, SCALE, Array, TensorSpec
+from ..options import is_vector
+from .exact import mantissa
+from .steps import EXACT_BELOW, FLOAT_DTYPES
+
+#: Tensors of fewer elements are exact: three by three anchors, a filter kernel. It costs at most 400 bytes.
+SMALL = 1 << 7
+#: Elements of the sample by which most tensors are seen to be ordinary weights.
+_SAMPLE = 1 << 13
+#: Elements of a stretch in which a pattern is looked for.
+_STRETCH = 1 << 12
+#: Distinct values of a sample up to which they are few: a codebook may be smaller than noise.
+_FEW = 1 << 10
+#: Each of few values occurs so many times on average.
+_REPEATED = 8
+#: Largest multiple of a common power of two that is a coordinate or the like: random weights have 24 bits.
+_SHORT = 1 << 12
+#: A value counts as lost below this share of the root mean square: the noise at 30 dB.
+_LOST = 0.03
+#: Share of lost values from which a tensor without negative ones extends over orders of magnitude. Uniform and
+#: exponential values have 2 and 3 %, squares of Gaussian ones 14 %.
+_WIDE = 0.1
+#: Share of places in which a regular grid's second difference vanishes.
+_REGULAR = 0.9
+#: A pattern is what a dictionary coder packs so much better than the values' frequencies alone allow.
+_PATTERN = 0.6
+_PIECE = 1 << 20
+
+_SEPARATORS = re.compile(r"[./:]")
+#: A part of a name that stands for an optimizer, as people and libraries call it.
+_OPTIMIZER_PART = re.compile(
+    r".*optimi[sz]er.*|(.*_)?optims?(_\w*|\d*)|opt(_\w+)?_states?(_dict)?", re.IGNORECASE
+)
+#: A part that only optimizers have: keys of their state in PyTorch and its extensions, slots in Keras and TensorFlow.
+_STATE_PART = re.compile(
+    r"(.*_)?(exp_avg(_sq)?s?(_row|_col|_slow|_fast|_diff)?|exp_inf|momentum_buffer|square_avg|acc_delta|grad_avg)"
+    r"|adam_[mv]|AdamW?(_\d+)?|RMSProp(_\d+)?|Momentum|Adagrad|Ftrl(_\d+)?|fp32_flat_groups"
+    r"|single_partition_of_fp32_groups"
+)
+#: Names of what turns integers into weights, in the libraries that pack them.
+_SCALE_PART = re.compile(
+    r".*(scales?|scale_inv|zeros?|zero_points?|zp|absmax|qmap|quant_map|code(book)?s?|scb|biases|offsets?)\d*|[sz]",
+    re.IGNORECASE,
+)
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether a tensor of this name is part of an optimizer's state."""
+    parts = _SEPARATORS.split(name)
+    return any(_OPTIMIZER_PART.fullmatch(part) or _STATE_PART.fullmatch(part) for part in parts)
+
+
+def roles(specs: Iterable[TensorSpec], told: Mapping[str, str]) -> dict[str, str]:
+    """What tensors are, by name, where something says it: WEIGHT, OPTIMIZER, SCALE or CONSTANT.
+
+    ``told`` is what the checkpoint itself knows (:meth:`~deepcabac.checkpoint.base.CheckpointReader.roles`).
+    """
+    specs = list(specs)
+    found = dict(told)
+    for spec in specs:
+        if spec.name not in found and is_optimizer(spec.name):
+            found[spec.name] = OPTIMIZER
+    _find_states(specs, found)
+    _find_scales(specs, found)
+    return found
+
+
+def _find_states(specs: list[TensorSpec], found: dict[str, str]) -> None:
+    """All below a part called ``state`` is an optimizer's if one of its tensors is: others have keys of their own."""
+    homes: set[tuple[str, ...]] = set()
+    for spec in specs:
+        if found.get(spec.name) == OPTIMIZER:
+            parts = _SEPARATORS.split(spec.name)
+            homes.update(tuple(parts[: place + 1]) for place, part in enumerate(parts) if part == "state")
+    if not homes:
+        return
+    for spec in specs:
+        parts = _SEPARATORS.split(spec.name)
+        if any(tuple(parts[: place + 1]) in homes for place, part in enumerate(parts) if part == "state"):
+            found[spec.name] = OPTIMIZER
+
+
+def _find_scales(specs: list[TensorSpec], found: dict[str, str]) -> None:
+    """Float tensors beside a larger tensor of integers (or 8-bit floats) are what turns these into weights.
+
+    Beside: in the same module, or below the integers' own name. At the top level, where everything is beside
+    everything, only by their names.
+    """
+    packed: dict[str, int] = {}  # a module, or a tensor's own name: bytes of the integers in it
+    for spec in specs:
+        if not _is_packed(spec):
+            continue
+        for home in (_home(spec.name), spec.name):
+            packed[home] = max(packed.get(home, 0), spec.nbytes)
+    for spec in specs:
+        if spec.dtype not in FLOAT_DTYPES or spec.name in found or _is_packed(spec):
+            continue
+        home, own = _home(spec.name), _SEPARATORS.split(spec.name)[-1]
+        named = _SCALE_PART.fullmatch(own) is not None
+        if spec.nbytes <= packed.get(home, -1) and (home or named):
+            found[spec.name] = SCALE
+
+
+def _home(name: str) -> str:
+    """The name without its last part."""
+    places = [match.start() for match in _SEPARATORS.finditer(name)]
+    return name[: places[-1]] if places else ""
+
+
+def _is_packed(spec: TensorSpec) -> bool:
+    """Whether integers may be quantised weights; 64 bits and bools are indices and masks."""
+    if spec.size < SMALL:
+        return False
+    return spec.dtype in (FLOAT8_E4M3FN, FLOAT8_E5M2) or (spec.dtype.kind in "iu" and spec.dtype.itemsize < 8)
+
+
+def by_shape(shape: tuple[int, ...]) -> str:
+    """Why a tensor of this shape is exact: it is sensitive, and takes next to no space. Empty if it is not."""
+    size = math.prod(shape)
+    if is_vector(shape):
+        return "a vector" if size < EXACT_BELOW else ""
+    return f"fewer than {SMALL} elements" if size < SMALL else ""
+
+
+def by_values(array: Array) -> str:
+    """Why a tensor with these values (of FLOAT_DTYPES) is exact; empty if they look like weights.
+
+    Almost all tensors are decided by a sample; all values are only looked at where the sample is odd.
+    """
+    flat = array.reshape(-1)
+    sample = _sample(array)
+    with np.errstate(invalid="ignore"):  # NaN
+        wide = sample.astype(np.float64)
+    if not np.isfinite(wide).all() or not wide.any():
+        return ""
+    if _all(flat, wide, lambda piece: bool((piece == np.rint(piece)).all())):
+        return "whole numbers"
+    if _all(flat, wide, lambda piece: bool((piece >= 0).all())):
+        positive = wide[wide > 0]
+        if np.count_nonzero(positive < _LOST * math.sqrt(float(np.square(wide).mean()))) > _WIDE * positive.size:
+            return "no negative value, over orders of magnitude"
+        if is_few(sample) or _short(wide):
+            return "few values, none negative"
+    if is_few(sample) and (np.unique(sample[sample != 0]).size == 1 or _has_pattern(sample)):
+        return "a pattern"
+    return "a regular grid" if _is_regular(array) else ""
+
+
+def has_few_values(array: Array) -> bool:
+    """Whether a tensor has so few values that a codebook may take fewer bytes than noise."""
+    return is_few(_sample(array))
+
+
+def _sample(array: Array) -> Array:
+    flat = array.reshape(-1)
+    return np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size, _SAMPLE)])
+
+
+def _all(flat: Array, sample: npt.NDArray[np.float64], test: Any) -> bool:
+    """Whether a test holds for the sample and then for all pieces."""
+    if not test(sample):
+        return False
+    pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    return all(test(piece.astype(np.float64)) for piece in pieces)
+
+
+def is_few(sample: Array) -> bool:
+    """Whether the values of a sample, zeros aside, are few: each occurs many times."""
+    others = np.sort(sample[sample != 0].astype(np.float64))
+    if not others.size:
+        return True
+    distinct = 1 + np.count_nonzero(others[1:] != others[:-1])
+    return bool(distinct <= _FEW and distinct * _REPEATED <= others.size)
+
+
+def _short(sample: npt.NDArray[np.float64]) -> bool:
+    """Whether all values are small multiples of a power of two: written down by people, or coordinates of pixels."""
+    largest = float(np.abs(sample).max())
+    unit = math.ldexp(1.0, math.frexp(largest)[1]) / _SHORT
+    return bool((sample / unit == np.rint(sample / unit)).all())
+
+
+def _has_pattern(sample: Array) -> bool:
+    """Whether few values follow each other by rules: a dictionary coder then does better than their frequencies."""
+    _, indices, counts = np.unique(sample.astype(np.float64), return_inverse=True, return_counts=True)
+    shares = counts / indices.size
+    bits = -float((shares * np.log2(shares)).sum()) * indices.size
+    return 8 * len(zlib.compress(indices.astype(np.uint16).tobytes(), 6)) < _PATTERN * bits
+
+
+def _is_regular(array: Array) -> bool:
+    """Whether values go in equal steps along the last or the last but one axis, as coordinates do."""
+    rows = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
+    some = rows[: max(_STRETCH // rows.shape[1], 1), :_STRETCH].astype(np.float64)
+    tall = rows[:_STRETCH, : max(_STRETCH // rows.shape[0], 1)].astype(np.float64)
+    for values in (some, tall.T):
+        if values.shape[1] < 8:
+            continue
+        second = np.abs(values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2])
+        near = np.abs(values[:, 2:]) + np.abs(values[:, 1:-1]) + np.abs(values[:, :-2])
+        rounding = near * 2.0 ** (1 - mantissa(array.dtype))
+        # Zeros among zeros say nothing: pruned weights have many.
+        counted = near > 0
+        if np.count_nonzero(counted & (second <= rounding)) > _REGULAR * max(int(np.count_nonzero(counted)), 64):
+            return True
+    return False
+
+
+#: What reports say of each role.
+REASONS = {
+    OPTIMIZER: "optimizer state",
+    SCALE: "belongs to integer weights",
+    CONSTANT: "a constant of the graph",
+}
