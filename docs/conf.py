@@ -51,6 +51,7 @@ PAGES = {
     "contributing": "CONTRIBUTING.md",
     "benchmarks": "bench/README.md",
     "examples": "examples/README.md",
+    "guide/javascript": "js/README.md",
 }
 #: Code, which is left as it is, or the target of a link without its fragment.
 _LINK = re.compile(

@@ -1,4 +1,4 @@
-//! The native core of deepcabac: levels and bytes. It knows no files, names or data types.
+//! The native core of deepcabac: levels and bytes, and what reads a `.dcb` file ([`file`], for Rust and WebAssembly).
 //!
 //! Reading order:
 //!
@@ -9,7 +9,7 @@
 //! 4. [`chunk`] joins the three: a chunk of levels or weights in, bytes out. [`fit`] chooses parameters, [`exact`] makes levels
 //!    and refinement bits of values that must come back bit for bit, [`measure`] sums up errors.
 //! 5. [`cpu`]: the same loops compiled for a processor's vectors, and the one place that picks between them.
-//! 6. [`nnc`]: streams of the standard. [`ffi`]: what Python calls.
+//! 6. [`nnc`]: streams of the standard. [`file`]: `.dcb` files, read. `ffi`: what Python calls; `wasm`: what JavaScript calls.
 //!
 //! No module imports one that imports it; `tests/test_layout.py` checks that.
 
@@ -17,7 +17,9 @@ pub mod chunk;
 pub mod coding;
 pub mod cpu;
 pub mod exact;
+#[cfg(not(target_family = "wasm"))]
 pub mod ffi;
+pub mod file;
 pub mod fit;
 pub mod measure;
 pub mod model;
@@ -25,3 +27,5 @@ pub mod nnc;
 pub mod quantize;
 #[cfg(test)]
 mod testing;
+#[cfg(target_family = "wasm")]
+pub mod wasm;

@@ -30,6 +30,10 @@ fn bounds(range: u64, p: &[u32; GROUP]) -> [u64; GROUP + 1] {
 /// `floor(range * p / 2^32)`.
 #[inline(always)]
 fn scale(range: u64, p: u32) -> u64 {
+    if cfg!(target_family = "wasm") {
+        // There is no product of 128 bits, but no need of one either: neither half overflows.
+        return (range >> 32) * u64::from(p) + (((range & 0xffff_ffff) * u64::from(p)) >> 32);
+    }
     ((u128::from(range) * u128::from(u64::from(p) << 32)) >> 64) as u64
 }
 
