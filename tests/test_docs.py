@@ -26,6 +26,8 @@ DOCUMENTS = sorted(
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 COMMAND_LINE = (ROOT / "docs" / "guide" / "command-line.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: What a page may need besides the test extra.
+LIBRARIES = ("torch", "transformers")
 PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index", "docs/nnc"))]
 
 
@@ -33,8 +35,9 @@ PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/ind
 @pytest.mark.parametrize("name", [name for name in PAGES if BLOCK.search((ROOT / name).read_text(encoding="utf-8"))])
 def test_what_a_page_of_the_guide_shows_runs_from_top_to_bottom(name, checkout):
     blocks = BLOCK.findall((ROOT / name).read_text(encoding="utf-8"))
-    if any("torch" in text for language, text in blocks if language == "python"):
-        pytest.importorskip("torch")
+    for library in LIBRARIES:
+        if any(f"import {library}" in text or f"from {library}" in text for _, text in blocks):
+            pytest.importorskip(library)
     script = [text if language == "sh" else f"python - <<'END'\n{text}END\n" for language, text in blocks]
     _, calls = run("".join(script), checkout)
     for call in calls:
@@ -68,13 +71,17 @@ def documented() -> list[str]:
     """What the reference has an entry for, by its full name; of deepcabac.torch only if it can be imported."""
     pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md")]
     names = [name for text in pages for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)$", text, re.MULTILINE)]
-    return [name for name in names if hasattr(deepcabac, "torch") or not name.startswith("deepcabac.torch.")]
+    missing = tuple(f"deepcabac.{library}." for library in LIBRARIES if not hasattr(deepcabac, library))
+    return [name for name in names if not name.startswith(missing)]
 
 
-@pytest.mark.parametrize("module", [f"deepcabac{part}" for part in ("", ".numpy", ".torch", ".nnc", ".dc2019")])
+MODULES = ("", ".numpy", ".torch", ".transformers", ".nnc", ".dc2019")
+
+
+@pytest.mark.parametrize("module", [f"deepcabac{part}" for part in MODULES])
 def test_every_public_name_is_in_the_reference(module):
-    if module == "deepcabac.torch":
-        pytest.importorskip("torch")
+    if (library := module.removeprefix("deepcabac.")) in LIBRARIES:
+        pytest.importorskip(library)
     there = importlib.import_module(module)
     names = getattr(there, "__all__", None)
     if names is None:

@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import loadable
 from .atomic import AtomicFolder, reason
 from .checkpoint import CheckpointReader, kind_of_path, open_checkpoint
 from .checkpoint.base import Array, PathLike
+from .dcb.bases import BaseLike
 from .dcb.container import MAGIC
-from .dcb.reader import OnProgress
+from .dcb.reader import OnProgress, OpenFile
 from .dcb.writer import Report
-from .errors import CheckpointError, OptionError, UnsupportedError
+from .errors import CheckpointError, OptionError, UnsupportedError, unknown
 from .files import compress_checkpoint, decompress_checkpoint, default_restored, open_file, path_of
 from .options import OptionFields, Options
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
 
 SUFFIX = ".dcb"
+#: How weights can be stored in a folder.
+FORMATS = ("dcb", "transformers")
 #: What a folder's name gets, and loses again.
 _MARK = "-dcb"
 #: History and locks, of which a copy is of no use.
@@ -69,6 +73,7 @@ def compress_folder(
     folder: PathLike,
     path: PathLike | None = None,
     *,
+    format: str = "dcb",
     options: Options | None = None,
     overwrite: bool = False,
     progress: OnProgress | None = None,
@@ -79,6 +84,10 @@ def compress_folder(
     ``model.safetensors`` becomes ``model.safetensors.dcb``, and so does each shard; in sub-folders likewise. All other
     files are copied, and so are weights in files of other kinds, optimiser states, and files that cannot be read as
     tensors alone: :attr:`FolderReport.notes` names these. Links are followed. The folder appears whole or not at all.
+
+    With ``format="transformers"`` the folder is one that ``from_pretrained`` of transformers loads after ``import
+    deepcabac.transformers``, and that of diffusers after ``import deepcabac.diffusers``: ``model.safetensors`` and its
+    shards keep their names, and hold coded tensors. Other weights beside them are left out.
 
     ``path`` is by default the folder's name with ``-dcb``. ``settings`` are the fields of :class:`Options`, applied to
     each file; ``size``, ``curvature`` and ``importance`` need a folder with one file of weights. ``progress`` is called
@@ -93,11 +102,18 @@ def compress_folder(
     chosen = Options.of(options, settings)
     found = list(walk(folder))
     external = {data for _, file in found for data in _external_data(file)}
-    weights = [(name, file) for name, file in found if _is_weights(file)]
+    if format not in FORMATS:
+        raise OptionError(unknown("format", str(format), FORMATS))
+    loaded = _loadable(folder, found) if format == "transformers" else {}
+    if format == "transformers":
+        weights = [(name, file) for name, file in found if file.parent in loaded and loadable.is_model_file(file)]
+    else:
+        weights = [(name, file) for name, file in found if _is_weights(file)]
+    coded = {file for _, file in weights}
     for name, file in found:
         if name.endswith(SUFFIX) and begins_compressed(file):
             raise OptionError(f"{folder}: holds {name}: is compressed already; decompress_folder restores it")
-    if not weights:
+    if not weights and format == "dcb":
         kinds = ".safetensors, .bin, .pt, .pth, .npz or .onnx"
         raise OptionError(f"{folder}: holds no weights that can be compressed, in files of {kinds}")
     single = [name for name in ("size", "curvature", "importance") if getattr(chosen, name) is not None]
@@ -109,24 +125,39 @@ def compress_folder(
         for name, file in found:
             place = new.path / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            if file in external:
+            if file in external and format == "dcb":
                 continue  # it is part of the model that names it
-            if _is_weights(file):
+            if file in coded:
                 try:
-                    made = place.with_name(place.name + SUFFIX)
                     with count.of(file) as one:
-                        _, report.files[name] = compress_checkpoint(file, made, options=chosen, progress=one)
+                        if format == "dcb":
+                            made = place.with_name(place.name + SUFFIX)
+                            _, report.files[name] = compress_checkpoint(file, made, options=chosen, progress=one)
+                        else:
+                            report.files[name] = loadable.code_file(file, place, chosen, one)
                     _log.info("%s: %s bytes", name, f"{report.files[name].file_bytes:,}")
                     continue
                 except UnsupportedError as error:
+                    if format != "dcb":
+                        raise
                     said = str(error).removeprefix(f"{file}: ")
                     report.notes.append(f"{name}: copied as it is: {said}")
+            elif file.parent in loaded and _is_other_weights(file):
+                report.notes.append(f"{name}: left out: the model's weights are in safetensors beside it")
+                continue
+            elif format != "dcb" and _is_weights(file):
+                report.notes.append(f"{name}: copied as it is: no library that loads it knows of deepcabac")
             elif _is_state(file):
                 report.notes.append(f"{name}: copied as it is: the state of a training")
             elif file.name.lower().endswith(_OTHER_WEIGHTS):
                 report.notes.append(f"{name}: copied as it is: {file.suffix} files cannot be compressed")
             _copy(file, place)
             report.copied.append(name)
+        for part, config in loaded.items():
+            of_part = [one for name, one in report.files.items() if (folder / name).parent == part]
+            dtype = loadable.common_dtype(of_part) if loadable.needs_dtype(config) else None
+            place = new.path / part.relative_to(folder) / "config.json"
+            place.write_text(loadable.marked_config(place.read_text(encoding="utf-8"), dtype), encoding="utf-8")
         if not report.files:
             raise UnsupportedError(f"{folder}: no file could be compressed; {report.notes[0]}")
     report.notes += [f"{name}: {note}" for name, one in report.files.items() for note in _own_notes(one)]
@@ -136,6 +167,30 @@ def compress_folder(
         if all(pattern in one.unmatched for one in report.files.values())
     ]
     return report
+
+
+def _loadable(folder: Path, found: list[tuple[str, Path]]) -> dict[Path, dict[str, Any]]:
+    """Folders in ``folder`` that transformers or diffusers loads, and their configurations."""
+    parts = {}
+    for part in dict.fromkeys(file.parent for _, file in found if loadable.is_model_file(file)):
+        config = loadable.read_config(part)
+        if config is not None:
+            loadable.check_config(config, part)
+            parts[part] = config
+    if not parts:
+        raise OptionError(
+            f"{folder}: holds no model that transformers loads, with config.json and model.safetensors: save it with "
+            "save_pretrained, or leave the format out"
+        )
+    return parts
+
+
+def _is_other_weights(file: Path) -> bool:
+    """Whether a file beside a model's safetensors holds its weights once more."""
+    if file.name.startswith("adapter"):
+        return False
+    index = file.name.endswith(".index.json") and ".safetensors." not in file.name
+    return _is_weights(file) or index or file.name.lower().endswith(_OTHER_WEIGHTS)
 
 
 class FolderReader(CheckpointReader):
@@ -196,9 +251,10 @@ def decompress_folder(
     target = default_decompressed(folder) if path is None else path_of(path, "name the folder to write")
     keep_out(target, folder)
     found = list(walk(folder))
-    compressed = {name: file for name, file in found if begins_compressed(file)}
+    coded = _coded(found)
+    compressed = {name: file for name, file in found if file in coded or begins_compressed(file)}
     if not compressed:
-        raise OptionError(f"{folder}: holds no .dcb file: there is nothing to restore")
+        raise OptionError(f"{folder}: holds no compressed file: there is nothing to restore")
     names = {name for name, _ in found if name not in compressed}
     count = _Count(progress, list(compressed.values()))
     with AtomicFolder(target, overwrite=overwrite) as new:
@@ -207,6 +263,12 @@ def decompress_folder(
             place.parent.mkdir(parents=True, exist_ok=True)
             if name not in compressed:
                 _copy(file, place)
+                if name.endswith("config.json") and any(file == one.with_name("config.json") for one in coded):
+                    place.write_text(loadable.unmarked_config(file.read_text(encoding="utf-8")), encoding="utf-8")
+                continue
+            if file in coded:
+                with count.of(file) as one:
+                    loadable.restore_file(file, place, max_bytes=max_bytes, threads=threads, progress=one)
                 continue
             restored = _restored_name(name, file)
             if restored in names:
@@ -219,13 +281,39 @@ def decompress_folder(
     return target
 
 
+def _coded(found: list[tuple[str, Path]]) -> set[Path]:
+    """Safetensors files whose tensors are coded."""
+    coded = set()
+    for part in dict.fromkeys(file.parent for _, file in found if loadable.is_model_file(file)):
+        config = loadable.read_config(part)
+        if config is not None and loadable.is_coded(config):
+            loadable.check_version(config["quantization_config"])
+            coded |= {file for _, file in found if file.parent == part and loadable.is_model_file(file)}
+    return coded
+
+
 def compressed_files(folder: PathLike) -> list[tuple[str, Path]]:
-    """The .dcb files of a folder, and their paths in it. Raises :class:`OptionError` if there are none."""
+    """The compressed files of a folder, of either format, and their paths in it.
+
+    Raises :class:`OptionError` if there are none.
+    """
     folder = checked_folder(folder)
-    found = [(name, file) for name, file in walk(folder) if begins_compressed(file)]
-    if not found:
-        raise OptionError(f"{folder}: holds no .dcb file; compress_folder compresses a folder")
-    return found
+    found = list(walk(folder))
+    coded = _coded(found)
+    compressed = [(name, file) for name, file in found if file in coded or begins_compressed(file)]
+    if not compressed:
+        raise OptionError(f"{folder}: holds no compressed file; compress_folder compresses a folder")
+    return compressed
+
+
+def open_compressed(
+    path: PathLike, *, base: BaseLike | None = None, threads: int | None = None
+) -> OpenFile | loadable.CodedFile:
+    """A .dcb file, or one of :func:`compressed_files`, to be looked at or checked."""
+    path = Path(path)
+    if loadable.is_model_file(path) and not begins_compressed(path):
+        return loadable.CodedFile(path, threads=threads)
+    return open_file(path, base=base, threads=threads)
 
 
 def walk(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -163,9 +163,9 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
 @option(
     "--format",
     "format_",
-    type=click.Choice(["dcb", "nnc"]),
-    heading=NNC,
-    help="Kind of file to write. [default: by OUT's suffix, else dcb]",
+    type=click.Choice(["dcb", "nnc", "transformers"]),
+    help="Kind of file to write. transformers: a folder that from_pretrained loads after 'import "
+    "deepcabac.transformers'. [default: by OUT's suffix, else dcb]",
 )
 @option(
     "--qp",
@@ -237,8 +237,10 @@ def compress(
             if path.is_dir():
                 if nnc is not None or base:
                     raise Failure(f"{path}: is a folder, which {'--format nnc' if nnc else '--base'} does not take")
-                _compress_folder(path, outputs, options, force, quiet, start)
+                _compress_folder(path, outputs, format_ or "dcb", options, force, quiet, start)
                 return
+            if format_ == "transformers":
+                raise Failure(f"{path}: is not a folder, which --format transformers needs")
             default = files.default_output(path) if nnc is None else path.with_suffix(nnc_files.SUFFIX)
             read = (curvature, importance, *base)
             if path != STANDARD:  # before its output is looked for, whose name may be the same
@@ -268,12 +270,16 @@ def compress(
         each(models, one)
 
 
-def _compress_folder(path: Path, outputs: Outputs, options: Options, force: bool, quiet: bool, start: float) -> None:
+def _compress_folder(
+    path: Path, outputs: Outputs, format_: str, options: Options, force: bool, quiet: bool, start: float
+) -> None:
     target = outputs.of(path, folders.default_compressed(path))
     if target == STANDARD:
         raise Failure(f"{path}: is a folder, which standard output cannot take: name one to write with -o")
     with naming_paths(path, target), progress_bar("compressing", quiet) as progress:
-        result = folders.compress_folder(path, target, options=options, overwrite=force, progress=progress)
+        result = folders.compress_folder(
+            path, target, format=format_, options=options, overwrite=force, progress=progress
+        )
     if not quiet:
         print_lines(report.compressed_folder(result, time.perf_counter() - start, terminal_width()))
     for note in result.notes:

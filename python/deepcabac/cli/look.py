@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 
-from .. import files, folders
+from .. import folders
+from ..dcb.reader import OpenFile
 from ..errors import DamagedFileError
+from ..loadable import CodedFile
 from ..nnc import files as nnc_files
 from . import nnc, report
 from .output import logged, print_lines, progress_bar, terminal_width
@@ -75,7 +77,10 @@ def _files_of(paths: Sequence[Path]) -> list[Path]:
 
 def _inspected_folder(path: Path) -> list[str]:
     with contextlib.ExitStack() as stack:
-        opened = [(name, stack.enter_context(files.open_file(file))) for name, file in folders.compressed_files(path)]
+        opened: list[tuple[str, OpenFile | CodedFile]] = []
+        for name, file in folders.compressed_files(path):
+            opened.append((name, folders.open_compressed(file)))
+            stack.push(opened[-1][1])
         return report.inspected_folder(str(path), opened, terminal_width())
 
 
@@ -85,7 +90,7 @@ def _inspected(source: Input, as_json: bool) -> list[str]:
             return nnc.shown(source, terminal_width())
         about = nnc_files.described(source.path) | {"path": source.name}
     else:
-        with files.open_file(source.path) as opened:
+        with folders.open_compressed(source.path) as opened:
             if not as_json:
                 return report.inspected(source.name, opened, terminal_width())
             about = report.inspected_json(source.name, opened)
@@ -132,7 +137,7 @@ def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None,
 
 def _verified(source: Input, base: tuple[Path, ...], threads: int | None, quiet: bool) -> str:
     """What there is to say of a good file. Raises DamagedFileError after a line for each damaged tensor."""
-    with files.open_file(source.path, base=base or None, threads=threads) as opened:
+    with folders.open_compressed(source.path, base=base or None, threads=threads) as opened:
         own = [info for info in map(opened.info, opened) if info.tied_to is None]
         with progress_bar("verifying", quiet) as progress:
             damages = [damage for _, damage in opened.check(progress)]

@@ -10,6 +10,7 @@ from ..dcb.container import VERSION
 from ..dcb.reader import OpenFile, TensorInfo
 from ..dcb.writer import Report, TensorReport
 from ..folders import FolderReport
+from ..loadable import CodedFile
 from ..trials.search import SearchResult
 from ..trials.trials import Trial
 
@@ -133,7 +134,7 @@ def compressed_folder(report: FolderReport, seconds: float, width: int | None) -
     ]
 
 
-def inspected_folder(name: str, files: Sequence[tuple[str, OpenFile]], width: int | None) -> list[str]:
+def inspected_folder(name: str, files: Sequence[tuple[str, OpenFile | CodedFile]], width: int | None) -> list[str]:
     """What ``inspect`` prints of a folder: a line for each .dcb file."""
     totals = [_totals(opened, [opened.info(name) for name in opened]) for _, opened in files]
     rows = [
@@ -152,14 +153,14 @@ def inspected_folder(name: str, files: Sequence[tuple[str, OpenFile]], width: in
     tensors = sum(len(opened) for _, opened in files)
     rows.append(["all files", "", f"{tensors:,}", f"{elements:,}", _bits(file_bytes, elements), f"{file_bytes:,}"])
     return [
-        f"{printable(name)}: a folder with {plural(len(files), '.dcb file')}",
+        f"{printable(name)}: a folder with {plural(len(files), 'compressed file')}",
         f"{tensor_bytes:,} bytes of tensors in {file_bytes:,} bytes: {_ratio(tensor_bytes, file_bytes)}",
         "",
         *table(["file", "from", ">tensors", ">elements", ">bits", ">bytes"], rows, width),
     ]
 
 
-def inspected(name: str, opened: OpenFile, width: int | None) -> list[str]:
+def inspected(name: str, opened: OpenFile | CodedFile, width: int | None) -> list[str]:
     """What ``inspect`` prints: where the bytes go, then every tensor."""
     infos = [opened.info(name) for name in opened]
     totals = _totals(opened, infos)
@@ -210,7 +211,7 @@ def inspected(name: str, opened: OpenFile, width: int | None) -> list[str]:
     ]
 
 
-def inspected_json(name: str, opened: OpenFile) -> dict[str, Any]:
+def inspected_json(name: str, opened: OpenFile | CodedFile) -> dict[str, Any]:
     """What ``inspect --json`` prints. Keys stay; new ones may come. Sizes in bytes, bits per element."""
     infos = [opened.info(name) for name in opened]
     totals = _totals(opened, infos)
@@ -246,7 +247,7 @@ def inspected_json(name: str, opened: OpenFile) -> dict[str, Any]:
     }
 
 
-def _totals(opened: OpenFile, infos: Sequence[TensorInfo]) -> dict[str, Any]:
+def _totals(opened: OpenFile | CodedFile, infos: Sequence[TensorInfo]) -> dict[str, Any]:
     """Sums over the tensors, tied ones counted once."""
     own = [info for info in infos if info.tied_to is None]
     payload = {

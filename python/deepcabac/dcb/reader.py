@@ -207,6 +207,20 @@ class OpenFile:
             ((_, array),) = self._decode([part], executor)
         return array.reshape(-1)[start - begin : stop - begin]
 
+    def alone(self, name: str) -> bytes:
+        """A .dcb file of this tensor alone, its code unchanged. Raises KeyError, DamagedFileError, or
+        :class:`OptionError` for a difference to a base.
+        """
+        entry = self._index.entries[self._numbers[name]]
+        entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
+        if entry.needs_base:
+            raise OptionError(f"tensor {name!r} is a difference to a base, of no use alone")
+        code = b"".join(self._read(chunk.offset, chunk.length) for chunk in entry.chunks)
+        shift = HEADER.size - entry.chunks[0].offset if entry.chunks else 0
+        chunks = tuple(replace(chunk, offset=chunk.offset + shift) for chunk in entry.chunks)
+        index = Index([replace(entry, name=name, chunks=chunks)]).write()
+        return container.header(index, HEADER.size + len(code)) + code + index
+
     def items(
         self, into: Mapping[str, Array] | None = None, *, keep: bool = False, progress: OnProgress | None = None
     ) -> Iterator[tuple[str, Array]]:
