@@ -223,7 +223,7 @@ attack("name-too-long.dcb", "a name longer than the index", "ends early")(
     lambda: Parts(b"", plain_index([varint(1 << 30) + b"w" * 20])).file()
 )
 attack("dtype-0.dcb", "data type 0", "unknown data type")(lambda: one_tensor(dtype=0))
-attack("dtype-16.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=16))
+attack("dtype-31.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=31))
 attack("method-11.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=11))
 attack("method-255.dcb", "the last method that could ever exist", "unknown method")(lambda: one_tensor(method=255))
 attack("method-3.dcb", "levels, said to be exact values", "damaged")(lambda: one_tensor(method=3))
@@ -479,6 +479,7 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     ),
     "codebook-code-cut": ("numbers without their last byte", DECODES_NOT, lambda: codebook(code=b"\xff")),
     "codebook-bool-2": ("a bool of 7", "neither 0 nor 1", lambda: codebook(dtype=15)),
+    "codebook-uint2": ("a uint2 of 7", "a byte is no", lambda: codebook(dtype=30)),
     "update-digest-none": ("an update that names no base", "ends early", lambda: update(behind=b"")),
     "update-digest-cut": ("a digest of 31 bytes", "ends early", lambda: update(behind=bytes(31))),
     "update-name-missing": ("a digest and no name", "ends early", lambda: update(behind=bytes(32))),
@@ -594,6 +595,25 @@ attack("raw-checksum.dcb", "an exact tensor with a wrong checksum", "checksum")(
 
 attack("bool-2.dcb", "a bool of 2, which numpy takes for granted that there is none", "neither 0 nor 1")(
     lambda: Parts(b"\2", plain_index([entry(b"w", 15, (), RAW, struct.pack("<I", zlib.crc32(b"\2")))])).file()
+)
+
+for number, kind, byte in ((27, "int4", 8), (30, "uint2", 4), (26, "float4", 16)):
+    attack(f"{kind}-{byte}.dcb", f"a byte of {byte}, which is no {kind}", "a byte is no")(
+        lambda number=number, byte=byte: Parts(
+            bytes([byte]),
+            plain_index([entry(b"w", number, (), RAW, struct.pack("<I", zlib.crc32(bytes([byte]))))]),
+        ).file()
+    )
+attack("tied-to-parts.dcb", "a complex number tied to two real ones", "tied to one of another type")(
+    lambda: Parts(
+        bytes(8),
+        plain_index(
+            [
+                entry(b"w", 2, (2,), RAW, struct.pack("<I", zlib.crc32(bytes(8)))),
+                entry(b"z", 16, (), TIED, b"\0"),
+            ]
+        ),
+    ).file()
 )
 
 WIDE = bytes([0, 96]) + varint(1 << 16) + varint(16)  # 2^20 levels a chunk

@@ -34,7 +34,7 @@ STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(7, 11)  # of updates
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 RAW_CHUNK = 1 << 20
 #: Bits of the mantissa, by data type (10.2).
-MANTISSA = {1: 52, 2: 23, 3: 10, 4: 7, 5: 3, 6: 2}
+MANTISSA = {1: 52, 2: 23, 3: 10, 4: 7, 5: 3, 6: 2, 18: 3, 19: 2, 20: 3, 21: 3, 22: 4}
 
 DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<f8"),
@@ -52,8 +52,27 @@ DTYPES: dict[int, np.dtype[Any]] = {
     13: np.dtype("<u2"),
     14: np.dtype("u1"),
     15: np.dtype("?"),
+    16: np.dtype("<c8"),
+    17: np.dtype("<c16"),
+    18: np.dtype(ml_dtypes.float8_e4m3fnuz),
+    19: np.dtype(ml_dtypes.float8_e5m2fnuz),
+    20: np.dtype(ml_dtypes.float8_e4m3b11fnuz),
+    21: np.dtype(ml_dtypes.float8_e4m3),
+    22: np.dtype(ml_dtypes.float8_e3m4),
+    23: np.dtype(ml_dtypes.float8_e8m0fnu),
+    24: np.dtype(ml_dtypes.float6_e2m3fn),
+    25: np.dtype(ml_dtypes.float6_e3m2fn),
+    26: np.dtype(ml_dtypes.float4_e2m1fn),
+    27: np.dtype(ml_dtypes.int4),
+    28: np.dtype(ml_dtypes.uint4),
+    29: np.dtype(ml_dtypes.int2),
+    30: np.dtype(ml_dtypes.uint2),
 }
-FLOATS, BOOL = range(1, 7), 15
+FLOATS = range(1, 7)
+#: Data type of the parts of complex numbers.
+PARTS = {16: 2, 17: 1}
+#: Of the bytes that elements may have (4.5): the lowest, and how many.
+BYTES = {15: (0, 2), 24: (0, 64), 25: (0, 64), 26: (0, 16), 27: (-8, 16), 28: (0, 16), 29: (-2, 4), 30: (0, 4)}
 
 #: 2^0, 2^(1/4), 2^(2/4) and 2^(3/4) as float32, by their bits (6.2).
 ROOTS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], dtype=np.uint32).view(np.float32)
@@ -935,6 +954,7 @@ class Tensor:
     entries: list[int] = field(default_factory=list)
     most_frequent: int = 0
     width: int = 0
+    complex_type: np.dtype[Any] | None = None  # of a complex tensor, which is stored as its parts (4.5)
 
     @property
     def bits(self) -> int:
@@ -950,6 +970,11 @@ class Tensor:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def stored(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Data type and dimensions as in the index."""
+        return (self.dtype, self.shape) if self.complex_type is None else (self.complex_type, self.shape[:-1])
 
 
 def parse_shape(fields: Fields) -> tuple[int, ...]:
@@ -986,7 +1011,10 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
     """A tensor's entry in the index (4.4)."""
     name, code = fields.text(), fields.byte()
     check(code in DTYPES, "data type")
-    tensor = Tensor(name, DTYPES[code], parse_shape(fields), fields.byte())
+    shape, complex_type = parse_shape(fields), None
+    if code in PARTS:
+        code, shape, complex_type = PARTS[code], (*shape, 2), DTYPES[code]
+    tensor = Tensor(name, DTYPES[code], shape, fields.byte(), complex_type=complex_type)
     if tensor.method == RAW:
         size = tensor.size * tensor.dtype.itemsize
         for start in range(0, size, RAW_CHUNK):
@@ -1005,7 +1033,7 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
         check(tensor.source < len(earlier), "tied to a later tensor")
         source = earlier[tensor.source]
         check(source.method != TIED, "tied to a tied tensor")
-        check((source.dtype, source.shape) == (tensor.dtype, tensor.shape), "tied to another kind of tensor")
+        check(source.stored == tensor.stored, "tied to another kind of tensor")
     else:
         parse_exact(fields, tensor, code)
     return tensor
@@ -1015,8 +1043,9 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
     """Fields and chunks of an exact tensor or an update (10.1, 11.1)."""
     method = tensor.method
     check(FLOAT <= method <= QUANTIZED_DIFFERENCE, "method")
-    check(method not in (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE) or code in FLOATS, "type of a float")
-    check(method != INTEGERS or code not in FLOATS, "type of an integer")
+    check(method not in (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE) or code in MANTISSA, "type of a float")
+    check(method != QUANTIZED_DIFFERENCE or code in FLOATS, "type of a difference")
+    check(method != INTEGERS or code not in MANTISSA, "type of an integer")
     each = 0
     if method in REFINED:
         tensor.k = fields.varint()
@@ -1065,11 +1094,11 @@ def digest(tensors: list[Tensor], base: dict[str, Array]) -> bytes:
     total = hashlib.sha256()
     for tensor in tensors:
         array = base.get(tensor.name)
-        check(array is not None and (array.dtype, array.shape) == (tensor.dtype, tensor.shape), "base lacks a tensor")
+        check(array is not None and (array.dtype, array.shape) == tensor.stored, "base lacks a tensor")
         name = tensor.name.encode()
-        code = next(code for code, dtype in DTYPES.items() if dtype == tensor.dtype)
-        numbers = b"".join(map(varint, tensor.shape))
-        total.update(varint(len(name)) + name + bytes([code, len(tensor.shape)]) + numbers)
+        stored, shape = tensor.stored
+        code = next(code for code, dtype in DTYPES.items() if dtype == stored)
+        total.update(varint(len(name)) + name + bytes([code, len(shape)]) + b"".join(map(varint, shape)))
         total.update(np.ascontiguousarray(array).tobytes())
     return total.digest()
 
@@ -1330,9 +1359,15 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
         bits = Bits(refinement)
         patterns += join(tensor, levels, bits, old)
         bits.end()
-    if tensor.dtype == DTYPES[BOOL]:
-        check(all(pattern < 2 for pattern in patterns), "bool is neither 0 nor 1")
+    check_bytes(tensor, patterns)
     return np.array(patterns, dtype=pattern).view(tensor.dtype).reshape(tensor.shape)
+
+
+def check_bytes(tensor: Tensor, patterns: list[int]) -> None:
+    """A byte of a bool, or of a type narrower than a byte, is one of its elements (4.5)."""
+    for code, (lowest, count) in BYTES.items():
+        if tensor.dtype == DTYPES[code]:
+            check(all((pattern - lowest) % 256 < count for pattern in patterns), "a byte that is no element")
 
 
 def added(tensor: Tensor, levels: list[int], old: list[int]) -> list[int]:
@@ -1355,8 +1390,7 @@ def decode_tensor(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
         with np.errstate(all="ignore"):
             return np.asarray(values(tensor, levels).astype(tensor.dtype))
     raw = b"".join(coded for _, coded in checked_chunks(tensor.chunks, payload))
-    if tensor.dtype == DTYPES[BOOL]:
-        check(not raw.strip(b"\0\1"), "bool is neither 0 nor 1")
+    check_bytes(tensor, list(raw))
     return np.frombuffer(raw, dtype=tensor.dtype).reshape(tensor.shape)
 
 
@@ -1381,7 +1415,12 @@ def read_file(
     for tensor in tensors:
         before = given[tensor.name] if tensor.method >= STEPS else None
         arrays.append(arrays[tensor.source] if tensor.method == TIED else decode_tensor(tensor, payload, before))
-    return {tensor.name: array for tensor, array in zip(tensors, arrays, strict=True)}
+    return {tensor.name: whole(tensor, array) for tensor, array in zip(tensors, arrays, strict=True)}
+
+
+def whole(tensor: Tensor, array: Array) -> Array:
+    """The tensor; a complex one from its parts (4.5)."""
+    return array if tensor.complex_type is None else array.view(tensor.complex_type).reshape(tensor.shape[:-1])
 
 
 def read_levels(data: bytes, max_bytes: int | None = None) -> npt.NDArray[np.int32]:

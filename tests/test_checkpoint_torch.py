@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from deepcabac import compress_checkpoint, decompress_checkpoint
-from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint
+from deepcabac.checkpoint import TensorSpec, create_checkpoint, open_checkpoint, torch_types
 from deepcabac.checkpoint import torch_file as torch_module
 from deepcabac.checkpoint.kinds import restored_suffix
+from deepcabac.checkpoint.packing import pack
 from deepcabac.errors import CheckpointError, DamagedFileError, UnsupportedError
 
 torch = pytest.importorskip("torch")
@@ -51,7 +52,7 @@ def bits(tensor):
 
 def every_dtype():
     generator = torch.Generator().manual_seed(0)
-    names = [name for name, _ in torch_module._TYPES.values()]
+    names = [*(name for name, _ in torch_types.TYPES.values()), *torch_types.ONLY_TORCH]
     tensors = OrderedDict()
     for name in names:
         dtype = getattr(torch, name)
@@ -67,7 +68,9 @@ def test_every_dtype_survives_bit_for_bit(tmp_path, zipped):
     tensors = every_dtype()
     if not zipped:  # the old format cannot hold the newer types
         tensors = {
-            n: t for n, t in tensors.items() if not any(word in n for word in ("float8", "uint16", "32", "uint64"))
+            n: t
+            for n, t in tensors.items()
+            if not any(word in n for word in ("float8", "float4", "uint16", "uint32", "complex32", "uint64", "bits"))
         }
     result = through(tmp_path, tensors, _use_new_zipfile_serialization=zipped)
     assert list(result) == list(tensors) and type(result) is type(tensors)
@@ -76,7 +79,7 @@ def test_every_dtype_survives_bit_for_bit(tmp_path, zipped):
     with open_checkpoint(tmp_path / "source.pt") as reader:
         for spec in reader.specs:
             array = reader.read(spec.name)
-            assert array.tobytes() == bits(tensors[spec.name])
+            assert pack(array).tobytes() == bits(tensors[spec.name])
             assert array.flags.owndata and array.flags.c_contiguous and array.shape == spec.shape
 
 
@@ -255,10 +258,8 @@ def test_storages_are_aligned_for_memory_mapping(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"the.w": torch.ones(2, dtype=torch.complex64)}, r"'the\.w' has dtype torch\.complex64"),
         ({"the.w": torch.ones(2, 2).to_sparse()}, r"'the\.w' is sparse"),
         ({"the.w": torch.empty(2, device="meta")}, r"'the\.w' has no values"),
-        ({"the.w": torch.empty(2, dtype=torch.float8_e4m3fnuz)}, r"'the\.w' has dtype torch\.float8_e4m3fnuz"),
         ({"the.w": torch.ones(2).untyped_storage()}, r"the\.w is a torch\.storage"),
         ({"module": torch.nn.Linear(1, 1)}, r"torch\.nn\.modules\.linear\.Linear.*not safe to load.*state_dict"),
     ],

@@ -481,7 +481,12 @@ EDGES: dict[str, tuple[bytes, str]] = {
     "long name": (index_of(entry(name=b"n" * 300)), "decoded"),
     "kind not UTF-8": (index_of(kind=b"\xff"), "refused"),
     "type 0": (index_of(entry(dtype=0)), "refused"),
-    "type 16": (index_of(entry(dtype=16)), "refused"),
+    "type 30": (index_of(entry(dtype=30)), "decoded"),
+    "type 31": (index_of(entry(dtype=31)), "refused"),
+    "levels of complex numbers": (index_of(entry(dtype=16, rest=levels_of(1, RECORD))), "decoded"),
+    "levels of a narrow type": (index_of(entry(dtype=18, rest=levels_of(1, RECORD))), "refused"),
+    "complex tied to its parts": (index_of(entry(dtype=2, shape=(0, 2)), entry(b"u", 16, rest=b"\2\0")), "refused"),
+    "complex tied to complex": (index_of(entry(dtype=16), entry(b"u", 16, rest=b"\2\0")), "decoded"),
     "32 dimensions": (index_of(entry(shape=(0, *[1] * 31))), "decoded"),
     "33 dimensions": (index_of(entry(shape=(0, *[1] * 32))), "refused"),
     "large": (index_of(entry(shape=(0, 2**60 - 1))), "decoded"),
@@ -611,6 +616,17 @@ def scaled_float32(data: bytes) -> bytes:
 def test_bool_of_other_value() -> None:
     crc = zlib.crc32(b"\2").to_bytes(4, "little")
     assert agree(encode.write_file(index_of(entry(dtype=15, shape=(1,), rest=b"\0" + crc)), b"\2")) == "refused"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "count"), [(24, 0, 64), (26, 0, 16), (27, -8, 16), (28, 0, 16), (29, -2, 4), (30, 0, 4)]
+)
+def test_bytes_of_narrow_types(dtype: int, lowest: int, count: int) -> None:
+    for byte in range(256):
+        raw = bytes([byte])
+        rest = b"\0" + zlib.crc32(raw).to_bytes(4, "little")
+        expected = "decoded" if (byte - lowest) % 256 < count else "refused"
+        assert agree(encode.write_file(index_of(entry(dtype=dtype, shape=(1,), rest=rest)), raw)) == expected
 
 
 def test_unknown_kind() -> None:

@@ -288,6 +288,8 @@ def test_torch_tensors_of_every_kind_can_be_saved_by_every_function(tmp_path):
         "parameter": linear.weight,
         "transposed": linear.weight.T,
         "count": torch.tensor(3),
+        "complex": torch.complex(torch.randn(3, 5), torch.randn(3, 5)),
+        "conjugate": torch.complex(torch.ones(3), torch.randn(3)).conj(),
     }
     deepcabac.save_file(tensors, tmp_path / "one.dcb", lossless=True)
     deepcabac.torch.save_file(tensors, tmp_path / "two.dcb", lossless=True)
@@ -296,7 +298,8 @@ def test_torch_tensors_of_every_kind_can_be_saved_by_every_function(tmp_path):
     loaded = deepcabac.torch.load_file(tmp_path / "two.dcb")
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     assert all(loaded[name].dtype == tensors[name].dtype and not loaded[name].requires_grad for name in tensors)
-    for bad in (torch.randn(3).to_sparse(), torch.empty(3, device="meta"), torch.ones(3, dtype=torch.complex64)):
+    unknown = torch.zeros(3, dtype=torch.uint8).view(torch.int4)
+    for bad in (torch.randn(3).to_sparse(), torch.empty(3, device="meta"), unknown):
         with pytest.raises(UnsupportedError, match="tensor 'bad'"):
             deepcabac.compress({"bad": bad})
 

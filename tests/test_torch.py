@@ -296,7 +296,7 @@ def test_limits_and_threads_are_passed_on(tmp_path):
     ("what", "message"),
     [
         ({"x": torch.eye(4).to_sparse()}, "sparse"),
-        ({"x": torch.zeros(4, dtype=torch.complex64)}, "complex64"),
+        ({"x": torch.zeros(4, dtype=torch.int4)}, "int4"),
         ({"x": torch.zeros(4, device="meta")}, "meta"),
         ({"x": object()}, "builtins.object"),
         ([torch.ones(3)], "a model or a state dict"),

@@ -94,9 +94,9 @@ def save_file(
     """Compress arrays into a .dcb file, which appears whole or not at all.
 
     ``tensors`` maps names to arrays of any shape and of dtype float64, float32, float16, bfloat16, float8_e4m3fn,
-    float8_e5m2, bool or any integer: numpy's, PyTorch's, or what ``numpy.asarray`` takes. What is no weight
-    is stored exactly, such as integers, scalars, small vectors, optimizer state and masks. ``metadata``, strings by
-    name, is what safetensors files hold besides tensors.
+    float8_e5m2, bool, any integer, complex, or another of ml_dtypes: numpy's, PyTorch's, or what ``numpy.asarray``
+    takes. What is no weight is stored exactly, such as integers, complex numbers, scalars, small vectors, optimizer
+    state and masks. ``metadata``, strings by name, is what safetensors files hold besides tensors.
 
     ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the default), ``bits=``, ``size=``,
     ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint.base import DTYPES, Array, TensorSpec, compact_json, is_string_map
+from .checkpoint.base import DTYPES, EXACT_DTYPES, Array, TensorSpec, compact_json, is_string_map
 from .errors import OptionError, UnsupportedError
 from .tensors import as_array
 
@@ -79,7 +79,7 @@ def _plain(name: str, array: Array) -> Array:
     """C-contiguous and little-endian, of a supported dtype."""
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    if array.dtype not in DTYPES:
+    if array.dtype not in DTYPES and array.dtype not in EXACT_DTYPES.values():
         raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .dcb file cannot hold")
     return np.ascontiguousarray(array).reshape(array.shape)
 

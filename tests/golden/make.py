@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 import deepcabac
+from deepcabac.checkpoint.base import EXACT_DTYPES, TensorSpec, bits_of
+from deepcabac.checkpoint.packing import from_codes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "reference"))
@@ -93,6 +95,25 @@ def types() -> bytes:
     tensors[""] = np.array([7], np.uint8)
     small = {"Gewicht*": {"sqnr": 25}}  # by default it would be exact
     return deepcabac.compress(tensors, sqnr=25, quantizer="scalar", overrides=small)
+
+
+def narrow() -> bytes:
+    """Types that are always exact: narrow floats and integers, powers of two, complex numbers; by every method."""
+    tensors: dict[str, Any] = {}
+    for k, (name, dtype) in enumerate(sorted(EXACT_DTYPES.items())):
+        if name.startswith("complex"):
+            parts = (bell(600 + k, 30, 7, 2) / 512).astype("f4" if name == "complex64" else "f8")
+            tensors[name] = np.ascontiguousarray(parts).view(dtype)[..., 0]
+            tensors[f"{name}/scalar"] = np.array(1.5 - 2j, dtype)
+            continue
+        codes = np.right_shift(bell(600 + k, 40, 30) + 1200, 12 - bits_of(dtype)).astype(np.uint8)
+        codes = np.minimum(codes, (1 << bits_of(dtype)) - 1).astype(np.uint8)
+        tensors[name] = from_codes(codes.reshape(-1), TensorSpec(name, dtype, codes.shape))
+        few = np.where(bits(630 + k, 3000) % 9 < 6, 0, 3).astype(np.uint8)
+        tensors[f"{name}/few"] = from_codes(few, TensorSpec(name, dtype, (60, 50)))
+    tensors["complex64/tied"] = tensors["complex64"]
+    tensors["int4/nothing"] = np.zeros((0, 3), EXACT_DTYPES["int4"])
+    return deepcabac.compress(tensors)
 
 
 def predicted() -> bytes:
@@ -479,6 +500,7 @@ EXTREMES = np.array([[-(2**31), 2**31 - 1, 0], [1, -1, -(2**31)], [2**31 - 1, 2*
 
 GOLDEN: dict[str, Callable[[], bytes]] = {
     "types.dcb": types,
+    "narrow.dcb": narrow,
     "predicted.dcb": predicted,
     "fine.dcb": fine,
     "plain_rounding.dcb": plain_rounding,

@@ -45,16 +45,35 @@ def _of_ml_dtypes(*names: str) -> dict[str, np.dtype[Any]]:
 #: Types that are always stored exactly, besides integers and bools.
 EXACT_DTYPES = _of_ml_dtypes(
     *("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "float8_e4m3", "float8_e3m4", "float8_e8m0fnu"),
-    *("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int4", "uint4", "int2", "uint2", "int1", "uint1"),
+    *("float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int4", "uint4", "int2", "uint2"),
 ) | {name: np.dtype(name) for name in ("complex64", "complex128")}
-_BITS = {"float6_e2m3fn": 6, "float6_e3m2fn": 6, "float4_e2m1fn": 4}
-_BITS |= {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (4, 2, 1)}
+_BITS = {"float6_e2m3fn": 6, "float6_e3m2fn": 6, "float4_e2m1fn": 4, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 _BITS_OF_DTYPE = {EXACT_DTYPES[name]: bits for name, bits in _BITS.items() if name in EXACT_DTYPES}
+#: The bytes that elements of some types may have: the lowest, and how many follow it.
+_BYTES_OF_DTYPE: dict[np.dtype[Any], tuple[int, int]] = {np.dtype("?"): (0, 2)}
+for _dtype, _count in _BITS_OF_DTYPE.items():
+    _BYTES_OF_DTYPE[_dtype] = (-(1 << _count - 1) if _dtype.name.startswith("int") else 0, 1 << _count)
 
 
 def bits_of(dtype: np.dtype[Any]) -> int:
     """Bits of an element in a file. In memory the narrowest types take a byte."""
     return _BITS_OF_DTYPE.get(dtype, 8 * dtype.itemsize)
+
+
+def has_odd_bytes(array: Array) -> bool:
+    """Whether a byte of a bool is neither 0 nor 1, or one of a type narrower than a byte is none of its elements."""
+    if array.dtype not in _BYTES_OF_DTYPE:
+        return False
+    lowest, count = _BYTES_OF_DTYPE[array.dtype]
+    codes = array.reshape(-1).view(np.uint8)
+    return bool((codes - np.uint8(lowest & 255)).max(initial=0) >= count)
+
+
+def as_parts(array: Array) -> Array:
+    """A complex array as its real and imaginary parts: [...] -> [..., 2], a view. Another array is itself."""
+    if array.dtype.kind != "c":
+        return array
+    return np.ascontiguousarray(array).reshape(*array.shape, 1).view(f"<f{array.dtype.itemsize // 2}")
 
 
 def packed_bytes(dtype: np.dtype[Any], size: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, DamagedFileError, OptionError, UnsupportedError
 from . import sharded, skeleton
 from .base import CheckpointReader, CheckpointWriter, TensorSpec, open_binary, parse_json
-from .npz import NpzReader, NpzWriter
+from .npz import NpzReader, NpzWriter, opaque
 from .onnx_file import OnnxReader, OnnxWriter
 from .safetensors_file import SafetensorsReader, SafetensorsWriter
 from .sharded import ShardedReader, ShardedTorchReader, ShardedTorchWriter, ShardedWriter
@@ -64,6 +64,8 @@ def left_out(kind: str, extra: bytes, extra_kind: str) -> str:
         names = ["the graph"]
     elif extra_kind == "safetensors":
         names = ["__metadata__"] if set(parse_json(extra, "the stored metadata", DamagedFileError)) - {"format"} else []
+    elif extra_kind == "npz":
+        names = [f"the type of {name}" for name in opaque(extra)]
     if not names:
         return ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -112,7 +114,7 @@ def create_checkpoint(
     if kind == "torch-sharded":
         return ShardedTorchWriter(path, specs, extra, overwrite=overwrite)
     if kind == "npz":
-        return NpzWriter(path, specs, overwrite=overwrite)
+        return NpzWriter(path, specs, extra, overwrite=overwrite)
     if kind == "torch":
         return TorchWriter(path, specs, extra, overwrite=overwrite)
     if kind == "onnx":

@@ -25,6 +25,7 @@ from . import onnx_graph
 from . import protobuf as wire
 from .base import (
     BFLOAT16,
+    EXACT_DTYPES,
     FLOAT8_E4M3FN,
     FLOAT8_E5M2,
     Array,
@@ -55,10 +56,25 @@ _DTYPE_OF_CODE: dict[int, np.dtype[Any]] = {
     11: np.dtype("<f8"),
     12: np.dtype("<u4"),
     13: np.dtype("<u8"),
+    14: np.dtype("<c8"),
+    15: np.dtype("<c16"),
     16: BFLOAT16,
     17: FLOAT8_E4M3FN,
     19: FLOAT8_E5M2,
 }
+_NAME_OF_CODE = {
+    18: "float8_e4m3fnuz",
+    20: "float8_e5m2fnuz",
+    21: "uint4",
+    22: "int4",
+    23: "float4_e2m1fn",
+    24: "float8_e8m0fnu",
+    25: "uint2",
+    26: "int2",
+    27: "float6_e2m3fn",
+    28: "float6_e3m2fn",
+}
+_DTYPE_OF_CODE |= {code: EXACT_DTYPES[name] for code, name in _NAME_OF_CODE.items() if name in EXACT_DTYPES}
 _SIX_BITS = (27, 28)
 _FLOAT_DATA, _INT32_DATA, _STRING_DATA, _INT64_DATA, _RAW_DATA, _DOUBLE_DATA, _UINT64_DATA = 4, 5, 6, 7, 9, 10, 11
 _TYPED_DATA = {1: _FLOAT_DATA, 14: _FLOAT_DATA, 11: _DOUBLE_DATA, 15: _DOUBLE_DATA}

@@ -6,10 +6,13 @@ safetensors. Elements of 6 bits cross bytes: four of them take three.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 import numpy.typing as npt
 
-from .base import Array, TensorSpec, bits_of, byte_view
+from .base import Array, TensorSpec, allocate, bits_of, byte_view, own, read_into
 
 
 def pack(array: Array) -> Array:
@@ -51,6 +54,23 @@ def unpack(packed: npt.NDArray[np.uint8], spec: TensorSpec) -> Array:
     return from_codes(codes[: spec.size], spec)
 
 
+def read_packed(file: BinaryIO, offset: int, spec: TensorSpec, path: Path) -> Array:
+    """The tensor that lies at ``offset``, unpacked. Raises :class:`CheckpointError` when the file ends early."""
+    if bits_of(spec.dtype) >= 8:
+        array = allocate(spec, path)
+        read_into(file, offset, array, path)
+        return array
+    packed = allocate(TensorSpec(spec.name, np.dtype("u1"), (spec.packed_bytes,)), path)
+    read_into(file, offset, packed, path)
+    return own(unpack(packed, spec))
+
+
+def sound(array: Array) -> Array:
+    """The array with the bytes that its elements have when they are unpacked; the bits that count are kept."""
+    codes = np.frombuffer(byte_view(np.ascontiguousarray(array)), np.uint8)
+    return from_codes(codes, TensorSpec("", array.dtype, array.shape))
+
+
 def from_codes(codes: npt.NDArray[np.uint8], spec: TensorSpec) -> Array:
     """An array from a byte for each element, of which the lowest bits count.  codes: u8 [spec.size]"""
     bits = bits_of(spec.dtype)
@@ -59,14 +79,3 @@ def from_codes(codes: npt.NDArray[np.uint8], spec: TensorSpec) -> Array:
         half = np.uint8(1 << (bits - 1))
         codes = (codes ^ half) - half
     return codes.view(spec.dtype).reshape(spec.shape)
-
-
-def is_sound(array: Array) -> bool:
-    """Whether every element of a type narrower than a byte has a byte that :func:`from_codes` could have made."""
-    bits = bits_of(array.dtype)
-    if bits >= 8:
-        return True
-    codes = array.reshape(-1).view(np.uint8)
-    if array.dtype.name.startswith("int"):
-        codes = codes + np.uint8(1 << (bits - 1))
-    return int(codes.max(initial=0)) < 1 << bits

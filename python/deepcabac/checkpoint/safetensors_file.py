@@ -18,22 +18,23 @@ from ..atomic import AtomicFile, reading
 from ..errors import CheckpointError, DamagedFileError, UnsupportedError
 from .base import (
     BFLOAT16,
+    EXACT_DTYPES,
     FLOAT8_E4M3FN,
     FLOAT8_E5M2,
     Array,
     CheckpointReader,
     CheckpointWriter,
     TensorSpec,
-    allocate,
+    bits_of,
     byte_view,
     check_shape,
     compact_json,
     is_string_map,
     open_binary,
     parse_json,
-    read_into,
     require_dtypes,
 )
+from .packing import pack, read_packed
 
 MAX_HEADER = 100_000_000  # bytes; the library's own cap
 _SPACES = 64  # bytes of the header among which its first brace is looked for
@@ -55,6 +56,16 @@ DTYPE_OF_TAG: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_NAME_OF_TAG = {
+    "C64": "complex64",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F6_E2M3": "float6_e2m3fn",
+    "F6_E3M2": "float6_e3m2fn",
+    "F4": "float4_e2m1fn",
+}
+DTYPE_OF_TAG |= {tag: EXACT_DTYPES[name] for tag, name in _NAME_OF_TAG.items() if name in EXACT_DTYPES}
 TAG_OF_DTYPE = {dtype: tag for tag, dtype in DTYPE_OF_TAG.items()}
 
 
@@ -77,9 +88,7 @@ class SafetensorsReader(CheckpointReader):
 
     def read(self, name: str) -> Array:
         spec, offset = self._located[name]
-        array = allocate(spec, self.path)
-        read_into(self._file, offset, array, self.path)
-        return array
+        return read_packed(self._file, offset, spec, self.path)
 
     def close(self) -> None:
         self._file.close()
@@ -144,9 +153,10 @@ def _read_entry(name: str, entry: Any, path: Path) -> tuple[TensorSpec, int, int
     ):
         raise CheckpointError(f"{path}: tensor {name!r} has invalid offsets; the file is damaged")
     start, end = offsets
-    if end - start != spec.nbytes:
+    if end - start != spec.packed_bytes or spec.size * bits_of(dtype) % 8:
         raise CheckpointError(
-            f"{path}: tensor {name!r} has {end - start} bytes where its shape needs {spec.nbytes}; the file is damaged"
+            f"{path}: tensor {name!r} has {end - start} bytes where its shape needs {spec.packed_bytes}; "
+            "the file is damaged"
         )
     return spec, start, end
 
@@ -165,7 +175,12 @@ class SafetensorsStream:
             if spec.name == "__metadata__":
                 raise UnsupportedError("a .safetensors file cannot hold a tensor called '__metadata__'; rename it")
             places[spec.name] = place
-            end = place + spec.nbytes
+            if spec.size * bits_of(spec.dtype) % 8:
+                raise UnsupportedError(
+                    f"tensor {spec.name!r}: a .safetensors file cannot hold {spec.size} elements of "
+                    f"{bits_of(spec.dtype)} bits, which do not fill their last byte; write .onnx or .pt"
+                )
+            end = place + spec.packed_bytes
             header[spec.name] = {
                 "dtype": TAG_OF_DTYPE[spec.dtype],
                 "shape": list(spec.shape),
@@ -189,7 +204,7 @@ class SafetensorsStream:
     def put(self, name: str, array: Array) -> None:
         """Write the values of tensor ``name`` (C-contiguous)."""
         self.file.file.seek(self._offsets[name])
-        self.file.file.write(byte_view(array))
+        self.file.file.write(byte_view(pack(array)))
 
     def finish(self) -> None:
         """Nothing comes after the tensors."""

@@ -17,6 +17,7 @@ JSON arrays:
     ["t"], ["g"]                    the next tensor; the same, requiring its gradient
     ["p"], ["q"]                    the next tensor as a Parameter, which requires its gradient, or not
     ["t", ["a", 1]]                 a tensor with attributes of its own: names and values in turn
+    ["t", [], "complex32"]          a tensor of a type that only PyTorch has, whose elements are stored as their bytes
 
 A third element of the outermost array, "bin", is the suffix that the file had; without it, that is "pt".
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ import numpy as np
 from ..errors import DamagedFileError, UnsupportedError
 from . import numpy_values
 from .base import compact_json, parse_json
+from .torch_types import ONLY_TORCH
 
 _VERSION = 1
 _MAX_NODES = 1 << 21  # a pickle can refer to one list many times over, and so unfold into far more than its size
@@ -173,11 +176,24 @@ class _Dissolver:
         items: list[Any] = []
         for key, value in tensor.__dict__.items():
             items += [key, self.node(value, f"{name}'s attribute {key}", False)]
+        name_of_type = str(tensor.dtype).removeprefix("torch.")
+        if name_of_type in ONLY_TORCH:
+            return [tag, items, name_of_type]
         return [tag, items] if items else [tag]
 
 
-#: Makes a tensor from its name, a tag from TENSOR_TAGS, and its attributes.
-Make = Callable[[str, str, dict[str, Any]], Any]
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor of the structure."""
+
+    name: str
+    tag: str = _PLAIN  #: one of TENSOR_TAGS
+    attributes: dict[str, Any] = field(default_factory=dict)
+    torch_type: str = ""  #: PyTorch's name of its type, where what is stored is of another one
+
+
+Make = Callable[[Leaf], Any]
 
 _WHAT = "the stored structure of the .pt file"
 
@@ -209,7 +225,7 @@ def beside_tensors(skeleton: bytes) -> list[str]:
     def visit(node: Any, path: str | None) -> tuple[list[str], bool]:
         """The paths below ``node``, and whether tensors are below it."""
         if isinstance(node, list) and node and node[0] in TENSOR_TAGS:
-            return ([f"{path}'s attributes"] if len(node) > 1 else []), True
+            return ([f"{path}'s attributes"] if len(node) > 1 and node[1] else []), True
         children: list[tuple[Any, Any]] = []
         if isinstance(node, list) and len(node) > 1 and node[0] in (*_SEQUENCES, *_MAPPINGS):
             if node[0] in _MAPPINGS and not isinstance(node[1], list):
@@ -287,14 +303,16 @@ class _Assembler:
                 return dtype
         raise ValueError(tag)
 
-    def _tensor(self, tag: str, path: str | None, items: Any = ()) -> Any:
+    def _tensor(self, tag: str, path: str | None, items: Any = (), torch_type: Any = "") -> Any:
         name = next(self.names)
+        if torch_type and torch_type not in ONLY_TORCH:
+            raise ValueError(torch_type)
         attributes: dict[str, Any] = {}
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
                 raise ValueError(key)
             attributes[key] = self.build(value, path)
-        return self.make(name, tag, attributes)
+        return self.make(Leaf(name, tag, attributes, torch_type))
 
     def _mapping(self, tag: str, path: str | None, items_or_count: Any, metadata: Any = None) -> Any:
         mapping = _MAPPINGS[tag]()
@@ -304,7 +322,7 @@ class _Assembler:
                 name = next(self.names)
                 if not name.startswith(prefix):
                     raise ValueError(name)
-                mapping[name[len(prefix) :]] = self.make(name, _PLAIN, {})
+                mapping[name[len(prefix) :]] = self.make(Leaf(name))
         else:
             for key, value in zip(items_or_count[::2], items_or_count[1::2], strict=True):
                 built = self.build(key, path)

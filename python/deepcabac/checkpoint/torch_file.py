@@ -16,7 +16,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,44 +26,23 @@ from ..atomic import AtomicFile, reading, reason
 from ..errors import CheckpointError, UnsupportedError
 from . import numpy_values
 from .base import (
-    BFLOAT16,
-    FLOAT8_E4M3FN,
-    FLOAT8_E5M2,
     OPTIMIZER,
     Array,
     CheckpointReader,
     CheckpointWriter,
     TensorSpec,
     allocate,
-    byte_view,
     open_binary,
+    own,
     read_into,
     require_dtypes,
 )
 from .npz import discard_zip, open_zip, write_in_blocks, zip_errors
 from .optimizer_state import optimizer_names, without
-from .skeleton import assemble, dissolve
+from .packing import pack, unpack
+from .skeleton import Leaf, assemble, dissolve
 from .suffixes import suffix_of_path
-
-# torch's name of each type, and of the storage class for it in files, which only the older types have.
-_TYPES: dict[np.dtype[Any], tuple[str, str | None]] = {
-    np.dtype("<f8"): ("float64", "DoubleStorage"),
-    np.dtype("<f4"): ("float32", "FloatStorage"),
-    np.dtype("<f2"): ("float16", "HalfStorage"),
-    BFLOAT16: ("bfloat16", "BFloat16Storage"),
-    FLOAT8_E4M3FN: ("float8_e4m3fn", None),
-    FLOAT8_E5M2: ("float8_e5m2", None),
-    np.dtype("<i8"): ("int64", "LongStorage"),
-    np.dtype("<i4"): ("int32", "IntStorage"),
-    np.dtype("<i2"): ("int16", "ShortStorage"),
-    np.dtype("i1"): ("int8", "CharStorage"),
-    np.dtype("<u8"): ("uint64", None),
-    np.dtype("<u4"): ("uint32", None),
-    np.dtype("<u2"): ("uint16", None),
-    np.dtype("u1"): ("uint8", "ByteStorage"),
-    np.dtype("?"): ("bool", "BoolStorage"),
-}
-_DTYPE_OF_NAME = {f"torch.{name}": dtype for dtype, (name, _) in _TYPES.items()}
+from .torch_types import PAIR, PAIRS, TYPES, spec_of_torch
 
 _ALIGNMENT = 64  # of storages in the file, as torch itself aligns them for loading with mmap
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the zip format's earliest date, so that the same tensors give the same bytes
@@ -79,15 +58,19 @@ def _import_torch(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies: ``start`` is its storage's offset in the file; ``offset`` and ``strides`` count elements.
+    """Where a tensor lies, as PyTorch sees it: ``start`` is its storage's offset in the file; ``offset`` and
+    ``strides`` count elements of ``dtype``.
 
-    The values of a ``negated`` view are the negatives of those stored there.
+    The values of a ``negated`` view are the negatives of those stored there, and so it is with conjugated ones.
     """
 
     start: int
     offset: int
     strides: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
     negated: bool
+    conjugated: bool
 
 
 class TorchReader(CheckpointReader):
@@ -153,17 +136,19 @@ class TorchReader(CheckpointReader):
             raise UnsupportedError(
                 f"{self.path}: tensor {name!r} is sparse or nested; convert it with .to_dense() first"
             )
-        if tensor.is_quantized or str(tensor.dtype) not in _DTYPE_OF_NAME:
+        if tensor.is_quantized or spec_of_torch(name, tensor) is None:
             raise UnsupportedError(
                 f"{self.path}: tensor {name!r} has dtype {tensor.dtype}, which is not supported; convert it first"
             )
 
     def _add(self, name: str, tensor: Any, outline: _Outline | None, first_at: dict[Any, str]) -> None:
         """Note where one tensor lies, and append its spec."""
-        dtype, shape = _DTYPE_OF_NAME[str(tensor.dtype)], tuple(tensor.shape)
-        offset, strides = tensor.storage_offset(), tensor.stride()
+        spec = spec_of_torch(name, tensor)
+        assert spec is not None
+        self._specs[name] = spec
+        shape, offset, strides = tuple(tensor.shape), tensor.storage_offset(), tensor.stride()
+        dtype = np.dtype("u1") if spec.dtype == PAIR else spec.dtype
         if not tensor.numel():
-            self._specs[name] = TensorSpec(name, dtype, shape)
             return
         if self._loaded is not None or outline is None:
             if tensor.device.type != "cpu":
@@ -175,9 +160,9 @@ class TorchReader(CheckpointReader):
             start, size = outline.records[_storage_offset(tensor) or 0]
             if (offset + _span(shape, strides)) * dtype.itemsize > size:
                 raise CheckpointError(f"{self.path}: tensor {name!r} reaches beyond its storage; the file is damaged")
-        place = _Place(start, offset, strides, tensor.is_neg())
-        tied_to = first_at.setdefault((place, dtype, shape), name)
-        self._specs[name] = TensorSpec(name, dtype, shape, None if tied_to == name else tied_to)
+        place = _Place(start, offset, strides, shape, dtype, tensor.is_neg(), tensor.is_conj())
+        tied_to = first_at.setdefault((place, spec.dtype, spec.shape), name)
+        self._specs[name] = replace(spec, tied_to=None if tied_to == name else tied_to)
         self._places[name] = place
 
     def roles(self) -> dict[str, str]:
@@ -188,25 +173,33 @@ class TorchReader(CheckpointReader):
 
     def read(self, name: str) -> Array:
         spec = self._specs[name]
-        array = allocate(spec, self.path)
-        if not array.size:
-            return array
-        if self._loaded is not None:
-            values = self._loaded[name].detach().resolve_neg().contiguous().reshape(-1).view(self._torch.uint8)
-            byte_view(array)[:] = values.numpy().data
-            return array
+        if not spec.size:
+            return allocate(spec, self.path)
         place = self._places[name]
-        start = place.start + place.offset * spec.dtype.itemsize
-        if _is_contiguous(spec.shape, place.strides):
-            read_into(self._file, start, array, self.path)
+        array = allocate(TensorSpec(name, place.dtype, place.shape), self.path)
+        if self._loaded is None and _is_contiguous(place.shape, place.strides):
+            read_into(self._file, place.start + place.offset * place.dtype.itemsize, array, self.path)
         else:
-            span = np.empty(_span(spec.shape, place.strides), spec.dtype)
-            read_into(self._file, start, span, self.path)
-            strides = tuple(stride * spec.dtype.itemsize for stride in place.strides)
-            array[...] = np.lib.stride_tricks.as_strided(span, spec.shape, strides)
+            span = self._span(name, place)
+            strides = tuple(stride * place.dtype.itemsize for stride in place.strides)
+            array[...] = np.lib.stride_tricks.as_strided(span, place.shape, strides)
         if place.negated:
             np.negative(array, out=array)
-        return array
+        if place.conjugated:
+            np.conjugate(array, out=array)
+        return own(unpack(array.reshape(-1), spec)) if spec.dtype == PAIR else array
+
+    def _span(self, name: str, place: _Place) -> Array:
+        """All elements of the storage from a tensor's first to its last, or more."""
+        if self._loaded is not None:
+            storage = self._loaded[name].untyped_storage()
+            raw = self._torch.empty(0, dtype=self._torch.uint8).set_(storage).numpy()
+            item = place.dtype.itemsize
+            loaded: Array = raw[place.offset * item : raw.size // item * item].view(place.dtype)
+            return loaded
+        span = np.empty(_span(place.shape, place.strides), place.dtype)
+        read_into(self._file, place.start + place.offset * place.dtype.itemsize, span, self.path)
+        return span
 
     def close(self) -> None:
         self._loaded = None
@@ -335,8 +328,8 @@ class _Storage:
 class _Tensor:
     """Stands for one tensor while the structure is pickled."""
 
-    def __init__(self, storage: _Storage, tag: str, attributes: dict[str, Any] | None = None) -> None:
-        self.storage, self.tag, self.attributes = storage, tag, attributes
+    def __init__(self, storage: _Storage, leaf: Leaf) -> None:
+        self.storage, self.leaf = storage, leaf
 
 
 class _Pickler(pickle.Pickler):
@@ -349,30 +342,34 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _Storage):
             return None
-        storage_class = _TYPES[obj.spec.dtype][1]
+        storage_class = TYPES[obj.spec.dtype][1]
         if storage_class is None:
-            return ("storage", self._torch.storage.UntypedStorage, obj.key, "cpu", obj.spec.nbytes)
+            return ("storage", self._torch.storage.UntypedStorage, obj.key, "cpu", obj.spec.packed_bytes)
         return ("storage", getattr(self._torch, storage_class), obj.key, "cpu", obj.spec.size)
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, _Tensor):
             return NotImplemented
-        spec = obj.storage.spec
-        name, storage_class = _TYPES[spec.dtype]
-        strides = tuple(int(np.prod(spec.shape[axis + 1 :], dtype=object)) for axis in range(len(spec.shape)))
+        spec, leaf = obj.storage.spec, obj.leaf
+        name, storage_class = TYPES[spec.dtype]
+        if leaf.torch_type:
+            name, storage_class = leaf.torch_type, None
+        shape = spec.shape if name != PAIRS else (*spec.shape[:-1], spec.shape[-1] // 2)
+        strides = tuple(int(np.prod(shape[axis + 1 :], dtype=object)) for axis in range(len(shape)))
         rebuild = self._torch._utils
         arguments: tuple[Any, ...]
-        if obj.tag in ("p", "q"):
-            arguments = (_Tensor(obj.storage, "t"), obj.tag == "p", OrderedDict())
-            if obj.attributes:
-                return rebuild._rebuild_parameter_with_state, (*arguments, obj.attributes)
+        if leaf.tag in ("p", "q"):
+            plain = Leaf(leaf.name, torch_type=leaf.torch_type)
+            arguments = (_Tensor(obj.storage, plain), leaf.tag == "p", OrderedDict())
+            if leaf.attributes:
+                return rebuild._rebuild_parameter_with_state, (*arguments, leaf.attributes)
             return rebuild._rebuild_parameter, arguments
-        arguments = (obj.storage, 0, spec.shape, strides, obj.tag == "g", OrderedDict())
+        arguments = (obj.storage, 0, shape, strides, leaf.tag == "g", OrderedDict())
         function = rebuild._rebuild_tensor_v2
         if storage_class is None:
             function, arguments = rebuild._rebuild_tensor_v3, (*arguments, getattr(self._torch, name))
-        if obj.attributes:
-            arguments = (function, self._torch.Tensor, arguments, obj.attributes)
+        if leaf.attributes:
+            arguments = (function, self._torch.Tensor, arguments, leaf.attributes)
             function = self._torch._tensor._rebuild_from_type_v2
         return function, arguments
 
@@ -385,8 +382,11 @@ class TorchWriter(CheckpointWriter):
 
     def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
         super().__init__(specs)
-        require_dtypes(self.specs, _TYPES, "a .pt file", "write .safetensors instead")
-        torch = _import_torch(path)
+        require_dtypes(self.specs, TYPES, "a .pt file", "write .safetensors instead")
+        for spec in self.specs:
+            if spec.dtype == PAIR and (not spec.shape or spec.shape[-1] % 2):
+                raise UnsupportedError(f"tensor {spec.name!r}: a .pt file holds pairs of {spec.dtype.name} alone")
+        self._torch = torch = _import_torch(path)
         self._storages: dict[str, _Storage] = {}
         for spec in self.specs:
             if spec.tied_to is None:
@@ -397,7 +397,7 @@ class TorchWriter(CheckpointWriter):
             names = [spec.name for spec in self.specs]
             root = assemble(extra, names, torch, self._stand_in)
         else:
-            root = {name: _Tensor(storage, "t") for name, storage in self._storages.items()}
+            root = {name: _Tensor(storage, Leaf(name)) for name, storage in self._storages.items()}
         structure = io.BytesIO()
         try:
             _Pickler(structure, torch).dump(root)
@@ -414,8 +414,11 @@ class TorchWriter(CheckpointWriter):
             self.abort()
             raise
 
-    def _stand_in(self, name: str, tag: str, attributes: dict[str, Any]) -> _Tensor:
-        return _Tensor(self._storages[name], tag, attributes)
+    def _stand_in(self, leaf: Leaf) -> _Tensor:
+        storage = self._storages[leaf.name]
+        if leaf.torch_type and storage.spec.dtype.itemsize != getattr(self._torch, leaf.torch_type).itemsize:
+            raise ValueError(leaf.torch_type)
+        return _Tensor(storage, leaf)
 
     def _add(self, name: str, values: Array) -> None:
         """Append one member whose data begins at a multiple of ``_ALIGNMENT``."""
@@ -433,7 +436,7 @@ class TorchWriter(CheckpointWriter):
 
     def put(self, spec: TensorSpec, array: Array) -> None:
         """Store the values of a tensor that is not tied, in any order."""
-        self._add(f"data/{self._storages[spec.name].key}", array)
+        self._add(f"data/{self._storages[spec.name].key}", pack(array))
 
     def finish(self) -> None:
         """Complete the archive; what is left is to commit ``target``."""

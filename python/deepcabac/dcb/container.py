@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from .. import _core
-from ..checkpoint.base import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2
+from ..checkpoint.base import BFLOAT16, EXACT_DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, Array
 from ..errors import DamagedFileError, LimitError, OptionError, UnsupportedError, WrongKindError
 from ..quantize import exact
 from ..quantize.exact import Form
@@ -53,6 +53,14 @@ DTYPES: dict[int, np.dtype[Any]] = dict(
         start=1,
     )
 )
+#: Those of which levels can be made.
+_QUANTIZED = tuple(DTYPES[code] for code in range(1, 7))
+_MORE = (
+    *("complex64", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "float8_e4m3"),
+    *("float8_e3m4", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"),
+    *("int4", "uint4", "int2", "uint2"),
+)
+DTYPES |= {code: EXACT_DTYPES[name] for code, name in enumerate(_MORE, start=16) if name in EXACT_DTYPES}
 _DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -73,7 +81,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the index."""
+    """One tensor of the index. A complex one is stored as its parts: ``dtype`` and ``shape`` are theirs."""
 
     name: str
     dtype: np.dtype[Any]
@@ -86,6 +94,21 @@ class Entry:
     column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (LEVELS)
     tied_to: int = -1  #: number of the entry that this one equals (TIED)
     form: Form | None = None  #: how values are coded (the methods of ``quantize.exact``)
+    is_complex: bool = False
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """The tensor's own data type."""
+        return np.dtype(f"<c{2 * self.dtype.itemsize}") if self.is_complex else self.dtype
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """The tensor's own shape."""
+        return self.shape[:-1] if self.is_complex else self.shape
+
+    def values(self, flat: Array) -> Array:
+        """The tensor, from its elements or parts, flat."""
+        return flat.view(self.value_dtype).reshape(self.value_shape)
 
     @property
     def size(self) -> int:
@@ -285,8 +308,8 @@ def check_writable(name: str, shape: tuple[int, ...]) -> None:
 def _write_entry(entry: Entry) -> bytes:
     parts = [
         blob(entry.name.encode()),
-        bytes([_DTYPE_CODES[entry.dtype], len(entry.shape)]),
-        *(varint(size) for size in entry.shape),
+        bytes([_DTYPE_CODES[entry.value_dtype], len(entry.value_shape)]),
+        *(varint(size) for size in entry.value_shape),
         bytes([entry.method]),
     ]
     if entry.method == TIED:
@@ -338,10 +361,28 @@ def read_shape(cursor: Cursor) -> tuple[int, ...]:
 
 def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
     name = cursor.text()
-    dtype = DTYPES.get(cursor.byte())
+    code = cursor.byte()
+    dtype = DTYPES.get(code)
+    if dtype is None and 16 <= code < 16 + len(_MORE):
+        raise UnsupportedError(f"tensor {name!r} is of type {_MORE[code - 16]}, which ml_dtypes lacks: update it")
     if dtype is None:
         raise cursor.damaged(f"tensor {name!r} has an unknown data type")
     shape = read_shape(cursor)
+    is_complex = dtype.kind == "c"
+    if is_complex:
+        dtype, shape = np.dtype(f"<f{dtype.itemsize // 2}"), (*shape, 2)
+    entry = _read_rest(cursor, name, dtype, shape, offset, before)
+    if is_complex:
+        entry = replace(entry, is_complex=True)
+    if entry.method == TIED and before[entry.tied_to].is_complex != is_complex:
+        raise cursor.damaged(f"tensor {name!r} is tied to one of another type")
+    return entry
+
+
+def _read_rest(
+    cursor: Cursor, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, before: list[Entry]
+) -> Entry:
+    """What follows the shape in an entry."""
     size, method = math.prod(shape), cursor.byte()
     if method == TIED:
         number = cursor.varint()
@@ -355,7 +396,7 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
         return Entry(name, dtype, shape, method, _read_raw_chunks(cursor, size * dtype.itemsize, offset))
     if method == LEVELS:
         (step,) = cursor.unpack("<f")
-        if not (math.isfinite(step) and step > 0) or dtype.kind not in "fV":
+        if not (math.isfinite(step) and step > 0) or dtype not in _QUANTIZED:
             raise cursor.damaged(f"tensor {name!r} has step {step} and type {dtype}")
         rows, columns = cursor.blob(), cursor.blob()
         params, chunks = read_chunks(cursor, size, offset)
@@ -391,7 +432,8 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
     item, floats = dtype.itemsize, exact.mantissa(dtype) > 0
     if not exact.FLOAT <= method <= exact.QUANTIZED_DIFFERENCE:
         raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
-    if (not floats and method in _FLOATS) or (floats and method == exact.INTEGERS):
+    wrong = floats if method == exact.INTEGERS else method in _FLOATS and not floats
+    if wrong or (method == exact.QUANTIZED_DIFFERENCE and dtype not in _QUANTIZED):
         raise cursor.damaged(f"tensor {name!r} of type {dtype} is stored with method {method}")
     exponent = cursor.varint() if method in exact.REFINED else 0
     if exponent > exact.LAST_EXPONENT:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from .. import _core
 from .._parallel import pool
 from ..atomic import reading
-from ..checkpoint.base import Array
+from ..checkpoint.base import Array, as_parts, has_odd_bytes
 from ..errors import DamagedFileError, LimitError, OptionError, naming
 from ..quantize import exact
 from ..quantize.scales import scale_factors
@@ -145,8 +145,8 @@ class OpenFile:
         states = entry.states if entry.mode == "quantized" else 0
         return TensorInfo(
             entry.name,
-            entry.dtype,
-            entry.shape,
+            entry.value_dtype,
+            entry.value_shape,
             entry.mode,
             entry.nbytes,
             entry.coded_bytes,
@@ -187,11 +187,12 @@ class OpenFile:
         """
         entry = self._index.entries[self._numbers[name]]
         entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
-        if not 0 <= start <= stop <= entry.size:
-            raise OptionError(f"tensor {name!r} has {entry.size:,} elements: there are none from {start:,} to {stop:,}")
+        size = math.prod(entry.value_shape)
+        if not 0 <= start <= stop <= size:
+            raise OptionError(f"tensor {name!r} has {size:,} elements: there are none from {start:,} to {stop:,}")
         if start == stop:
-            return np.empty(0, entry.dtype)
-        if entry.needs_base:
+            return np.empty(0, entry.value_dtype)
+        if entry.needs_base or entry.is_complex:
             return self[name].reshape(-1)[start:stop]
         each = entry.chunk_size // (entry.dtype.itemsize if entry.method == RAW else 1)
         first, last = start // each, -(-stop // each)
@@ -298,7 +299,7 @@ class OpenFile:
             changed = [entry for entry in self._index.entries if entry.needs_base]
             self.base.check(changed, self._index.base_digest)
             self._base_is_checked = True
-        return self.base.tensor(entry)
+        return as_parts(self.base.tensor(entry))
 
     def _decode(
         self,
@@ -360,13 +361,13 @@ class OpenFile:
             chunk.check(data, entry.name)
             if entry.method == RAW:
                 flat.view(np.uint8)[where] = np.frombuffer(data, np.uint8)
-                check_bools(entry, flat.view(np.uint8)[where])
+                check_bytes(entry, flat.view(np.uint8)[where])
                 continue
             form = entry.form
             if form is not None and form.method == exact.CODEBOOK:
                 if not exact.decode(form, data, flat[where]):
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
-                check_bools(entry, flat[where])
+                check_bytes(entry, flat[where])
                 continue
             levels = entry.method in exact.REFINED
             fits = flat.dtype == np.float32 and not levels
@@ -385,7 +386,7 @@ class OpenFile:
             if not fine:
                 raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a chunk does not decode")
             if form is not None:
-                check_bools(owner.entry, owner.flat[where])
+                check_bytes(owner.entry, owner.flat[where])
                 if form.method == exact.QUANTIZED_DIFFERENCE and base is not None:
                     add_difference(base, job.out, owner.flat[where])
                 continue
@@ -396,10 +397,13 @@ class OpenFile:
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
 
 
-def check_bools(entry: Entry, values: Array) -> None:
-    """Raise :class:`DamagedFileError` if bools are neither 0 nor 1: numpy takes for granted that they are."""
-    if entry.dtype == np.bool_ and values.view(np.uint8).max(initial=0) > 1:
-        raise DamagedFileError(f"tensor {entry.name!r} is damaged: a bool is neither 0 nor 1")
+def check_bytes(entry: Entry, values: Array) -> None:
+    """Raise :class:`DamagedFileError` if bools are neither 0 nor 1, which numpy takes for granted that they are, or
+    narrow values have bits that do not count.
+    """
+    if entry.dtype.itemsize == 1 and has_odd_bytes(values.view(entry.dtype)):
+        what = "a bool is neither 0 nor 1" if entry.dtype == np.bool_ else f"a byte is no {entry.dtype}"
+        raise DamagedFileError(f"tensor {entry.name!r} is damaged: {what}")
 
 
 def add_difference(base: Array, difference: npt.NDArray[np.float32], out: Array) -> None:
@@ -464,7 +468,7 @@ class _Decoding:
                 count(nbytes * (number + 1) // pieces - nbytes * number // pieces)
         if self.entry.method == exact.UNCHANGED:
             self.flat[:] = self.base_flat
-        return self.entry, self.flat.reshape(self.entry.shape)
+        return self.entry, self.entry.values(self.flat)
 
 
 @dataclass
@@ -482,8 +486,8 @@ def _size_of(where: slice) -> int:
 def _room(entry: Entry, given: Array | None) -> Array:
     """Memory for a tensor, flat: that of the array given, if it can be used."""
     usable = given is not None and given.flags.c_contiguous and given.flags.writeable
-    if given is not None and usable and (given.dtype, given.shape) == (entry.dtype, entry.shape):
-        return given.reshape(-1)
+    if given is not None and usable and (given.dtype, given.shape) == (entry.value_dtype, entry.value_shape):
+        return given.reshape(-1).view(entry.dtype)
     try:
         return np.empty(entry.size, entry.dtype)
     except (MemoryError, ValueError):

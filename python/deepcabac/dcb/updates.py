@@ -38,7 +38,7 @@ class Base:
 
     def tensor(self, entry: Entry) -> Array:
         """The tensor that ``entry`` changes. Raises :class:`OptionError` if there is none of its dtype and shape."""
-        array = self.like(entry.name, entry.dtype, entry.shape)
+        array = self.like(entry.name, entry.value_dtype, entry.value_shape)
         if array is None:
             raise OptionError(f"the base {self.name or 'given'} has no tensor {entry.name!r} of this type and shape")
         return array

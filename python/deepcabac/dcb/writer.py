@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .._parallel import Run, Tally, pool
-from ..checkpoint.base import OPTIMIZER, Array, TensorSpec
+from ..checkpoint import packing
+from ..checkpoint.base import OPTIMIZER, Array, TensorSpec, as_parts, has_odd_bytes, packed_bytes
 from ..errors import OptionError, similar
 from ..options import DEFAULT_SQNR, MAX_SQNR, Options
 from ..quantize import choice, exact
@@ -275,7 +276,7 @@ class _Writer:
         return self._report
 
     def _begin(self, spec: TensorSpec, known: Decision | None) -> _Work:
-        array, note = _with_sound_bools(self._source.read(spec.name))
+        array, note = _sound(self._source.read(spec.name))
         base = None if self._base is None else self._base.like(spec.name, spec.dtype, spec.shape)
         if known is not None:
             self._tally.add(spec.nbytes)
@@ -286,7 +287,7 @@ class _Writer:
 
     def _decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
         counted, end = self._tally.counting(spec.nbytes, run)
-        decision = self._quantizer.decide(spec, array, base, counted)
+        decision = self._quantizer.decide(spec, as_parts(array), None if base is None else as_parts(base), counted)
         end()
         return decision
 
@@ -309,21 +310,12 @@ class _Writer:
         elif result is None:
             data = np.ascontiguousarray(work.array).reshape(-1).view(np.uint8)
             pieces = [data[at : at + container.RAW_CHUNK].data for at in range(0, data.size, container.RAW_CHUNK)]
-            entry = Entry(spec.name, spec.dtype, spec.shape, RAW, self._write(pieces))
+            entry = _entry(spec, RAW, chunks=self._write(pieces))
         else:
             chunks = self._write(result.codes)
             rows, columns = result.row_scales.tobytes(), result.column_scales.tobytes()
-            entry = Entry(
-                spec.name,
-                spec.dtype,
-                spec.shape,
-                LEVELS,
-                chunks,
-                result.params,
-                result.step,
-                row_scales=rows,
-                column_scales=columns,
-            )
+            fields = {"params": result.params, "step": result.step, "row_scales": rows, "column_scales": columns}
+            entry = _entry(spec, LEVELS, chunks=chunks, **fields)
         self._add(entry, replace(decision, note="; ".join(filter(None, (work.note, decision.note)))))
         return decision
 
@@ -337,7 +329,7 @@ class _Writer:
             codes = [(code, 0) for code in result.codes]
         chunks = self._write(code for code, _ in codes)
         chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
-        entry = Entry(spec.name, spec.dtype, spec.shape, form.method, chunks, form=form)
+        entry = _entry(spec, form.method, chunks=chunks, form=form)
         if entry.needs_base:
             assert work.base is not None and self._base is not None
             self._digest.add(spec.name, work.base)
@@ -346,7 +338,7 @@ class _Writer:
 
     def _tie(self, spec: TensorSpec) -> None:
         number = self._numbers[str(spec.tied_to)]
-        self._add(Entry(spec.name, spec.dtype, spec.shape, TIED, tied_to=number))
+        self._add(_entry(spec, TIED, tied_to=number))
 
     def _write(self, pieces: Iterable[bytes | memoryview]) -> tuple[Chunk, ...]:
         chunks = []
@@ -361,12 +353,12 @@ class _Writer:
         self._index.entries.append(entry)
         result = decision.result if decision else None
         quantized = result if isinstance(result, Quantized) else None
-        raw_bytes = 0 if entry.method == TIED else entry.nbytes
+        raw_bytes = 0 if entry.method == TIED else packed_bytes(entry.dtype, entry.size)
         self._report.tensors.append(
             TensorReport(
                 entry.name,
-                str(entry.dtype),
-                entry.shape,
+                str(entry.value_dtype),
+                entry.value_shape,
                 entry.mode,
                 raw_bytes,
                 entry.coded_bytes,
@@ -389,17 +381,29 @@ class _Writer:
             self._progress(self._tally.done, self._tally.total)
 
 
-def _with_sound_bools(array: Array) -> tuple[Array, str]:
+def _entry(spec: TensorSpec, method: int, **fields: Any) -> Entry:
+    """An entry of the index; a complex tensor is one of its parts."""
+    if spec.dtype.kind != "c":
+        return Entry(spec.name, spec.dtype, spec.shape, method, **fields)
+    part = np.dtype(f"<f{spec.dtype.itemsize // 2}")
+    return Entry(spec.name, part, (*spec.shape, 2), method, is_complex=True, **fields)
+
+
+def _sound(array: Array) -> tuple[Array, str]:
     """The array, and a note if some of its bools were neither 0 nor 1: numpy and PyTorch take these for true and keep
     their bytes, but compute nonsense with them, and readers of a .dcb file refuse them.
+
+    In a type narrower than a byte, bits that do not count are cleared.
     """
-    if array.dtype != np.bool_:
+    if not has_odd_bytes(array):
         return array, ""
+    if array.dtype != np.bool_:
+        return packing.sound(array), ""
     values = array.reshape(-1).view(np.uint8)
     odd = np.count_nonzero(values > 1)
-    if not odd:
-        return array, ""
     return (values != 0).reshape(array.shape), f"{odd:,} bools had bytes other than 0 and 1 and are stored as 1, true"
+
+
 def _without_optimizer(source: Source, roles: Mapping[str, str]) -> Source:
     """``source`` without the state of optimizers. Raises :class:`OptionError` if nothing else is in it."""
     state = {spec.name for spec in source.specs if roles.get(spec.name) == OPTIMIZER}

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import _streams
 from .._core import measure
 from .._parallel import run_all
-from ..checkpoint.base import Array
+from ..checkpoint.base import EXACT_DTYPES, Array
 from ..errors import OptionError, UnsupportedError, unknown
 from . import syntax
 from .bits import BitWriter
@@ -157,7 +157,7 @@ def _plain(name: str, array: Array, notes: list[str]) -> Array:
         if array.size and ((array.dtype == np.uint64 and array.max() >= 1 << 31) or abs(wide).max() > (1 << 31) - 4):
             raise UnsupportedError(f"tensor {name!r} has integers that need more than 32 bits, which .nnc cannot hold")
         return np.ascontiguousarray(wide.astype(np.int32)).reshape(array.shape)
-    if array.dtype.kind == "c" or array.dtype.kind in "OSUMm":
+    if array.dtype.kind in "cOSUMm" or array.dtype in EXACT_DTYPES.values():
         raise UnsupportedError(f"tensor {name!r} has dtype {array.dtype}, which a .nnc file cannot hold")
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(array, np.float32).reshape(array.shape)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import Coding, Run
-from ..checkpoint.base import Array
+from ..checkpoint.base import DTYPES, EXACT_DTYPES, Array, bits_of
 
 #: Methods of exact values, and those of updates, as an index numbers them (FORMAT.md, 13.1).
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK, STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(3, 11)
@@ -79,9 +79,16 @@ class Form:
         return self.width * self.rows if self.method == CODEBOOK else _core.chunk_levels(self.params)
 
 
+_MANTISSAS = {
+    dtype: int(ml_dtypes.finfo(dtype).nmant)
+    for dtype in (*DTYPES, *EXACT_DTYPES.values())
+    if dtype.kind in "fV" and bits_of(dtype) >= 8 and dtype.name != "float8_e8m0fnu"
+}
+
+
 def mantissa(dtype: np.dtype[Any]) -> int:
-    """Bits of a floating-point type's mantissa; 0 for other types."""
-    return int(ml_dtypes.finfo(dtype).nmant) if dtype.kind in "fV" else 0
+    """Bits of the mantissa of a floating-point type of at least a byte that has a sign; 0 for other types."""
+    return _MANTISSAS.get(dtype, 0)
 
 
 def patterns(array: Array) -> Array:
@@ -133,7 +140,7 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
         zeros = np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size
         form = Form(FLOAT_ZEROS if zeros else FLOAT, _float_exponent(sample, array.dtype))
     else:
-        signed = sample.view(f"<i{sample.dtype.itemsize}") if array.dtype.kind == "i" else sample
+        signed = sample.view(f"<i{sample.dtype.itemsize}") if array.dtype.name.startswith("int") else sample
         centre = np.sort(signed)[sample.size // 2]
         form = Form(INTEGERS, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)

@@ -57,6 +57,8 @@ class TensorQuantizer:
     def decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
         """How ``array`` is stored, or with a ``base`` of its shape and dtype its difference to that.
 
+        Of a complex tensor, both are its parts; it is stored exactly.
+
         ``run`` maps calls, one for each chunk, to their results in order.
         """
         target = self._options.for_tensor(spec.name, spec.shape, base is not None)
@@ -84,8 +86,8 @@ class TensorQuantizer:
         """Why a tensor, or its difference to a base, is to be stored exactly; empty if it is to be quantised."""
         if target.kind == "exact":
             return "asked for"
-        if array.dtype not in steps.FLOAT_DTYPES:
-            return "not floating point"
+        if spec.dtype not in steps.FLOAT_DTYPES:
+            return "not floating point" if spec.dtype.kind in "iub" else "a type that is always exact"
         if array.ndim == 0 or array.size == 0:
             return "a scalar" if array.size else "empty"
         measured = (self._calibrated is not None and spec.name in self._calibrated) or (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -15,7 +15,7 @@ import torch
 from ..atomic import AtomicFile
 from ..checkpoint.base import OPTIMIZER, Array, TensorSpec
 from ..checkpoint.optimizer_state import optimizer_names, without
-from ..checkpoint.skeleton import assemble, dissolve
+from ..checkpoint.skeleton import Leaf, assemble, dissolve
 from ..dcb import writer
 from ..dcb.bases import BaseLike
 from ..dcb.reader import OnProgress, OpenFile
@@ -24,7 +24,7 @@ from ..errors import CheckpointError, OptionError
 from ..files import check_output, open_file, opened_base
 from ..options import OptionFields, Options
 from ..source import Correct
-from ..tensors import from_torch, to_torch, torch_dtype, torch_memory
+from ..tensors import from_torch, to_torch, torch_memory, torch_spec
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing itself only from Python 3.11 on
@@ -159,11 +159,11 @@ class Tensors:
         self.specs: list[TensorSpec] = []
         first_at: dict[Any, str] = {}
         for name, tensor in self._tensors.items():
-            dtype = torch_dtype(name, tensor)
+            spec = torch_spec(name, tensor)
             place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.stride())
-            view = (place, dtype, tuple(tensor.shape), tensor.is_neg())
+            view = (place, spec.dtype, spec.shape, tensor.is_neg(), tensor.is_conj())
             first = first_at.setdefault(view, name) if tensor.numel() else name
-            self.specs.append(TensorSpec(name, dtype, tuple(tensor.shape), None if first == name else first))
+            self.specs.append(replace(spec, tied_to=None if first == name else first))
 
     def roles(self) -> dict[str, str]:
         return dict.fromkeys(optimizer_names(self.extra, self._tensors), OPTIMIZER) if self.kind == "torch" else {}
@@ -185,7 +185,7 @@ class _Leaf:
 def _outline(opened: OpenFile) -> Any:
     """What was saved, with a :class:`_Leaf` for every tensor."""
     if opened.kind == "torch" and opened.extra:
-        return assemble(opened.extra, opened, torch, lambda name, tag, attributes: _Leaf(name))
+        return assemble(opened.extra, opened, torch, lambda leaf: _Leaf(leaf.name))
     return {name: _Leaf(name) for name in opened}
 
 
@@ -197,12 +197,15 @@ def _state_dict(opened: OpenFile, device: torch.device) -> Any:
         # detach: two tensors on one memory, not one tensor, as in a model's own state dict
         decoded[name] = to_torch(name, array).to(device) if tied_to is None else decoded[tied_to].detach()
 
-    def make(name: str, tag: str, attributes: dict[str, Any]) -> torch.Tensor:
-        if tag in ("p", "q"):
-            tensor: torch.Tensor = torch.nn.Parameter(decoded[name], requires_grad=tag == "p")
+    def make(leaf: Leaf) -> torch.Tensor:
+        tensor = decoded[leaf.name]
+        if leaf.torch_type:
+            tensor = tensor.view(getattr(torch, leaf.torch_type))
+        if leaf.tag in ("p", "q"):
+            tensor = torch.nn.Parameter(tensor, requires_grad=leaf.tag == "p")
         else:
-            tensor = decoded[name].requires_grad_(tag == "g")
-        tensor.__dict__.update(attributes)
+            tensor.requires_grad_(leaf.tag == "g")
+        tensor.__dict__.update(leaf.attributes)
         return tensor
 
     if opened.kind == "torch" and opened.extra:
