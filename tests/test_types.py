@@ -33,8 +33,8 @@ def bits(count: int) -> bytes:
 
 # safetensors
 
-SAFETENSORS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "BOOL": 8, "BF16": 16, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-SAFETENSORS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+SAFETENSORS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64, "BOOL": 8, "BF16": 16}
+SAFETENSORS |= dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8)
 SAFETENSORS |= {f"{letter}{size}": size for letter in "IU" for size in (8, 16, 32, 64)}
 SAFETENSORS |= {f"F{size}": size for size in (16, 32, 64)}
 
@@ -86,8 +86,8 @@ def contents_of_torch(path: Path) -> Any:
 
 
 def onnx_types() -> list[str]:
-    onnx = importlib.import_module("onnx")
-    return [name for name in onnx.TensorProto.DataType.keys() if name != "UNDEFINED"]
+    names = importlib.import_module("onnx").TensorProto.DataType.keys()
+    return [name for name in names if name != "UNDEFINED"]
 
 
 def make_onnx(path: Path, name: str) -> None:
