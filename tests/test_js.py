@@ -67,6 +67,8 @@ def tensors(seed):
         "few": rng.choice(np.array([0, 1, 1.5, -7], np.float32), (50, 50)),
         "count": rng.integers(-500, 70_000, (31, 17)),
         "mask": rng.random(100) < 0.1,
+        "wave": (rng.standard_normal((9, 5)) + 1j * rng.standard_normal((9, 5))).astype(np.complex64),
+        "nibbles": rng.integers(-8, 8, (7, 6)).astype(ml_dtypes.int4),
         "none": np.zeros((3, 0), np.int8),
         "one": np.float32(2.5),
     }
@@ -89,7 +91,7 @@ def test_what_the_writer_writes_decodes_to_the_same_bits(options, tmp_path):
     path = tmp_path / "model.dcb"
     path.write_bytes(data)
     (outcome,) = in_node([path])
-    assert outcome == in_python(data) and len(outcome["tensors"]) == 12
+    assert outcome == in_python(data) and len(outcome["tensors"]) == 14
 
 
 def test_a_damaged_index_is_refused_by_both_or_by_none(tmp_path):

@@ -11,10 +11,17 @@ export type Values =
   | BigUint64Array<ArrayBuffer>
   | Uint32Array<ArrayBuffer>;
 
-/** A data type, as numpy calls it. Of float16 and bfloat16 a `Uint16Array` has the bits, of float8 and bool a `Uint8Array`. */
+/**
+ * A data type, as numpy and ml_dtypes call it. Of float16 and bfloat16 a `Uint16Array` has the bits, of narrower floats and bool
+ * a `Uint8Array`. Elements of types narrower than a byte take a byte. Of complex numbers the array has real and imaginary parts
+ * in turn.
+ */
 export type Dtype =
   | "float64" | "float32" | "float16" | "bfloat16" | "float8_e4m3fn" | "float8_e5m2"
-  | "int64" | "int32" | "int16" | "int8" | "uint64" | "uint32" | "uint16" | "uint8" | "bool";
+  | "int64" | "int32" | "int16" | "int8" | "uint64" | "uint32" | "uint16" | "uint8" | "bool"
+  | "complex64" | "complex128" | "float8_e4m3fnuz" | "float8_e5m2fnuz" | "float8_e4m3b11fnuz" | "float8_e4m3"
+  | "float8_e3m4" | "float8_e8m0fnu" | "float6_e2m3fn" | "float6_e3m2fn" | "float4_e2m1fn"
+  | "int4" | "uint4" | "int2" | "uint2";
 
 /** What a file says about one tensor. */
 export interface TensorInfo {

@@ -1,7 +1,7 @@
 // Reads .dcb files. index.d.ts describes what is public.
 
 import { Core, loadModule, nodeModule } from "./core.js";
-import { DTYPES, widened, widens } from "./dtypes.js";
+import { complexOf, DTYPES, widened, widens } from "./dtypes.js";
 import { DamagedFileError, LimitError, OptionError, UnsupportedError } from "./errors.js";
 import { Pool } from "./pool.js";
 import { bytesOf, sourceOf } from "./source.js";
@@ -160,7 +160,7 @@ export class DeepCabacFile {
     if (this.#closed) throw new OptionError("the file is closed");
     entries.forEach((entry) => this.#checkRoom(entry));
     const total = entries.reduce((sum, entry) => sum + entry.info.nbytes, 0);
-    const size = entries.reduce((sum, entry) => sum + entry.info.size, 0);
+    const size = entries.reduce((sum, entry) => sum + entry.parts, 0);
     const wanted = threads ?? (size < MANY ? 0 : await cores());
     const workers = wanted > 0 ? await this.#pool.grow(wanted) : 0;
     const rooms = new Map(); // number of an entry -> its values, and chunks to come
@@ -218,22 +218,24 @@ export class DeepCabacFile {
 const TIED = 1;
 const UPDATE = 2;
 
-function entryOf({ name, code, method, shape, tied, chunkSize, lanes, chunks }, number, tensors) {
+function entryOf({ name, code, isComplex, method, shape: stored, tied, chunkSize, lanes, chunks }, number, tensors) {
+  const shape = isComplex ? stored.slice(0, -1) : stored;
   if (!shape.every(Number.isSafeInteger)) {
     throw new UnsupportedError(`tensor ${JSON.stringify(name)} has a dimension that JavaScript cannot count`);
   }
   const dtype = DTYPES[code];
   const size = shape.reduce((product, dimension) => product * dimension, 1);
+  const parts = isComplex ? 2 * size : size;
   const info = {
     name,
-    dtype: dtype.name,
+    dtype: (isComplex ? complexOf(dtype) : dtype).name,
     shape,
     size,
-    nbytes: size * dtype.array.BYTES_PER_ELEMENT,
+    nbytes: parts * dtype.array.BYTES_PER_ELEMENT,
     codedBytes: chunks.reduce((sum, { length }) => sum + length, 0),
     tiedTo: method === TIED ? tensors[tied].name : null,
   };
-  return { info: Object.freeze(info), number, method, dtype, tied: method === TIED ? tied : -1, chunkSize, lanes, chunks };
+  return { info: Object.freeze(info), number, method, parts, dtype, tied: method === TIED ? tied : -1, chunkSize, lanes, chunks };
 }
 
 function check({ as, threads }) {
@@ -248,9 +250,9 @@ function asWanted(values, { dtype }, { as }) {
 }
 
 /** Memory for a tensor. */
-function room({ info, dtype }) {
+function room({ info, dtype, parts }) {
   try {
-    return new dtype.array(info.size);
+    return new dtype.array(parts);
   } catch {
     throw new LimitError(`tensor ${JSON.stringify(info.name)} takes ${info.nbytes} bytes, more than there are`);
   }
@@ -263,7 +265,7 @@ function* batchesOf(entries) {
   for (const entry of entries) {
     for (let number = 0; number < entry.chunks.length; number++) {
       batch.push([entry, number]);
-      gathered += Math.min(entry.chunkSize, entry.info.size - number * entry.chunkSize);
+      gathered += Math.min(entry.chunkSize, entry.parts - number * entry.chunkSize);
       if (gathered >= BATCH && batch.length % entry.lanes === 0) {
         yield batch;
         batch = [];

@@ -20,8 +20,12 @@ const [RAW_DATA, DIMS, DATA_TYPE, EXTERNAL_DATA, DATA_LOCATION] = [9, 1, 2, 13, 
 const MARK = "deepcabac";
 const DTYPE_NAMES = {
   1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
-  11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 17: "float8_e4m3fn", 19: "float8_e5m2",
+  11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16", 17: "float8_e4m3fn",
+  18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4_e2m1fn",
+  24: "float8_e8m0fnu", 25: "uint2", 26: "int2", 27: "float6_e2m3fn", 28: "float6_e3m2fn",
 };
+// Bits of the types that a model packs, the first element lowest.
+const PACKED = { uint4: 4, int4: 4, float4_e2m1fn: 4, uint2: 2, int2: 2, float6_e2m3fn: 6, float6_e3m2fn: 6 };
 
 export async function restoreOnnx(file, options = {}) {
   if (file.kind !== "onnx") {
@@ -36,7 +40,7 @@ export async function restoreOnnx(file, options = {}) {
       return tensor.dtype === dtype && String(tensor.shape) === String(shape);
     });
   if (!fits) throw new DamagedFileError("the stored ONNX graph does not fit the stored tensors");
-  const sizes = file.tensors.map(({ nbytes }) => nbytes);
+  const sizes = file.tensors.map(({ nbytes, size, dtype }) => (dtype in PACKED ? Math.ceil((size * PACKED[dtype]) / 8) : nbytes));
   const [flat, length] = flatten(pieces, sizes);
   if (length > MOST_BYTES) throw new LimitError(`the model takes ${length} bytes, more than one ONNX file can hold`);
   let model;
@@ -58,9 +62,23 @@ export async function restoreOnnx(file, options = {}) {
   }
   let next = 0;
   for await (const [, values] of file.items({ ...options, as: undefined })) {
-    model.set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength), places[next++]);
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    const bits = PACKED[file.tensors[next].dtype];
+    model.set(bits ? packedBits(bytes, bits) : bytes, places[next++]);
   }
   return model;
+}
+
+/** The lowest bits of some bytes, one after the other. */
+function packedBits(bytes, bits) {
+  const out = new Uint8Array(Math.ceil((bytes.length * bits) / 8));
+  for (let k = 0; k < bytes.length; k++) {
+    const [byte, place] = [(k * bits) >> 3, (k * bits) & 7];
+    const value = (bytes[k] & ((1 << bits) - 1)) << place;
+    out[byte] |= value;
+    if (place + bits > 8) out[byte + 1] |= value >> 8;
+  }
+  return out;
 }
 
 const malformed = () => new DamagedFileError("the stored ONNX graph is malformed");

@@ -188,7 +188,8 @@ pub fn read_levels(data: &[u8]) -> Result<Tensor, Error> {
     let mut fields = Fields::new(&data[2..]);
     let shape = read_shape(&mut fields)?;
     let method = Method::Bare { params: read_params(&mut fields)? };
-    let mut tensor = Tensor { name: String::new(), dtype: Dtype::INT32, shape, method, chunks: Vec::new() };
+    let (name, dtype, is_complex) = (String::new(), Dtype::INT32, false);
+    let mut tensor = Tensor { name, dtype, shape, is_complex, method, chunks: Vec::new() };
     let mut place = Place { offset: 0, end: data.len() as u64 };
     tensor.chunks = read_chunks(&mut fields, &mut place, &tensor, Parts::Code)?;
     let head = data.len() - fields.left();
@@ -225,7 +226,13 @@ fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Res
     let code = fields.byte()?;
     let dtype = Dtype::of_code(code)
         .ok_or_else(|| bad_index(&format!("tensor {} has an unknown data type {code}", quoted(&name))))?;
-    let mut tensor = Tensor { name, dtype, shape: read_shape(fields)?, method: Method::Raw, chunks: Vec::new() };
+    let mut shape = read_shape(fields)?;
+    let parts = dtype.parts();
+    if parts.is_some() {
+        shape.push(2);
+    }
+    let (is_complex, dtype) = (parts.is_some(), parts.unwrap_or(dtype));
+    let mut tensor = Tensor { name, dtype, shape, is_complex, method: Method::Raw, chunks: Vec::new() };
     let number = fields.byte()?;
     tensor.method = read_method(number, fields, &tensor, before)?;
     tensor.chunks = match tensor.method {
@@ -259,7 +266,8 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
     let Tensor { name, dtype, .. } = tensor;
     let is_float = dtype.mantissa() > 0;
     let fits = match number {
-        1 | 3 | 4 | DIFFERENCES | QUANTIZED_DIFFERENCE => is_float,
+        1 | QUANTIZED_DIFFERENCE => dtype.has_levels(),
+        3 | 4 | DIFFERENCES => is_float,
         5 => !is_float,
         _ => number <= QUANTIZED_DIFFERENCE,
     };
@@ -338,9 +346,7 @@ fn read_tie(fields: &mut Fields, tensor: &Tensor, before: &[Tensor]) -> Result<M
     let source = usize::try_from(number).ok().and_then(|number| before.get(number));
     match source {
         Some(source) if matches!(source.method, Method::Tied(_)) => {}
-        Some(source) if (source.dtype, &source.shape) == (tensor.dtype, &tensor.shape) => {
-            return Ok(Method::Tied(number as usize));
-        }
+        Some(source) if source.has_type_of(tensor) => return Ok(Method::Tied(number as usize)),
         Some(source) => {
             let (name, source) = (quoted(&tensor.name), quoted(&source.name));
             return Err(bad_index(&format!("tensor {name} is tied to {source}, which has another type or shape")));

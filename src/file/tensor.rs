@@ -119,10 +119,12 @@ impl Method {
 pub struct Tensor {
     /// Its name, unique in the file.
     pub name: String,
-    /// Type of its elements.
+    /// Type of its elements; of a complex tensor, of their parts.
     pub dtype: Dtype,
-    /// Its dimensions.
+    /// Its dimensions; of a complex tensor, those of its parts, the last one 2.
     pub shape: Vec<u64>,
+    /// Whether its elements are pairs of a real and an imaginary part.
+    pub is_complex: bool,
     /// How it is stored.
     pub method: Method,
     /// Its chunks, in order.
@@ -130,13 +132,18 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Number of elements: below 2^60.
+    /// Whether another tensor's elements and dimensions are of the same kind.
+    pub(crate) fn has_type_of(&self, other: &Self) -> bool {
+        (self.dtype, self.is_complex, &self.shape) == (other.dtype, other.is_complex, &other.shape)
+    }
+
+    /// Number of elements: below 2^61.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.shape.iter().product()
     }
 
-    /// Bytes of the decoded tensor: below 2^63.
+    /// Bytes of the decoded tensor: below 2^64.
     #[must_use]
     pub fn nbytes(&self) -> u64 {
         self.size() * self.dtype.item() as u64
@@ -172,8 +179,8 @@ impl Tensor {
 
     /// Values from patterns.
     fn checked(&self, values: Values) -> Result<Values, Error> {
-        if self.dtype == Dtype::BOOL && values.bytes().iter().any(|byte| *byte > 1) {
-            return Err(self.damaged("a bool is neither 0 nor 1"));
+        if self.dtype.item() == 1 && values.bytes().iter().any(|byte| !self.dtype.allows(*byte)) {
+            return Err(self.damaged(&format!("a byte is no {}", self.dtype.name())));
         }
         Ok(values)
     }

@@ -23,55 +23,115 @@ impl Dtype {
     pub const FLOAT8_E5M2: Self = Self(6);
     /// Signed integers of 32 bits.
     pub const INT32: Self = Self(8);
-    /// A byte 0 or 1.
-    pub const BOOL: Self = Self(15);
 
     /// The type of this number, if there is one.
     #[must_use]
     pub fn of_code(code: u8) -> Option<Self> {
-        (1..=15).contains(&code).then_some(Self(code))
+        (code >= 1 && usize::from(code) <= TYPES.len()).then_some(Self(code))
     }
 
-    /// Its number, 1 to 15 (FORMAT.md, 4.5).
+    /// Its number (FORMAT.md, 4.5).
     #[must_use]
     pub fn code(self) -> u8 {
         self.0
     }
 
-    /// Its name in numpy.
+    fn facts(self) -> &'static Type {
+        &TYPES[usize::from(self.0) - 1]
+    }
+
+    /// Its name in numpy and ml_dtypes.
     #[must_use]
     pub fn name(self) -> &'static str {
-        [
-            "float64",
-            "float32",
-            "float16",
-            "bfloat16",
-            "float8_e4m3fn",
-            "float8_e5m2",
-            "int64",
-            "int32",
-            "int16",
-            "int8",
-            "uint64",
-            "uint32",
-            "uint16",
-            "uint8",
-            "bool",
-        ][usize::from(self.0) - 1]
+        self.facts().name
     }
 
     /// Bytes of an element.
     #[must_use]
     pub fn item(self) -> usize {
-        [8, 4, 2, 2, 1, 1, 8, 4, 2, 1, 8, 4, 2, 1, 1][usize::from(self.0) - 1]
+        self.facts().item
     }
 
-    /// Bits of the mantissa; 0 for integers.
+    /// Bits of the mantissa of a floating-point type that has a sign and a byte or more; else 0.
     #[must_use]
     pub fn mantissa(self) -> u32 {
-        [52, 23, 10, 7, 3, 2].get(usize::from(self.0) - 1).copied().unwrap_or(0)
+        self.facts().mantissa
+    }
+
+    /// Of a complex type, that of its parts.
+    #[must_use]
+    pub fn parts(self) -> Option<Self> {
+        match self.0 {
+            16 => Some(Self::FLOAT32),
+            17 => Some(Self::FLOAT64),
+            _ => None,
+        }
+    }
+
+    /// Whether levels can be made of such values.
+    #[must_use]
+    pub fn has_levels(self) -> bool {
+        self.0 <= 6
+    }
+
+    /// Whether elements may have this byte, in types of a byte.
+    #[must_use]
+    pub fn allows(self, byte: u8) -> bool {
+        let Type { count, lowest, .. } = self.facts();
+        *count == 0 || byte.wrapping_sub(*lowest as u8) < *count
     }
 }
+
+struct Type {
+    name: &'static str,
+    item: usize,
+    mantissa: u32,
+    /// How many bytes elements may have, from `lowest` on; 0 for all.
+    count: u8,
+    lowest: i8,
+}
+
+const fn of(name: &'static str, item: usize, mantissa: u32) -> Type {
+    Type { name, item, mantissa, count: 0, lowest: 0 }
+}
+
+const fn narrow(name: &'static str, count: u8, lowest: i8) -> Type {
+    Type { name, item: 1, mantissa: 0, count, lowest }
+}
+
+/// By number, less one.
+static TYPES: [Type; 30] = [
+    of("float64", 8, 52),
+    of("float32", 4, 23),
+    of("float16", 2, 10),
+    of("bfloat16", 2, 7),
+    of("float8_e4m3fn", 1, 3),
+    of("float8_e5m2", 1, 2),
+    of("int64", 8, 0),
+    of("int32", 4, 0),
+    of("int16", 2, 0),
+    of("int8", 1, 0),
+    of("uint64", 8, 0),
+    of("uint32", 4, 0),
+    of("uint16", 2, 0),
+    of("uint8", 1, 0),
+    narrow("bool", 2, 0),
+    of("complex64", 8, 0),
+    of("complex128", 16, 0),
+    of("float8_e4m3fnuz", 1, 3),
+    of("float8_e5m2fnuz", 1, 2),
+    of("float8_e4m3b11fnuz", 1, 3),
+    of("float8_e4m3", 1, 3),
+    of("float8_e3m4", 1, 4),
+    of("float8_e8m0fnu", 1, 0),
+    narrow("float6_e2m3fn", 64, 0),
+    narrow("float6_e3m2fn", 64, 0),
+    narrow("float4_e2m1fn", 16, 0),
+    narrow("int4", 16, -8),
+    narrow("uint4", 16, 0),
+    narrow("int2", 4, -2),
+    narrow("uint2", 4, 0),
+];
 
 /// Values of a tensor: its elements, or where the type is not here, their bits.
 #[derive(Clone, PartialEq, Debug)]
@@ -106,5 +166,20 @@ impl Values {
             Self::Bits32(values) => bytes(values),
             Self::Bits64(values) => bytes(values),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_types_have_the_bytes_that_they_can_have() {
+        let allowed = |code| (0..=255).filter(|byte| Dtype(code).allows(*byte)).collect::<Vec<u8>>();
+        assert_eq!(allowed(15), [0, 1]);
+        assert_eq!(allowed(29), [0, 1, 254, 255]);
+        assert_eq!(allowed(28), (0..16).collect::<Vec<u8>>());
+        assert_eq!((allowed(14).len(), allowed(27).len(), allowed(24).len()), (256, 16, 64));
+        assert_eq!((Dtype::of_code(0), Dtype::of_code(31), Dtype(17).item()), (None, None, 16));
     }
 }
