@@ -27,5 +27,6 @@ pub mod nnc;
 pub mod quantize;
 #[cfg(test)]
 mod testing;
+/// cbindgen:ignore
 #[cfg(target_family = "wasm")]
 pub mod wasm;
