@@ -16,7 +16,7 @@ from deepcabac.errors import CheckpointError, DeepCabacError, OptionError, Unsup
 
 F4 = np.dtype("<f4")
 A = np.arange(6, dtype=F4).reshape(2, 3)
-SUFFIXES = [".safetensors", ".safetensors.index.json", ".npz", ".pt", ".onnx"]
+SUFFIXES = [".safetensors", ".safetensors.index.json", ".npz", ".pt", ".onnx", ".gguf"]
 
 
 def specs_of(tensors):
@@ -44,13 +44,13 @@ WRITABLE = [
 
 
 def test_the_kind_follows_from_the_suffix_whatever_its_case():
-    names = ("a.safetensors", "b.SAFETENSORS.INDEX.json", "c.npz", "d.pt", "d.bin.index.json", "e.onnx")
+    names = ("a.safetensors", "b.SAFETENSORS.INDEX.json", "c.npz", "d.pt", "d.bin.index.json", "e.onnx", "f.gguf")
     assert tuple(kind_of_path(name) for name in names) == KINDS
     for name in ("x/model.pth", "pytorch_model.bin", "last.ckpt", "v1.2.pth.tar", "epoch.3.tar"):
         assert kind_of_path(Path(name)) == "torch"
     assert kind_of_path("model.safetensors.index.fp16.json") == "safetensors-sharded"
     assert kind_of_path("folder.pt/readme") is None
-    assert kind_of_path("model.gguf") is None
+    assert kind_of_path("model.h5") is None
     assert kind_of_path("safetensors") is None
 
 
@@ -219,11 +219,11 @@ def test_a_directory_is_refused_with_the_name_of_the_checkpoint_in_it(tmp_path):
 
 
 def test_an_unknown_suffix_is_answered_with_the_known_ones(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.h5").write_bytes(b"HDF5")
     with pytest.raises(CheckpointError, match=r"\.safetensors .*\.npz \.pt .*\.onnx"):
-        open_checkpoint(tmp_path / "model.gguf")
+        open_checkpoint(tmp_path / "model.h5")
     with pytest.raises(OptionError, match="unknown kind"):
-        write(tmp_path / "x", {"a": A}, "gguf")
+        write(tmp_path / "x", {"a": A}, "h5")
 
 
 def test_a_missing_optional_package_is_named_with_the_command_to_install_it(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -309,6 +310,9 @@ def test_every_kind_of_checkpoint_says_that_it_exists(kind, folder):
         graph = onnx.helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(np.ones(2, "f4"), "w")])
         onnx.save(onnx.helper.make_model(graph), "graph.onnx")
         extra = deepcabac.checkpoint.open_checkpoint("graph.onnx").extra
+    if kind == "gguf":
+        table = struct.pack("<QQ", 1, 0) + struct.pack("<Q", 1) + b"w" + struct.pack("<IQIQ", 1, 2, 0, 0)
+        extra = struct.pack("<Q", 72) + b"GGUF" + struct.pack("<I", 3) + table
     path = Path(f"there{suffix}")
     path.write_text("mine")
     with pytest.raises(ExistsError):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import deepcabac
+from deepcabac.checkpoint.gguf_file import block_of
 from deepcabac.checkpoint.kinds import restored_suffix
 
 PAGE = Path(__file__).parents[1] / "docs" / "guide" / "types.md"
@@ -135,11 +136,29 @@ def contents_of_npz(path: Path) -> Any:
         return array.dtype, array.shape, array.tolist() if array.dtype.hasobject else array.tobytes()
 
 
+# GGUF
+
+GGUF = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12}
+GGUF |= {"Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21}
+GGUF |= {"IQ2_S": 22, "IQ4_XS": 23, "I8": 24, "I16": 25, "I32": 26, "I64": 27, "F64": 28, "IQ1_M": 29, "BF16": 30}
+GGUF |= {"TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39, "NVFP4": 40, "Q1_0": 41}
+PLAIN_BYTES = {"F32": 4, "F16": 2, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F64": 8, "BF16": 2}
+
+
+def make_gguf(path: Path, name: str) -> None:
+    kind = GGUF[name]
+    elements, nbytes = (1, PLAIN_BYTES[name]) if name in PLAIN_BYTES else block_of(kind)
+    shape, raw = (6, SIZE // 6 * elements), bits(SIZE * nbytes)
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"w" + struct.pack("<IQQIQ", 2, *shape[::-1], kind, 0)
+    path.write_bytes(head + bytes(-len(head) % 32) + raw)
+
+
 KINDS: dict[str, tuple[str, Callable[[], list[str]], Callable[[Path, str], None], Callable[[Path], Any]]] = {
     "safetensors": ("safetensors", lambda: list(SAFETENSORS), make_safetensors, contents_of_safetensors),
     "torch": ("PyTorch", torch_types, make_torch, contents_of_torch),
     "onnx": ("ONNX", onnx_types, make_onnx, contents_of_onnx),
     "npz": ("NumPy", lambda: NUMPY, make_npz, contents_of_npz),
+    "gguf": ("GGUF", lambda: list(GGUF), make_gguf, Path.read_bytes),
 }
 
 
@@ -174,7 +193,7 @@ def table() -> str:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_type_comes_back_and_is_in_the_table(kind: str, tmp_path: Path) -> None:
-    if kind != "npz":
+    if kind not in ("npz", "gguf"):
         pytest.importorskip(kind)
     title, types, _, _ = KINDS[kind]
     page = PAGE.read_text()
@@ -183,6 +202,12 @@ def test_every_type_comes_back_and_is_in_the_table(kind: str, tmp_path: Path) ->
         assert row in page, f"run python tests/test_types.py: {row}"
         for file in tmp_path.iterdir():
             file.unlink()
+
+
+def test_these_are_the_types_that_gguf_knows() -> None:
+    known = pytest.importorskip("gguf").GGMLQuantizationType
+    inside = {"Q8_1", "Q8_K"}  # of llama.cpp, never in files
+    assert {kind.name for kind in known} - inside <= set(GGUF)
 
 
 def test_these_are_the_types_that_safetensors_knows() -> None:

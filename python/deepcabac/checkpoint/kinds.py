@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, DamagedFileError, OptionError, UnsupportedError
 from . import sharded, skeleton
 from .base import CheckpointReader, CheckpointWriter, TensorSpec, open_binary, parse_json
+from .gguf_file import GgufReader, GgufWriter
 from .npz import NpzReader, NpzWriter, opaque
 from .onnx_file import OnnxReader, OnnxWriter
 from .safetensors_file import SafetensorsReader, SafetensorsWriter
@@ -16,9 +17,9 @@ from .sharded import ShardedReader, ShardedTorchReader, ShardedTorchWriter, Shar
 from .suffixes import SUFFIXES, kind_of_path, suffix_of_path
 from .torch_file import TorchReader, TorchWriter
 
-_READERS: dict[str, type[SafetensorsReader | ShardedReader | NpzReader | TorchReader | OnnxReader]] = {
+_READERS: dict[str, type[SafetensorsReader | ShardedReader | NpzReader | TorchReader | OnnxReader | GgufReader]] = {
     reader.kind: reader
-    for reader in (SafetensorsReader, ShardedReader, NpzReader, TorchReader, ShardedTorchReader, OnnxReader)
+    for reader in (SafetensorsReader, ShardedReader, NpzReader, TorchReader, ShardedTorchReader, OnnxReader, GgufReader)
 }
 KINDS = tuple(_READERS)
 
@@ -32,6 +33,7 @@ _USUAL_SUFFIX = {
     "torch": ".pt",
     "torch-sharded": ".bin.index.json",
     "onnx": ".onnx",
+    "gguf": ".gguf",
 }
 _NAMED = 5  # of what is left out
 
@@ -64,6 +66,8 @@ def left_out(kind: str, extra: bytes, extra_kind: str) -> str:
         names = ["the graph"]
     elif extra_kind == "safetensors":
         names = ["__metadata__"] if set(parse_json(extra, "the stored metadata", DamagedFileError)) - {"format"} else []
+    elif extra_kind == "gguf":
+        names = ["the metadata"]
     elif extra_kind == "npz":
         names = [f"the type of {name}" for name in opaque(extra)]
     if not names:
@@ -124,4 +128,11 @@ def create_checkpoint(
                 "write .safetensors instead"
             )
         return OnnxWriter(path, specs, extra, overwrite=overwrite)
+    if kind == "gguf":
+        if not extra:
+            raise UnsupportedError(
+                f"{path}: a GGUF file needs metadata, which a checkpoint of kind {extra_kind} does not have; "
+                "write .safetensors instead"
+            )
+        return GgufWriter(path, specs, extra, overwrite=overwrite)
     raise OptionError(f"unknown kind of checkpoint {kind!r}; choose one of {' '.join(KINDS)}")

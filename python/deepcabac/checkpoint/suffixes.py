@@ -13,11 +13,12 @@ _PATTERNS = [
     (re.compile(r"\.npz"), "npz"),
     (re.compile(r"\.(pt|pth|bin|ckpt|tar|pt\.tar|pth\.tar)"), "torch"),
     (re.compile(r"\.onnx"), "onnx"),
+    (re.compile(r"\.gguf"), "gguf"),
 ]
 #: The suffixes to name in messages.
 SUFFIXES = (
     *(".safetensors.index.json", ".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".bin.index.json"),
-    ".onnx",
+    *(".onnx", ".gguf"),
 )
 _LONGEST = 80  # characters
 

@@ -215,9 +215,9 @@ def compress(
     NaN or infinity. So does what takes no more bytes that way. A note says if a
     tensor could not meet its target.
 
-    MODEL is .safetensors, .npz, .onnx, PyTorch's .pt, .pth, .bin, .ckpt or .tar, or
-    the index of shards (.safetensors.index.json, .bin.index.json), and is not
-    changed. If MODEL is -, it is read from standard input and goes to standard
+    MODEL is .safetensors, .npz, .onnx, .gguf, PyTorch's .pt, .pth, .bin, .ckpt or
+    .tar, or the index of shards (.safetensors.index.json, .bin.index.json), and is
+    not changed. If MODEL is -, it is read from standard input and goes to standard
     output unless -o says otherwise.
 
     If MODEL is a folder, as models have on the Hugging Face hub, OUT is a folder of

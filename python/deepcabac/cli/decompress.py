@@ -79,7 +79,7 @@ def decompress(
     """Restore a checkpoint from each .dcb or .nnc file FILE.
 
     Names, shapes and data types are those of the original. OUT may be of another
-    kind: .safetensors, .npz, .pt, or .onnx (only if the file was made from .onnx).
+    kind: .safetensors, .npz, .pt, or .onnx and .gguf (if the file was made from it).
     If FILE is -, it is read from standard input and the checkpoint goes to standard
     output unless -o says otherwise. If FILE is a folder that compress has written,
     OUT is the original folder. [default: its name without -dcb]

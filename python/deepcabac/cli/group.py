@@ -94,7 +94,7 @@ def program(context: click.Context) -> None:
 
     Weights are quantised to the quality you choose, then packed by a
     context-adaptive arithmetic coder. This needs no data and no GPU. Checkpoints
-    are .safetensors (also sharded), .npz, .pt, .pth or .onnx.
+    are .safetensors (also sharded), .npz, .pt, .onnx or .gguf.
 
     'deepcabac COMMAND --help' says more. Commands take several files at once; a
     file called - is standard input or output. Exit codes: 0 done, 1 a file is

@@ -110,6 +110,8 @@ def _suffix(path: Path) -> str:
             return ".npz"  # its reader says what is wrong
     if head[8:9] == b"{":
         return ".safetensors"
+    if head.startswith(b"GGUF"):
+        return ".gguf"
     if head.startswith(b"\x80"):  # a pickle
         return ".pt"
     return ".onnx" if head.startswith(b"\x08") else ""  # an ONNX file begins with its version
