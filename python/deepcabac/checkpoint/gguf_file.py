@@ -32,7 +32,7 @@ from .base import (
     open_binary,
     read_into,
 )
-from .gguf_blocks import LAYOUTS, OPAQUE, Numbers, Layout, join, split
+from .gguf_blocks import LAYOUTS, OPAQUE, Layout, Numbers, join, split
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
