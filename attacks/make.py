@@ -286,6 +286,30 @@ attack("tied-to-other-type.dcb", "a tensor tied to one of another type", "anothe
     lambda: _tied((16, 20), 0, dtype=8)
 )
 
+def _equal(count: int) -> bytes:
+    """A file with so many tensors that equal its first one."""
+    params, code, step = w()
+    first = entry(b"w", 2, (16, 20), LEVELS, levels_rest([code], params, step))
+    others = [entry(f"{number}".encode(), 2, (16, 20), 12, varint(0)) for number in range(count)]
+    return Parts(code, plain_index([first, *others])).file()
+
+
+attack("equal-to-equal.dcb", "a tensor equal to one that equals another", "does not come before it")(
+    lambda: Parts(
+        w()[1],
+        plain_index(
+            [
+                entry(b"w", 2, (16, 20), LEVELS, levels_rest([w()[1]], w()[0], w()[2])),
+                entry(b"v", 2, (16, 20), 12, varint(0)),
+                entry(b"u", 2, (16, 20), 12, varint(1)),
+            ]
+        ),
+    ).file()
+)
+attack("equal-65.dcb", "65 tensors equal to one, which take 65 times its memory", "more than 64 tensors")(
+    lambda: _equal(65)
+)
+
 # Scales ---------------------------------------------------------------------------------------------------------------
 
 

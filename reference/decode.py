@@ -28,9 +28,10 @@ Array = npt.NDArray[Any]
 
 MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
-RAW, LEVELS, TIED = range(3)
+RAW, LEVELS, TIED, EQUAL = 0, 1, 2, 12
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK = range(3, 7)
 STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(7, 11)  # of updates
+UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE)
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 RAW_CHUNK = 1 << 20
 #: Bits of the mantissa, by data type (10.2).
@@ -1028,12 +1029,14 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
         tensor.params, tensor.chunks = parse_levels(fields, tensor.size)
         if tensor.row_scales or tensor.column_scales:
             check(tensor.params.chunk_levels % math.prod(tensor.shape[1:]) == 0, "a row in two chunks")
-    elif tensor.method == TIED:
+    elif tensor.method in (TIED, EQUAL):
         tensor.source = fields.varint()
         check(tensor.source < len(earlier), "tied to a later tensor")
         source = earlier[tensor.source]
-        check(source.method != TIED, "tied to a tied tensor")
+        check(source.method not in (TIED, EQUAL), "tied to a tied tensor")
         check(source.stored == tensor.stored, "tied to another kind of tensor")
+        equal = sum(other.method == EQUAL and other.source == tensor.source for other in earlier)
+        check(tensor.method == TIED or equal < 64, "too many tensors equal to one")
     else:
         parse_exact(fields, tensor, code)
     return tensor
@@ -1073,7 +1076,7 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
     for start in range(0, tensor.size if each else 0, each or 1):
         coded, refinement = fields.varint(), fields.varint()
         held = min(each, tensor.size - start)
-        if coded == 0 and refinement == 0 and method >= STEPS:
+        if coded == 0 and refinement == 0 and method in UPDATES:
             tensor.chunks.append(Chunk(0, held, 0))
             continue
         check(coded > 0 and (refinement == 0 or method in REFINED), "lengths of a chunk")
@@ -1129,7 +1132,7 @@ def read_index(data: bytes) -> tuple[str, bytes, list[Tensor], Base]:
     for _ in range(fields.varint()):
         tensors.append(parse_tensor(fields, tensors))
     base = Base()
-    if any(tensor.method >= STEPS for tensor in tensors):
+    if any(tensor.method in UPDATES for tensor in tensors):
         base = Base(fields.take(32), fields.text())
         check(base.name not in (".", "..") and not set("/\\:\0") & set(base.name), "name of the base")
     fields.end()
@@ -1397,7 +1400,7 @@ def decode_tensor(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
 def read_file(
     data: bytes, max_bytes: int | None = None, base: dict[str, Array] | None = None
 ) -> dict[str, Array]:
-    """All tensors of a .dcb file; tied ones share their array. An update needs the tensors of its ``base``.
+    """All tensors of a .dcb file; tied ones share their array, equal ones do not. An update needs its ``base``.
 
     Raises :class:`Damaged`, also for a base that is not the update's, or :class:`TooLarge` if the tensors take more
     than ``max_bytes``.
@@ -1405,7 +1408,7 @@ def read_file(
     _, _, tensors, update = read_index(data)
     if max_bytes is not None and sum(t.size * t.dtype.itemsize for t in tensors if t.method != TIED) > max_bytes:
         raise TooLarge
-    changed = [tensor for tensor in tensors if tensor.method >= STEPS]
+    changed = [tensor for tensor in tensors if tensor.method in UPDATES]
     if changed:
         check(base is not None, "an update without its base")
     given = base or {}
@@ -1413,8 +1416,11 @@ def read_file(
     payload = Fields(data[32:])
     arrays: list[Array] = []
     for tensor in tensors:
-        before = given[tensor.name] if tensor.method >= STEPS else None
-        arrays.append(arrays[tensor.source] if tensor.method == TIED else decode_tensor(tensor, payload, before))
+        before = given[tensor.name] if tensor.method in UPDATES else None
+        if tensor.source >= 0:
+            arrays.append(arrays[tensor.source] if tensor.method == TIED else arrays[tensor.source].copy())
+        else:
+            arrays.append(decode_tensor(tensor, payload, before))
     return {tensor.name: whole(tensor, array) for tensor, array in zip(tensors, arrays, strict=True)}
 
 
@@ -1468,9 +1474,9 @@ def main(arguments: list[str]) -> int:
         print(f"update of {base.name!r}, digest {base.digest.hex()}")
     for t in tensors:
         scales = f"{len(t.row_scales)} row and {len(t.column_scales)} column scales"
-        tied, levels = f"tied to {t.source}", f"levels, step size {t.step_size}, {scales}"
-        how = ("raw", levels, tied)[t.method] if t.method < FLOAT else f"method {t.method}"
-        print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {how}, {sum(c.length for c in t.chunks)} bytes")
+        how = {RAW: "raw", LEVELS: f"levels, step size {t.step_size}, {scales}", TIED: f"tied to {t.source}"}
+        stored = f"{how.get(t.method, f'method {t.method}')}, {sum(c.length for c in t.chunks)} bytes"
+        print(f"{t.name!r} {t.dtype.name} {list(t.shape)} {stored}")
     return 0
 
 

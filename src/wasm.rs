@@ -97,7 +97,7 @@ pub extern "C" fn dc_plain(crc: u32, max_bytes: f64) -> u32 {
 
 /// Parses a plain index, whose payload ends at `start`, and keeps it. Result, all numbers little-endian: kind and extra (u32
 /// length, bytes), u32 number of tensors; of each its name (u32 length, bytes), u8 data type, u8 whether it is of the parts of complex numbers, u8 method (0 own values, 1 tied,
-/// 2 an update), u8 number of dimensions, f64 each dimension, f64 number of the tensor it is tied to, f64 elements in a chunk,
+/// 2 an update, 3 equal), u8 number of dimensions, f64 each dimension, f64 number of the tensor it is tied to, f64 elements in a chunk,
 /// u32 lanes, u32 number of chunks, and of each f64 offset, f64 length.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_parse(start: f64) -> u32 {
@@ -128,6 +128,7 @@ fn described(index: Index, state: &mut State) -> Vec<u8> {
         blob(&mut out, tensor.name.as_bytes());
         let (method, tied) = match tensor.method {
             Method::Tied(number) => (1, number),
+            Method::Equal(number) => (3, number),
             Method::Update { .. } => (2, 0),
             _ => (0, 0),
         };

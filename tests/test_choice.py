@@ -346,7 +346,7 @@ def test_tensors_that_become_almost_all_zero_are_named():
 
 
 def test_a_tensor_much_worse_than_the_others_is_named_unless_it_was_asked_for():
-    tensors = {name: normal(64, 64) for name in "abcd"}
+    tensors = {name: normal(64, 64, seed=seed) for seed, name in enumerate("abcd")}
     assert report(tensors, overrides={"a": {"sqnr": 8}}).notes == []
     (note,) = report(tensors, overrides={"a": {"offset": -20}}).notes
     assert note.startswith("much worse than the others, at 30.0 dB: a (")
@@ -356,6 +356,60 @@ def test_too_few_elements_is_said_only_of_few():
     grid = np.where(normal(300, 300) > 0, 1.5, normal(300, 300) * 1e-3).astype(F4)
     for note in report({"t": grid}, sqnr=3).notes:
         assert "too few elements" not in note
+
+
+# --- equal tensors ---------------------------------------------------------------------------------------------------
+
+
+def test_equal_tensors_are_stored_once_and_have_memory_of_their_own():
+    array = normal(200, 200)
+    tensors = {"a": array, "b": array.copy(), "c": array, "d": array.copy()}
+    data = deepcabac.compress(tensors)
+    assert len(data) < len(deepcabac.compress({"a": array})) + 60
+    back = deepcabac.decompress(data)
+    assert all((one == back["a"]).all() for one in back.values())
+    assert back["c"] is back["a"] and not np.shares_memory(back["a"], back["b"])
+    assert not np.shares_memory(back["b"], back["d"])
+    methods = [(one.method, one.raw_bytes) for one in report(tensors).tensors]
+    assert methods == [("quantized", 160000), ("equal", 160000), ("tied", 0), ("equal", 160000)]
+    with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
+        info = opened.info("d")
+        assert (info.method, info.coded_bytes, info.tied_to, info.equal_to) == ("equal", 0, None, "a")
+        assert (opened["d"] == back["a"]).all() and (opened.span("d", 7, 9) == back["a"].reshape(-1)[7:9]).all()
+    with pytest.raises(deepcabac.LimitError):
+        deepcabac.decompress(data, max_bytes=3 * array.nbytes - 1)
+    assert deepcabac.decompress(data, max_bytes=3 * array.nbytes)
+
+
+def test_equal_tensors_that_are_to_be_stored_differently_are_not_stored_once():
+    array = normal(64, 64)
+    tensors = {"a": array, "b": array.copy(), "optimizer.master.a": array.copy(), "e": array.copy()}
+    result = report(tensors, overrides={"b": {"exact": True}})
+    assert [one.method for one in result.tensors] == ["quantized", "exact", "exact", "equal"]
+    almost = {"a": array, "b": array.copy()}
+    almost["b"][17, 3] += 1
+    assert [one.method for one in report(almost).tensors] == ["quantized", "quantized"]
+    zeros = {"a": np.zeros((64, 64), F4), "b": -np.zeros((64, 64), F4)}
+    assert np.signbit(deepcabac.decompress(deepcabac.compress(zeros, lossless=True))["b"]).all()
+
+
+def test_many_equal_tensors_and_what_is_tied_to_them_come_back():
+    tensors: dict[str, Any] = {f"{k}": normal(20, 20) for k in range(150)}
+    tensors["tied"] = tensors["70"]
+    result = report(tensors)
+    assert [one.method for one in result.tensors].count("quantized") == 3  # each 64 have one; and one is tied to
+    back = deepcabac.decompress(deepcabac.compress(tensors))
+    assert all((one == back["0"]).all() for one in back.values()) and back["tied"] is back["70"]
+
+
+def test_equal_tensors_of_a_corrected_model_are_told_apart_again():
+    array = normal(64, 64)
+    file = io.BytesIO()
+    source = Arrays({"a": array, "b": array.copy()})
+    result = writer.compress(source, file, Options(), correct=lambda decoded: {"a": decoded["a"] + F4(1)})
+    assert [one.method for one in result.tensors] == ["quantized", "quantized"]
+    back = deepcabac.decompress(file.getvalue())
+    assert back["a"].mean() - back["b"].mean() == pytest.approx(1, abs=0.01)
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------

@@ -125,6 +125,31 @@ def test_dropping_works_in_flat_dicts_and_shards(tmp_path):
         assert [spec.name for spec in source.specs] == ["w", "v"]
 
 
+def test_equal_tensors_of_a_checkpoint_are_stored_once_and_share_no_memory_afterwards(tmp_path):
+    torch = pytest.importorskip("torch")
+    weight = torch.randn(64, 64)
+    torch.save({"a": weight, "b": weight.clone(), "c": weight}, tmp_path / "a.pt")
+    _, result = deepcabac.compress_checkpoint(tmp_path / "a.pt")
+    assert [one.method for one in result.tensors] == ["quantized", "equal", "tied"]
+    deepcabac.decompress_checkpoint(tmp_path / "a.dcb", tmp_path / "b.pt")
+    back = torch.load(tmp_path / "b.pt", weights_only=True)
+    places = [back[name].untyped_storage().data_ptr() for name in "abc"]
+    assert places[0] == places[2] != places[1] and torch.equal(back["a"], back["b"])
+    dcb = pytest.importorskip("deepcabac.torch")
+    loaded = dcb.load_model(tmp_path / "a.dcb")
+    places = [loaded[name].untyped_storage().data_ptr() for name in "abc"]
+    assert places[0] == places[2] != places[1]
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(64, 64), "b": torch.nn.Linear(64, 64)})
+    model["b"].load_state_dict(model["a"].state_dict())
+    dcb.save_model(model, tmp_path / "m.dcb")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    dcb.load_model(tmp_path / "m.dcb", model)
+    assert torch.equal(model["a"].weight, model["b"].weight) and model["b"].weight.abs().max() > 0
+    assert model["a"].weight.data_ptr() != model["b"].weight.data_ptr()
+
+
 # --- ONNX ------------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +223,18 @@ def test_weights_used_in_branches_are_weights(tmp_path):
     values = {"outer": normal(40, 40), "grid": normal(40, 40), "c": np.array(True)}
     found = roles_of(save(graph(nodes, values), tmp_path / "a.onnx"))
     assert found == {"outer": WEIGHT, "own": WEIGHT, "grid": CONSTANT, "c": CONSTANT}
+
+
+def test_equal_weights_of_a_graph_are_stored_once(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    node = onnx.helper.make_node
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("MatMul", ["a", "v"], ["y"])]
+    path = save(graph(nodes, {"w": normal(40, 40), "v": normal(40, 40)}), tmp_path / "a.onnx")
+    _, result = deepcabac.compress_checkpoint(path)
+    assert [one.method for one in result.tensors] == ["quantized", "equal"]
+    deepcabac.decompress_checkpoint(tmp_path / "a.dcb", tmp_path / "b.onnx")
+    back = [onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "b.onnx").graph.initializer]
+    assert (back[0] == back[1]).all()
 
 
 def test_constants_of_a_graph_come_back_exactly_and_weights_do_not(tmp_path):

@@ -33,10 +33,12 @@ export interface TensorInfo {
   readonly size: number;
   /** Bytes once decoded. */
   readonly nbytes: number;
-  /** Bytes in the file; 0 if it is tied. */
+  /** Bytes in the file; 0 if it is tied or equal to another one. */
   readonly codedBytes: number;
-  /** The name of the tensor that it equals, or null. */
+  /** The name of the tensor that it is under another name, or null. */
   readonly tiedTo: string | null;
+  /** The name of an earlier tensor of whose values it has a copy, or null. */
+  readonly equalTo: string | null;
 }
 
 export interface OpenOptions {

@@ -111,8 +111,8 @@ export class DeepCabacFile {
   async *items(options = {}) {
     check(options);
     const entries = [...this.#entries.values()];
-    const own = entries.filter((entry) => entry.method !== TIED);
-    const total = own.reduce((sum, entry) => sum + entry.info.nbytes, 0);
+    const own = entries.filter((entry) => entry.tied < 0);
+    const total = entries.filter((entry) => entry.method !== TIED).reduce((sum, entry) => sum + entry.info.nbytes, 0);
     if (this.#maxBytes !== undefined && total > this.#maxBytes) {
       throw new LimitError(`the tensors take ${total} bytes, more than maxBytes = ${this.#maxBytes}`);
     }
@@ -120,8 +120,9 @@ export class DeepCabacFile {
     const kept = new Map();
     const decoded = this.#decode(own, options);
     for (const entry of entries) {
-      if (entry.method === TIED) {
-        yield [entry.info.name, kept.get(entry.tied)];
+      if (entry.tied >= 0) {
+        const values = kept.get(entry.tied);
+        yield [entry.info.name, entry.method === TIED ? values : values.slice()];
         continue;
       }
       const values = asWanted((await decoded.next()).value[1], entry, options);
@@ -140,7 +141,7 @@ export class DeepCabacFile {
 
   /** The entry that has a tensor's values. */
   #owner(entry) {
-    return entry.method === TIED ? this.#entries.get(this.tensors[entry.tied].name) : entry;
+    return entry.tied >= 0 ? this.#entries.get(this.tensors[entry.tied].name) : entry;
   }
 
   #checkRoom({ info, method }) {
@@ -217,6 +218,7 @@ export class DeepCabacFile {
 
 const TIED = 1;
 const UPDATE = 2;
+const EQUAL = 3;
 
 function entryOf({ name, code, isComplex, method, shape: stored, tied, chunkSize, lanes, chunks }, number, tensors) {
   const shape = isComplex ? stored.slice(0, -1) : stored;
@@ -234,8 +236,10 @@ function entryOf({ name, code, isComplex, method, shape: stored, tied, chunkSize
     nbytes: parts * dtype.array.BYTES_PER_ELEMENT,
     codedBytes: chunks.reduce((sum, { length }) => sum + length, 0),
     tiedTo: method === TIED ? tensors[tied].name : null,
+    equalTo: method === EQUAL ? tensors[tied].name : null,
   };
-  return { info: Object.freeze(info), number, method, parts, dtype, tied: method === TIED ? tied : -1, chunkSize, lanes, chunks };
+  const owner = method === TIED || method === EQUAL ? tied : -1;
+  return { info: Object.freeze(info), number, method, parts, dtype, tied: owner, chunkSize, lanes, chunks };
 }
 
 function check({ as, threads }) {

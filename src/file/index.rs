@@ -146,9 +146,17 @@ impl Index {
         }
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut place = Place { offset: HEADER as u64, end: header.index.start };
+        let mut equal: Vec<u8> = Vec::new(); // how many tensors equal each
         for _ in 0..count {
             let tensor = read_tensor(&mut fields, &mut place, &tensors)?;
+            if let Method::Equal(number) = tensor.method {
+                equal[number] += 1;
+                if equal[number] > MOST_EQUAL {
+                    return Err(bad_index(&format!("more than {MOST_EQUAL} tensors are stored as equal to one")));
+                }
+            }
             tensors.push(tensor);
+            equal.push(0);
         }
         let mut names: Vec<&str> = tensors.iter().map(|tensor| &*tensor.name).collect();
         names.sort_unstable();
@@ -236,7 +244,7 @@ fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Res
     let number = fields.byte()?;
     tensor.method = read_method(number, fields, &tensor, before)?;
     tensor.chunks = match tensor.method {
-        Method::Tied(_) => Vec::new(),
+        Method::Tied(_) | Method::Equal(_) => Vec::new(),
         Method::Raw => read_raw_chunks(fields, place, tensor.nbytes())?,
         Method::Levels { .. } | Method::Bare { .. } => read_chunks(fields, place, &tensor, Parts::Code)?,
         Method::Codebook { .. } => read_chunks(fields, place, &tensor, Parts::Both { refined: false, empty: false })?,
@@ -261,6 +269,10 @@ const DIFFERENCES: u8 = 8;
 const UNCHANGED: u8 = 9;
 const QUANTIZED_DIFFERENCE: u8 = 10;
 
+/// Number of the method of tensors with the values of another one, and how many may have those of one: each takes memory.
+const EQUAL: u8 = 12;
+const MOST_EQUAL: u8 = 64;
+
 /// What an entry says between its method's number and its chunks.
 fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tensor]) -> Result<Method, Error> {
     let Tensor { name, dtype, .. } = tensor;
@@ -269,7 +281,7 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
         1 | QUANTIZED_DIFFERENCE => dtype.has_levels(),
         3 | 4 | DIFFERENCES => is_float,
         5 => !is_float,
-        _ => number <= QUANTIZED_DIFFERENCE,
+        _ => number <= QUANTIZED_DIFFERENCE || number == EQUAL,
     };
     if !fits {
         let (name, dtype) = (quoted(name), dtype.name());
@@ -284,7 +296,8 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
             columns: read_scales(fields)?,
             params: read_params(fields)?,
         },
-        2 => read_tie(fields, tensor, before)?,
+        2 => Method::Tied(read_tie(fields, tensor, before)?),
+        EQUAL => Method::Equal(read_tie(fields, tensor, before)?),
         3 | 4 => Method::Float { zeros: number == 4, exponent: read_exponent(fields)?, params: read_params(fields)? },
         5 => {
             let exponent = read_exponent(fields)?;
@@ -341,12 +354,12 @@ fn read_exponent(fields: &mut Fields) -> Result<u32, Error> {
     }
 }
 
-fn read_tie(fields: &mut Fields, tensor: &Tensor, before: &[Tensor]) -> Result<Method, Error> {
+fn read_tie(fields: &mut Fields, tensor: &Tensor, before: &[Tensor]) -> Result<usize, Error> {
     let number = fields.varint()?;
     let source = usize::try_from(number).ok().and_then(|number| before.get(number));
     match source {
-        Some(source) if matches!(source.method, Method::Tied(_)) => {}
-        Some(source) if source.has_type_of(tensor) => return Ok(Method::Tied(number as usize)),
+        Some(source) if matches!(source.method, Method::Tied(_) | Method::Equal(_)) => {}
+        Some(source) if source.has_type_of(tensor) => return Ok(number as usize),
         Some(source) => {
             let (name, source) = (quoted(&tensor.name), quoted(&source.name));
             return Err(bad_index(&format!("tensor {name} is tied to {source}, which has another type or shape")));

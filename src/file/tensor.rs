@@ -57,8 +57,10 @@ pub enum Method {
         /// How levels are coded.
         params: Params,
     },
-    /// Equal to the tensor of this number.
+    /// The tensor of this number under another name.
     Tied(usize),
+    /// Equal to the tensor of this number.
+    Equal(usize),
     /// Levels and refinement bits of floating-point values.
     Float {
         /// Level 0 is positive zero and nothing else.
@@ -109,7 +111,7 @@ impl Method {
             | Self::Float { params, .. }
             | Self::Integers { params, .. }
             | Self::Bare { params } => Some(params),
-            Self::Raw | Self::Tied(_) | Self::Codebook { .. } | Self::Update { .. } => None,
+            Self::Raw | Self::Tied(_) | Self::Equal(_) | Self::Codebook { .. } | Self::Update { .. } => None,
         }
     }
 }
@@ -278,7 +280,7 @@ impl Room {
                 };
                 Ok(Self::Done(tensor.checked(values)?))
             }
-            Method::Update { .. } | Method::Tied(_) => {
+            Method::Update { .. } | Method::Tied(_) | Method::Equal(_) => {
                 Err(Error::Unsupported(format!("tensor {} has no values of its own", quoted(&tensor.name))))
             }
         }

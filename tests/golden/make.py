@@ -71,7 +71,7 @@ def describe(array: Array) -> dict[str, Any]:
 
 
 def types() -> bytes:
-    """All data types, and exact, levels, tied; a scalar, empty tensors, NaN; names."""
+    """All data types, and exact, levels, tied, equal; a scalar, empty tensors, NaN; names."""
     tensors: dict[str, Any] = {}
     for k, dtype in enumerate(FLOATS):
         name = np.dtype(dtype).name
@@ -88,6 +88,9 @@ def types() -> bytes:
     tensors["tied exact"] = tensors["int32"]
     tensors["scalar"] = np.float32(0.1)
     tensors["integer scalar"] = np.int64(-(2**62))
+    tensors["equal"] = tensors["float32/levels"].copy()
+    tensors["equal, exact"] = (bell(10, 40) / 512).astype(np.float32)
+    tensors["equal, exact too"] = tensors["equal, exact"].copy()
     tensors["empty"] = np.zeros((3, 0, 2), np.float32)
     tensors["empty integers"] = np.zeros(0, np.int8)
     tensors["zeros"] = np.zeros((20, 30), np.float32)

@@ -166,7 +166,7 @@ def inspected(name: str, opened: OpenFile | CodedFile, width: int | None) -> lis
     totals = _totals(opened, infos)
     payload, tensor_bytes = totals["payload_bytes"], totals["tensor_bytes"]
     rows = []
-    for method in ("quantized", "exact", "tied"):
+    for method in ("quantized", "exact", "equal", "tied"):
         those = [info for info in infos if info.method == method]
         if those:
             size, count = sum(info.size for info in those), payload.get(method, 0)
@@ -208,6 +208,7 @@ def inspected(name: str, opened: OpenFile | CodedFile, width: int | None) -> lis
         "",
         *table(["tensor", "shape", "type", ">bits", ">step", *scales, "quantizer", ">bytes"], listed, width),
         *(f"{printable(info.name)} is {printable(info.tied_to)}" for info in infos if info.tied_to is not None),
+        *(f"{printable(info.name)} equals {printable(info.equal_to)}" for info in infos if info.equal_to is not None),
     ]
 
 
@@ -239,6 +240,7 @@ def inspected_json(name: str, opened: OpenFile | CodedFile) -> dict[str, Any]:
                 "states": info.states,
                 "coder": info.coder,
                 "tied_to": info.tied_to,
+                "equal_to": info.equal_to,
                 "coding": info.coding,
                 "update": info.update,
             }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,7 +29,9 @@ VERSION = 1
 HEADER = struct.Struct("<8sIIQQ")
 
 #: Methods that are not of ``quantize.exact``, which has the others.
-RAW, LEVELS, TIED = range(3)
+RAW, LEVELS, TIED, EQUAL = 0, 1, 2, 12
+#: Tensors that another one may be stored for, so that memory stays in proportion to the file.
+MOST_EQUAL = 64
 #: Methods of floating-point values alone.
 _FLOATS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED_DIFFERENCE)
 #: Bytes of a raw chunk, but the last.
@@ -92,7 +95,7 @@ class Entry:
     step: float = 0.0  #: distance between two reconstruction values (LEVELS)
     row_scales: bytes = b""  #: int8 for each slice of dimension 0, or nothing (LEVELS)
     column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (LEVELS)
-    tied_to: int = -1  #: number of the entry that this one equals (TIED)
+    tied_to: int = -1  #: number of the entry that this one equals (TIED, EQUAL)
     form: Form | None = None  #: how values are coded (the methods of ``quantize.exact``)
     is_complex: bool = False
 
@@ -147,10 +150,10 @@ class Entry:
 
     @property
     def mode(self) -> str:
-        """How it is stored, in a word: "exact", "quantized" or "tied"."""
+        """How it is stored, in a word: "exact", "quantized", "tied" or "equal"."""
         if self.method in (LEVELS, exact.QUANTIZED_DIFFERENCE):
             return "quantized"
-        return "tied" if self.method == TIED else "exact"
+        return {TIED: "tied", EQUAL: "equal"}.get(self.method, "exact")
 
     @property
     def coding(self) -> str:
@@ -227,11 +230,15 @@ class Index:
         index = cls(kind=cursor.text(), extra=cursor.blob())
         offset = payload.start
         names: set[str] = set()
+        equals: Counter[int] = Counter()
         for _ in range(cursor.count(each=5)):
             entry = _read_entry(cursor, offset, index.entries)
             if entry.name in names:
                 raise cursor.damaged(f"two tensors are called {entry.name!r}")
             names.add(entry.name)
+            equals.update([entry.tied_to] if entry.method == EQUAL else ())
+            if equals[entry.tied_to] > MOST_EQUAL:
+                raise cursor.damaged(f"more than {MOST_EQUAL} tensors are stored as equal to one")
             index.entries.append(entry)
             offset += entry.coded_bytes
             if offset > payload.stop:
@@ -312,7 +319,7 @@ def _write_entry(entry: Entry) -> bytes:
         *(varint(size) for size in entry.value_shape),
         bytes([entry.method]),
     ]
-    if entry.method == TIED:
+    if entry.method in (TIED, EQUAL):
         return b"".join([*parts, varint(entry.tied_to)])
     if entry.method == LEVELS:
         parts += [struct.pack("<f", entry.step), blob(entry.row_scales), blob(entry.column_scales)]
@@ -374,7 +381,7 @@ def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
     entry = _read_rest(cursor, name, dtype, shape, offset, before)
     if is_complex:
         entry = replace(entry, is_complex=True)
-    if entry.method == TIED and before[entry.tied_to].is_complex != is_complex:
+    if entry.method in (TIED, EQUAL) and before[entry.tied_to].is_complex != is_complex:
         raise cursor.damaged(f"tensor {name!r} is tied to one of another type")
     return entry
 
@@ -384,9 +391,9 @@ def _read_rest(
 ) -> Entry:
     """What follows the shape in an entry."""
     size, method = math.prod(shape), cursor.byte()
-    if method == TIED:
+    if method in (TIED, EQUAL):
         number = cursor.varint()
-        if number >= len(before) or before[number].method == TIED:
+        if number >= len(before) or before[number].method in (TIED, EQUAL):
             raise cursor.damaged(f"tensor {name!r} is tied to one that does not come before it")
         source = before[number]
         if (source.dtype, source.shape) != (dtype, shape):

@@ -26,7 +26,7 @@ from ..errors import DamagedFileError, LimitError, OptionError, naming
 from ..quantize import exact
 from ..quantize.scales import scale_factors
 from . import container
-from .container import HEADER, RAW, TIED, Entry, Index
+from .container import EQUAL, HEADER, RAW, TIED, Entry, Index
 from .updates import Base
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class TensorInfo:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    method: str  #: "quantized", "exact" or "tied"
+    method: str  #: "quantized", "exact", "tied", or "equal" (to another one, stored once)
     nbytes: int  #: decoded
     coded_bytes: int  #: of payload; 0 if tied
     step: float | None  #: distance between two reconstruction values, if quantized
@@ -65,6 +65,7 @@ class TensorInfo:
     coder: str | None = None  #: "binary", that with "regression", "fast" or "sparse", if quantized
     coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
     update: bool = False  #: whether it is stored as a difference to the tensor of that name in the file's base
+    equal_to: str | None = None  #: an earlier tensor with the same values, which share no memory
 
     @property
     def size(self) -> int:
@@ -159,6 +160,7 @@ class OpenFile:
             entry.coder if states else None,
             entry.coding,
             entry.needs_base,
+            self._index.entries[entry.tied_to].name if entry.method == EQUAL else None,
         )
 
     @property
@@ -174,7 +176,7 @@ class OpenFile:
     def __getitem__(self, name: str) -> Array:
         """Decode one tensor. Raises KeyError, DamagedFileError or LimitError."""
         entry = self._index.entries[self._numbers[name]]
-        entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
+        entry = self._index.entries[entry.tied_to] if entry.tied_to >= 0 else entry
         with naming(self._name), pool(self._threads) as executor:
             ((_, array),) = self._decode([entry], executor)
             return array
@@ -186,7 +188,7 @@ class OpenFile:
         Raises KeyError, DamagedFileError, LimitError, or :class:`OptionError` if the tensor has no such elements.
         """
         entry = self._index.entries[self._numbers[name]]
-        entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
+        entry = self._index.entries[entry.tied_to] if entry.tied_to >= 0 else entry
         size = math.prod(entry.value_shape)
         if not 0 <= start <= stop <= size:
             raise OptionError(f"tensor {name!r} has {size:,} elements: there are none from {start:,} to {stop:,}")
@@ -225,7 +227,8 @@ class OpenFile:
     def items(
         self, into: Mapping[str, Array] | None = None, *, keep: bool = False, progress: OnProgress | None = None
     ) -> Iterator[tuple[str, Array]]:
-        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array.
+        """All tensors in the file's order, decoded shortly before they are handed out. Tied ones share their array,
+        equal ones have one each.
 
         Those that ``into`` names are decoded into its arrays, if these are contiguous and writable and have the
         tensor's shape and data type; a damaged tensor leaves its array in part overwritten. With ``keep``, for who
@@ -233,17 +236,18 @@ class OpenFile:
         decoded so far and those of all.
         """
         tied: dict[int, Array] = {}
-        needed = {entry.tied_to for entry in self._index.entries if entry.method == TIED}
+        needed = {entry.tied_to for entry in self._index.entries if entry.tied_to >= 0}
         entries = self._index.entries
         total = sum(entry.nbytes for entry in entries if entry.method != TIED)
         with naming(self._name), pool(self._threads) as executor:
             if self._max_bytes is not None and total > self._max_bytes:
                 raise LimitError(f"the tensors take {total:,} bytes, more than max_bytes = {self._max_bytes:,}")
-            own = [entry for entry in entries if entry.method != TIED]
+            own = [entry for entry in entries if entry.tied_to < 0]
             decoded = self._decode(own, executor, into or {}, total if keep else _AHEAD, _counter(progress, total))
             for number, entry in enumerate(entries):
-                if entry.method == TIED:
-                    yield entry.name, tied[entry.tied_to]
+                if entry.tied_to >= 0:
+                    array = tied[entry.tied_to]
+                    yield entry.name, array if entry.method == TIED else _copied(array, entry, into or {})
                     continue
                 _, array = next(decoded)
                 if number in needed:
@@ -255,10 +259,10 @@ class OpenFile:
 
         ``progress`` as for :meth:`items`.
         """
-        count = _counter(progress, sum(entry.nbytes for entry in self._index.entries if entry.method != TIED))
+        count = _counter(progress, sum(entry.nbytes for entry in self._index.entries if entry.tied_to < 0))
         with pool(self._threads) as executor:
             for entry in self._index.entries:
-                if entry.method == TIED:
+                if entry.tied_to >= 0:
                     continue
                 try:
                     deque(self._decode([entry], executor, count=count), maxlen=0)
@@ -395,6 +399,13 @@ class OpenFile:
             if part.owner.flat.dtype != np.float32:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
+
+
+def _copied(array: Array, entry: Entry, into: Mapping[str, Array]) -> Array:
+    """An array of its own for a tensor that equals another one."""
+    copied = entry.values(_room(entry, into.get(entry.name)))
+    copied[...] = array
+    return copied
 
 
 def check_bytes(entry: Entry, values: Array) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import statistics
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
@@ -31,7 +31,7 @@ from ..quantize.steps import Quantized
 from ..quantize.tensor import Decision, TensorQuantizer
 from ..source import Correct, Corrected, Part, Source
 from . import container
-from .container import LEVELS, RAW, TIED, Chunk, Entry, Index
+from .container import EQUAL, LEVELS, MOST_EQUAL, RAW, TIED, Chunk, Entry, Index
 from .reader import OnProgress, OpenFile
 from .updates import Base, Digest
 
@@ -39,6 +39,8 @@ from .updates import Base, Digest
 _IN_FLIGHT = 1 << 26
 #: A tensor of at most so many elements is one piece of work; a larger one is spread over threads chunk by chunk.
 _SMALL = 1 << 18
+#: Bytes of a tensor from which on it is looked whether it equals another one, and of its sample that is compared first.
+_WORTH_SHARING, _SHARED_SAMPLE = 64, 1 << 12
 #: Seconds between two words about progress.
 _PATIENCE = 0.1
 #: A tensor so many dB below the median is named, and one of whose weights more than this share becomes zero.
@@ -58,7 +60,7 @@ class TensorReport:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    method: str  #: "quantized", "exact" or "tied"
+    method: str  #: "quantized", "exact", "tied", or "equal" (to another one, stored once)
     raw_bytes: int
     coded_bytes: int
     sqnr: float | None  #: in dB; None if exact
@@ -178,17 +180,21 @@ def compress(
     quantizer = TensorQuantizer(options, calibrated, weighted, roles)
     with pool(options.threads) as executor:
 
+        def writer_of(source: Source) -> _Writer:
+            measured = coupled or weighted is not None
+            return _Writer(source, file, quantizer, executor, progress, base, coupled, roles, measured)
+
         def attempt(options: Options) -> Report:
             nonlocal quantizer
             quantizer = TensorQuantizer(options, calibrated, weighted, roles)
-            return _Writer(source, file, quantizer, executor, progress, base, coupled, roles).run(keep=decisions)
+            return writer_of(source).run(keep=decisions)
 
         report = attempt(options) if size is None else _reach(int(size), options, attempt)
         if correct is not None and decisions is not None:
             decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
             corrected = Corrected(source, correct(decoded))
             unchanged = {name: decision for name, decision in decisions.items() if name not in corrected.changed}
-            report = _Writer(corrected, file, quantizer, executor, progress, base, coupled, roles).run(known=unchanged)
+            report = writer_of(corrected).run(known=unchanged)
     report.unmatched = options.unmatched([spec.name for spec in source.specs])
     for pattern in report.unmatched:
         _log.warning("no tensor's name matches the pattern %r of overrides", pattern)
@@ -219,9 +225,14 @@ class _Writer:
         base: Base | None,
         coupled: bool,
         roles: Mapping[str, str],
+        measured: bool,
     ) -> None:
-        """``coupled``: rows make up for each other's errors, so chunks of a tensor come one after another."""
+        """``coupled``: rows make up for each other's errors, so chunks of a tensor come one after another.
+
+        ``measured``: what errors of single weights cost is known.
+        """
         self._roles = roles
+        self._is_measured = measured
         self._source = source
         self._file = file
         self._quantizer = quantizer
@@ -234,6 +245,9 @@ class _Writer:
         self._report = Report()
         self._offset = container.HEADER.size
         self._numbers: dict[str, int] = {}
+        self._alike: dict[Any, list[str]] = {}  # names of tensors that may have the same values
+        self._copies: Counter[str] = Counter()  # tensors stored as equal to one
+        self._originals = {spec.tied_to for spec in source.specs}
         self._tally = Tally(sum(spec.nbytes for spec in source.specs if spec.tied_to is None))
 
     def run(self, keep: dict[str, Decision] | None = None, known: Mapping[str, Decision] = {}) -> Report:
@@ -262,7 +276,16 @@ class _Writer:
                 held = 0
                 self._tie(spec)
                 continue
-            waiting.append(self._begin(spec, known.get(spec.name)))
+            array, note = _sound(self._source.read(spec.name))
+            first = self._equal_to(spec, array)
+            if first is not None:
+                while waiting:
+                    finish()
+                held = 0
+                self._tally.add(spec.nbytes)
+                self._add(_entry(spec, EQUAL, tied_to=self._numbers[first]))
+                continue
+            waiting.append(self._begin(spec, array, note, known.get(spec.name)))
             held += nbytes
         while waiting:
             finish()
@@ -275,8 +298,27 @@ class _Writer:
         self._report.file_bytes = self._offset + len(stored)
         return self._report
 
-    def _begin(self, spec: TensorSpec, known: Decision | None) -> _Work:
-        array, note = _sound(self._source.read(spec.name))
+    def _equal_to(self, spec: TensorSpec, array: Array) -> str | None:
+        """The name of an earlier tensor that would be stored alike and has the same values; None if there is none.
+
+        Updates have a cheaper way to say so, and where the importance of weights is known it may differ.
+        """
+        if self._base is not None or self._is_measured or spec.nbytes < _WORTH_SHARING:
+            return None
+        flat = array.reshape(-1).view(np.uint8)
+        some = np.ascontiguousarray(flat[:: max(flat.size // _SHARED_SAMPLE, 1) | 1])
+        stored = self._quantizer.target(spec), self._roles.get(spec.name)
+        firsts = self._alike.setdefault((spec.dtype, spec.shape, *stored, zlib.crc32(some.data)), [])
+        for first in firsts if spec.name not in self._originals else ():
+            if self._copies[first] < MOST_EQUAL and np.array_equal(
+                self._source.read(first).reshape(-1).view(np.uint8), flat
+            ):
+                self._copies[first] += 1
+                return first
+        firsts.append(spec.name)
+        return None
+
+    def _begin(self, spec: TensorSpec, array: Array, note: str, known: Decision | None) -> _Work:
         base = None if self._base is None else self._base.like(spec.name, spec.dtype, spec.shape)
         if known is not None:
             self._tally.add(spec.nbytes)

@@ -54,6 +54,10 @@ class TensorQuantizer:
     ) -> None:
         self._options, self._calibrated, self._weighted, self._roles = options, calibrated, weighted, roles
 
+    def target(self, spec: TensorSpec) -> Target:
+        """What the tensor is to reach."""
+        return self._options.for_tensor(spec.name, spec.shape)
+
     def decide(self, spec: TensorSpec, array: Array, base: Array | None, run: Run) -> Decision:
         """How ``array`` is stored, or with a ``base`` of its shape and dtype its difference to that.
 
