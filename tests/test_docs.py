@@ -27,7 +27,7 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 COMMAND_LINE = (ROOT / "docs" / "guide" / "command-line.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What a page may need besides the test extra.
-LIBRARIES = ("torch", "transformers")
+LIBRARIES = ("torch", "transformers", "onnxruntime", "onnx")
 PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index", "docs/nnc"))]
 
 
@@ -75,7 +75,7 @@ def documented() -> list[str]:
     return [name for name in names if not name.startswith(missing)]
 
 
-MODULES = ("", ".numpy", ".torch", ".transformers", ".nnc", ".dc2019")
+MODULES = ("", ".numpy", ".torch", ".transformers", ".onnxruntime", ".nnc", ".dc2019")
 
 
 @pytest.mark.parametrize("module", [f"deepcabac{part}" for part in MODULES])

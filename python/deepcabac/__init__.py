@@ -4,7 +4,7 @@ from . import dc2019, nnc
 from .accumulation import ErrorAccumulation
 from .codec import decode, encode
 from .curvature import Curvature
-from .dcb.reader import OpenFile, TensorInfo
+from .dcb.reader import OpenFile, QuantizedTensor, TensorInfo
 from .dcb.writer import Report, TensorReport
 from .errors import (
     CalibrationError,
@@ -35,6 +35,7 @@ __all__ = [
     "OpenFile",
     "OptionError",
     "Options",
+    "QuantizedTensor",
     "Report",
     "SearchResult",
     "TensorInfo",

@@ -8,18 +8,20 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 
 from .atomic import AtomicFile
 from .checkpoint import create_checkpoint, kind_of_path, open_checkpoint
 from .checkpoint.base import Array, PathLike, TensorSpec
 from .checkpoint.kinds import left_out, restored_suffix
+from .checkpoint.onnx_memory import IntegerModel, Integers
 from .checkpoint.suffixes import SUFFIXES, suffix_of_path
 from .dcb import bases, reader, writer
 from .dcb.bases import BaseLike
-from .dcb.reader import OnProgress, OpenFile
+from .dcb.reader import OnProgress, OpenFile, QuantizedTensor
 from .dcb.updates import Base
 from .dcb.writer import Report
 from .errors import OptionError, UnsupportedError
@@ -124,13 +126,17 @@ def load_file(
     *,
     base: BaseLike | None = None,
     apply: bool = False,
+    quantized: bool = False,
     max_bytes: int | None = None,
     threads: int | None = None,
-) -> dict[str, Array]:
+) -> dict[str, Any]:
     """All tensors of a .dcb or .nnc file as arrays, with names, shapes and dtypes. Tied tensors share their array.
 
     An update needs its ``base``: a checkpoint or .dcb file, a list of the files of a chain of updates (oldest first),
     or arrays by name. By default the base is looked for next to the file, under the name it had.
+
+    With ``quantized=True`` quantised tensors come as a :class:`QuantizedTensor`: their levels in int8, int16 or int32,
+    with the step and scales. Others, and differences to a base, come as arrays.
 
     Raises :class:`DamagedFileError`, :class:`CheckpointError` (the file cannot be read), :class:`LimitError` (the
     tensors take more than ``max_bytes``) or :class:`OptionError` (the base is missing, or is not the one that the
@@ -143,11 +149,22 @@ def load_file(
     if nnc_files.is_stream(path):
         if isinstance(base, Mapping):
             raise OptionError(f"{path}: the base of an update in a .nnc file is a file, or several")
+        if quantized:
+            raise OptionError(f"{path}: quantized= is for .dcb files")
         return nnc_files.load_path(path, base, apply=apply, max_bytes=max_bytes, threads=threads)
     if apply:
         raise OptionError(f"{path}: apply= is for updates in .nnc files; those in .dcb files are always applied")
     with open_file(path, base=base, max_bytes=max_bytes, threads=threads) as opened:
-        return dict(opened.items(keep=True))
+        if not quantized:
+            return dict(opened.items(keep=True))
+        found: dict[str, Any] = {}
+        for info in map(opened.info, opened):
+            if info.tied_to is not None:
+                found[info.name] = found[info.tied_to]
+            else:
+                read = opened.levels if opened.has_levels(info.name) else opened.__getitem__
+                found[info.name] = read(info.name)
+        return found
 
 
 def open_file(
@@ -235,6 +252,8 @@ def decompress_checkpoint(
     *,
     base: BaseLike | None = None,
     overwrite: bool = False,
+    int8: bool = False,
+    external_data: bool = False,
     max_bytes: int | None = None,
     threads: int | None = None,
     progress: OnProgress | None = None,
@@ -244,6 +263,10 @@ def decompress_checkpoint(
     The suffix of ``model`` chooses the kind. By default the checkpoint is of the kind that the file was made from and
     goes next to the file.
     ``base`` as in :func:`load_file`. ``progress`` is called with the bytes of tensors decoded so far and those of all.
+
+    For ONNX: with ``int8`` weights whose levels all fit become int8 initializers, each with a DequantizeLinear node;
+    the others stay floats, and are named by a warning in the log. With ``external_data`` the larger weights go to a
+    file beside the model, ``MODEL.onnx.data``.
 
     Another kind than the original's holds the tensors, but not what was beside them (a graph, the epoch): a warning in
     the log ``deepcabac`` says so.
@@ -262,9 +285,25 @@ def decompress_checkpoint(
         infos = [opened.info(name) for name in opened]
         specs = [TensorSpec(info.name, info.dtype, info.shape, info.tied_to) for info in infos]
         extra, extra_kind = opened.extra, opened.kind
+        if (int8 or external_data) and not kind == extra_kind == "onnx":
+            option = "int8" if int8 else "external_data"
+            raise OptionError(f"{model}: {option} is for an .onnx file that is restored from one made from .onnx")
+        if int8:
+            if external_data:
+                raise OptionError("choose one of int8 and external_data")
+            floats = restore_integers(opened, Path(model), overwrite=overwrite, progress=progress)
+            if floats:
+                _log.warning("%s: stay floats: %s", model, ", ".join(floats))
+            return Path(model)
         missing = left_out(kind, extra, extra_kind)
         with create_checkpoint(
-            model, kind=kind, specs=specs, extra=extra, extra_kind=extra_kind, overwrite=overwrite
+            model,
+            kind=kind,
+            specs=specs,
+            extra=extra,
+            extra_kind=extra_kind,
+            overwrite=overwrite,
+            external=external_data,
         ) as target:
             for info, (name, array) in zip(infos, opened.items(progress=progress), strict=True):
                 if info.tied_to is None:
@@ -273,3 +312,48 @@ def decompress_checkpoint(
         if missing:
             _log.warning("%s: %s", model, missing)
         return Path(model)
+
+
+def restore_integers(
+    opened: OpenFile, model: Path, *, overwrite: bool = False, progress: OnProgress | None = None
+) -> list[str]:
+    """Restore an ONNX model with int8 weights; returns the names of quantised tensors that stay floats.
+
+    A tensor can have a step, and a scale for each row or for each column (of a matrix), but not for both: that is what
+    DequantizeLinear knows.
+    """
+    infos = [opened.info(name) for name in opened]
+    made = IntegerModel(opened.extra, [TensorSpec(info.name, info.dtype, info.shape) for info in infos])
+    integers: dict[str, Integers] = {}
+    floats = []
+    total, done = sum(info.nbytes for info in infos), 0
+    for info in infos:
+        if info.method == "quantized" or opened.has_levels(info.name):
+            one = None
+            if opened.has_levels(info.name):
+                one = _integers(opened.levels(info.name))
+            if one is not None and not made.takes(info.name, scaled=one.axis is not None):
+                one = None
+            if one is None:
+                floats.append(info.name)
+            else:
+                integers[info.name] = one
+        done += info.nbytes
+        if progress is not None:
+            progress(done, total)
+    with AtomicFile(model, overwrite=overwrite) as target:
+        for piece in made.pieces(integers, opened.__getitem__):
+            target.file.write(piece)
+    return floats
+
+
+def _integers(tensor: QuantizedTensor) -> Integers | None:
+    """A tensor as DequantizeLinear takes it, if it can."""
+    row, column = tensor.row_scales, tensor.column_scales
+    several = (row is not None and column is not None) or (column is not None and tensor.levels.ndim != 2)
+    if tensor.levels.dtype != np.int8 or several:
+        return None
+    scales = row if row is not None else column
+    scale = np.float32(tensor.step) if scales is None else np.float32(tensor.step) * scales
+    axis = None if scales is None else int(column is not None)
+    return Integers(tensor.levels, np.asarray(scale, np.float32).astype(tensor.dtype), axis)

@@ -37,7 +37,7 @@ _LEFT_OUT = (".git", "__pycache__")
 #: Files of a training that goes on: small errors in them do harm, and nobody ships them.
 _STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args)", re.IGNORECASE)
 #: Weights in files of other kinds.
-_OTHER_WEIGHTS = (".h5", ".keras", ".msgpack", ".ot", ".gguf", ".npy", ".tflite", ".nemo", ".pdparams")
+_OTHER_WEIGHTS = (".h5", ".keras", ".msgpack", ".ot", ".npy", ".tflite", ".nemo", ".pdparams")
 
 _log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def compress_folder(
         if name.endswith(SUFFIX) and begins_compressed(file):
             raise OptionError(f"{folder}: holds {name}: is compressed already; decompress_folder restores it")
     if not weights and format == "dcb":
-        kinds = ".safetensors, .bin, .pt, .pth, .npz or .onnx"
+        kinds = ".safetensors, .bin, .pt, .pth, .npz, .onnx or .gguf"
         raise OptionError(f"{folder}: holds no weights that can be compressed, in files of {kinds}")
     single = [name for name in ("size", "curvature", "importance") if getattr(chosen, name) is not None]
     if single and len(weights) > 1:

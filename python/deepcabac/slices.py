@@ -120,7 +120,7 @@ class TensorSlice:
 
     def get_dtype(self) -> str:
         """The tensor's data type, as safetensors writes it: ``"F32"``, ``"BF16"``, ``"I64"``."""
-        return TAG_OF_DTYPE[self._info.dtype]
+        return TAG_OF_DTYPE.get(self._info.dtype, self._info.dtype.name.upper())
 
     def __getitem__(self, index: Any) -> Any:
         """The elements at ``index``, as numpy's indexing has it. Raises IndexError for one outside the tensor."""

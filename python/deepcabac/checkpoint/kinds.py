@@ -98,14 +98,16 @@ def create_checkpoint(
     extra: bytes,
     extra_kind: str,
     overwrite: bool = True,
+    external: bool = False,
 ) -> CheckpointWriter:
     """Begin a checkpoint of ``kind`` at ``path``, which appears when the writer commits.
 
     ``extra`` is the :attr:`CheckpointReader.extra` of a checkpoint of ``extra_kind``; it is used if that is ``kind``,
-    else ignored. It may come from an untrusted file. Raises :class:`UnsupportedError` when ``kind`` cannot hold a
-    tensor (or, for ONNX, when there is no graph), :class:`DamagedFileError` when ``extra`` is malformed,
-    :class:`CheckpointError` when the file cannot be written, :class:`~deepcabac.atomic.ExistsError` when there is one
-    already and ``overwrite`` is false.
+    else ignored. It may come from an untrusted file. With ``external`` an ONNX model's weights go to a file beside it.
+
+    Raises :class:`UnsupportedError` when ``kind`` cannot hold a tensor (or, for ONNX, when there is no graph),
+    :class:`DamagedFileError` when ``extra`` is malformed, :class:`CheckpointError` when the file cannot be written,
+    :class:`~deepcabac.atomic.ExistsError` when there is one already and ``overwrite`` is false.
     """
     path = Path(path)
     specs = list(specs)
@@ -127,7 +129,7 @@ def create_checkpoint(
                 f"{path}: an ONNX file needs a graph, which a checkpoint of kind {extra_kind} does not have; "
                 "write .safetensors instead"
             )
-        return OnnxWriter(path, specs, extra, overwrite=overwrite)
+        return OnnxWriter(path, specs, extra, overwrite=overwrite, external=external)
     if kind == "gguf":
         if not extra:
             raise UnsupportedError(

@@ -109,11 +109,11 @@ _MARK_KEY = b"deepcabac"
 _MARK = wire.bytes_field(_EXTERNAL_DATA, wire.bytes_field(1, _MARK_KEY))
 
 
-_Piece = bytes | TensorSpec  # of a model file: bytes to copy, or the place of a tensor's values
+ModelPiece = bytes | TensorSpec  # of a model file: bytes to copy, or the place of a tensor's values
 
 
 @dataclass
-class _Tensor:
+class StoredTensor:
     """A TensorProto. ``rest`` holds its fields apart from the values and the word where they are."""
 
     name: str = ""
@@ -127,6 +127,7 @@ class _Tensor:
     eligible: bool = False  # its place in the model is one whose tensors are taken out
     constant: bool = False  # it is a Constant node's
     main: bool = False  # it belongs to the main graph itself
+    initializer: bool = False  # it is a (dense) initializer of the main graph
     label: str = ""  # its name among all tensors
 
     @property
@@ -141,14 +142,14 @@ class _Tensor:
 
 
 @dataclass
-class _Message:
+class Message:
     """A message with tensors somewhere inside: bytes to copy, and (field number, child) between them."""
 
-    parts: list[bytes | tuple[int, _Message | _Tensor]] = field(default_factory=list)
-    tensors: list[_Tensor] = field(default_factory=list)  # all those inside, in order
+    parts: list[bytes | tuple[int, Message | StoredTensor]] = field(default_factory=list)
+    tensors: list[StoredTensor] = field(default_factory=list)  # all those inside, in order
 
 
-def _parse_model(data: wire.Buffer) -> _Message:
+def _parse_model(data: wire.Buffer) -> Message:
     """Take apart a ModelProto. Raises :class:`protobuf.WireError`."""
     top = [(f.number, f.wire) for f in wire.fields(data, 0, len(data))]
     if (_IR_VERSION, wire.VARINT) not in top or (_GRAPH, wire.BYTES) not in top:
@@ -156,7 +157,7 @@ def _parse_model(data: wire.Buffer) -> _Message:
     return _parse(data, 0, len(data), "model", 0, True, "")
 
 
-def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main: bool, constant: str) -> _Message:
+def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main: bool, constant: str) -> Message:
     """Take apart a message of ``kind``.
 
     ``main`` says that it belongs to the main graph, ``constant`` is the name for the value if it belongs to a
@@ -166,13 +167,13 @@ def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main:
         raise wire.WireError("messages are nested too deeply")
     if kind == "node":
         constant = _constant_name(data, start, end)
-    message = _Message()
+    message = Message()
     copied = start  # what comes before is in message.parts
     for f in wire.fields(data, start, end):
         child_kind = _CHILDREN[kind].get(f.number) if f.wire == wire.BYTES else None
         if child_kind is None:
             continue
-        child: _Message | _Tensor
+        child: Message | StoredTensor
         if child_kind == "tensor":
             child = _parse_tensor(data, f.start, f.end)
             if kind == "attribute" and f.number == _ATTRIBUTE_TENSOR and constant:
@@ -182,7 +183,7 @@ def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main:
                 child.name = child.name or (constant if f.number == _SPARSE_VALUES else indices)
                 child.eligible = child.name != ""
             elif kind == "graph":
-                child.eligible = child.name != ""
+                child.eligible, child.initializer = child.name != "", main
             child.main = main
             message.tensors.append(child)
         else:
@@ -198,7 +199,7 @@ def _parse(data: wire.Buffer, start: int, end: int, kind: str, depth: int, main:
     return message
 
 
-def _label(tensors: list[_Tensor]) -> None:
+def _label(tensors: list[StoredTensor]) -> None:
     """Give the tensors that are taken out of a model, in its order, names of their own."""
     taken = {tensor.name for tensor in tensors if tensor.main}
     for tensor in tensors:
@@ -225,8 +226,8 @@ def _constant_name(data: wire.Buffer, start: int, end: int) -> str:
     return outputs[0].decode("utf-8")
 
 
-def _parse_tensor(data: wire.Buffer, start: int, end: int) -> _Tensor:
-    tensor = _Tensor()
+def _parse_tensor(data: wire.Buffer, start: int, end: int) -> StoredTensor:
+    tensor = StoredTensor()
     rest = []
     for f in wire.fields(data, start, end):
         if f.number in _ALL_DATA:
@@ -254,12 +255,12 @@ def _parse_tensor(data: wire.Buffer, start: int, end: int) -> _Tensor:
     return tensor
 
 
-def _flatten(message: _Message, put: Callable[[_Tensor], list[_Piece]]) -> tuple[list[_Piece], int]:
+def flatten(message: Message, put: Callable[[StoredTensor], list[ModelPiece]]) -> tuple[list[ModelPiece], int]:
     """Put a message together again; ``put`` gives the body of each TensorProto.
 
     Returns the pieces and their size in bytes.
     """
-    pieces: list[_Piece] = []
+    pieces: list[ModelPiece] = []
     total = 0
     for part in message.parts:
         if isinstance(part, bytes):
@@ -267,11 +268,11 @@ def _flatten(message: _Message, put: Callable[[_Tensor], list[_Piece]]) -> tuple
             total += len(part)
             continue
         number, child = part
-        if isinstance(child, _Tensor):
+        if isinstance(child, StoredTensor):
             inner = put(child)
             size = sum(piece.packed_bytes if isinstance(piece, TensorSpec) else len(piece) for piece in inner)
         else:
-            inner, size = _flatten(child, put)
+            inner, size = flatten(child, put)
         head = wire.prefix(number, size)
         pieces += [head, *inner]
         total += len(head) + size
@@ -288,7 +289,7 @@ class OnnxReader(CheckpointReader):
         self._file, size = open_binary(self.path)
         self._weights: tuple[Path, BinaryIO, int] | None = None  # the external file in use, and its size
         self.external_files: set[Path] = set()  #: where it keeps weights, besides itself
-        self._tensors: dict[str, _Tensor] = {}
+        self._tensors: dict[str, StoredTensor] = {}
         try:
             with reading(self.path):
                 self._take_apart(wire.FileBytes(self._file, size))
@@ -319,23 +320,23 @@ class OnnxReader(CheckpointReader):
                 raise CheckpointError(f"{self.path}: two values are called {tensor.label!r}; the model is damaged")
             self._tensors[tensor.label] = tensor
 
-        def put(tensor: _Tensor) -> list[_Piece]:
+        def put(tensor: StoredTensor) -> list[ModelPiece]:
             if tensor.eligible:
                 return [tensor.rest, _MARK]
             if tensor.location:  # the restored model will not have the file that this points to
                 return [tensor.rest, wire.bytes_field(_RAW_DATA, self._read_external(tensor))]
-            return _as_it_was(tensor, data)
+            return as_it_was(tensor, data)
 
-        pieces, _ = _flatten(model, put)
+        pieces, _ = flatten(model, put)
         self.extra = b"".join(piece for piece in pieces if isinstance(piece, bytes))
 
-    def _is_taken(self, tensor: _Tensor) -> bool:
+    def _is_taken(self, tensor: StoredTensor) -> bool:
         if not tensor.eligible or tensor.segmented or tensor.code not in _DTYPE_OF_CODE:
             return False
         check_shape(tensor.dims, tensor.name, self.path)
         return not tensor.constant or tensor.spec.nbytes >= CONSTANT_BYTES
 
-    def _check_values(self, tensor: _Tensor) -> None:
+    def _check_values(self, tensor: StoredTensor) -> None:
         """Raise unless the values are where the tensor says, as many as its shape needs."""
         expected = tensor.spec.packed_bytes
         if tensor.location:
@@ -395,13 +396,13 @@ class OnnxReader(CheckpointReader):
             read_into(self._file, f.start, target[done : done + f.end - f.start], self.path)
             done += f.end - f.start
 
-    def _read_external(self, tensor: _Tensor) -> bytes:
+    def _read_external(self, tensor: StoredTensor) -> bytes:
         file, offset, length = self._open_external(tensor)
         with reading(self.path):
             file.seek(offset)
             return file.read(length)
 
-    def _open_external(self, tensor: _Tensor) -> tuple[BinaryIO, int, int]:
+    def _open_external(self, tensor: StoredTensor) -> tuple[BinaryIO, int, int]:
         """The weights file of a tensor, the offset of its values there, and their length."""
         path = self._external_path(tensor)
         if self._weights is None or self._weights[0] != path:
@@ -423,7 +424,7 @@ class OnnxReader(CheckpointReader):
             )
         return file, offset, length
 
-    def _external_path(self, tensor: _Tensor) -> Path:
+    def _external_path(self, tensor: StoredTensor) -> Path:
         """A tensor's weights file; inside the model's folder, or a model could read any file of its user's."""
         try:
             location = tensor.external.get(b"location", b"").decode("utf-8")
@@ -451,13 +452,13 @@ class OnnxReader(CheckpointReader):
         self._file.close()
 
 
-def _numbers(tensor: _Tensor) -> int:
+def _numbers(tensor: StoredTensor) -> int:
     """How many numbers a tensor in ``int32_data`` and the like takes: narrow ones are packed into bytes."""
     spec = tensor.spec
     return spec.packed_bytes if bits_of(spec.dtype) < 8 and tensor.code not in _SIX_BITS else spec.size
 
 
-def _values_field(tensor: _Tensor) -> tuple[int, tuple[int, ...]]:
+def _values_field(tensor: StoredTensor) -> tuple[int, tuple[int, ...]]:
     """The number of the field that holds the values, and its wire types: packed into one field, or one by one."""
     if any(f.number == _RAW_DATA for f in tensor.data):
         return _RAW_DATA, (wire.BYTES,)
@@ -465,37 +466,47 @@ def _values_field(tensor: _Tensor) -> tuple[int, tuple[int, ...]]:
     return number, (wire.BYTES, {_FLOAT_DATA: wire.FIXED32, _DOUBLE_DATA: wire.FIXED64}.get(number, wire.VARINT))
 
 
+def parse_stored(extra: bytes, specs: list[TensorSpec]) -> Message:
+    """Take apart the model that an :class:`OnnxReader` stored without its values, which ``specs`` describe.
+
+    Raises :class:`DamagedFileError` if it is malformed or they do not belong together.
+    """
+    try:
+        model = _parse_model(extra)
+    except (wire.WireError, UnicodeDecodeError) as error:
+        raise DamagedFileError(f"the stored ONNX graph is malformed ({reason(error)}); the file is damaged") from error
+    marked = [tensor for tensor in model.tensors if tensor.marked]
+    _label(marked)
+    if (
+        any(not tensor.eligible or tensor.code not in _DTYPE_OF_CODE or tensor.data for tensor in marked)
+        or [tensor.spec for tensor in marked] != specs  # thus no ties either, which ONNX does not know
+    ):
+        raise DamagedFileError("the stored ONNX graph does not fit the stored tensors; the file is damaged")
+    return model
+
+
 class OnnxWriter(CheckpointWriter):
     """Writes a model from an :class:`OnnxReader`'s ``extra``.
 
-    One file, or, for a model beyond ``INLINE_BYTES``, two: the larger tensors go to ``MODEL.onnx.data``.
+    One file, or, if it is asked for with ``external`` or the model is beyond ``INLINE_BYTES``, two: the larger tensors
+    go to ``MODEL.onnx.data``.
     """
 
-    def __init__(self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True) -> None:
+    def __init__(
+        self, path: Path, specs: list[TensorSpec], extra: bytes, *, overwrite: bool = True, external: bool = False
+    ) -> None:
         super().__init__(specs)
-        try:
-            model = _parse_model(extra)
-        except (wire.WireError, UnicodeDecodeError) as error:
-            raise DamagedFileError(
-                f"the stored ONNX graph is malformed ({reason(error)}); the file is damaged"
-            ) from error
-        marked = [tensor for tensor in model.tensors if tensor.marked]
-        _label(marked)
-        if (
-            any(not tensor.eligible or tensor.code not in _DTYPE_OF_CODE or tensor.data for tensor in marked)
-            or [tensor.spec for tensor in marked] != self.specs  # thus no ties either, which ONNX does not know
-        ):
-            raise DamagedFileError("the stored ONNX graph does not fit the stored tensors; the file is damaged")
+        model = parse_stored(extra, self.specs)
 
-        def put_inline(tensor: _Tensor) -> list[_Piece]:
+        def put_inline(tensor: StoredTensor) -> list[ModelPiece]:
             if tensor.marked:
                 return [tensor.rest, wire.prefix(_RAW_DATA, tensor.spec.packed_bytes), tensor.spec]
-            return _as_it_was(tensor, extra)
+            return as_it_was(tensor, extra)
 
         end = 0
         self._offsets: dict[str, int] = {}  # of the tensors in the weights file
 
-        def put_external(tensor: _Tensor) -> list[_Piece]:
+        def put_external(tensor: StoredTensor) -> list[ModelPiece]:
             nonlocal end
             length = tensor.spec.packed_bytes
             if not tensor.marked or length < SMALL_BYTES:
@@ -503,16 +514,11 @@ class OnnxWriter(CheckpointWriter):
             offset = end + -end % _EXTERNAL_ALIGNMENT
             end = offset + length
             self._offsets[tensor.label] = offset
-            entries = (("location", path.name + ".data"), ("offset", str(offset)), ("length", str(length)))
-            return [
-                tensor.rest,
-                *(_external_entry(key, value) for key, value in entries),
-                wire.varint_field(_DATA_LOCATION, 1),
-            ]
+            return external_body(tensor, path.name + ".data", offset)
 
-        pieces, size = _flatten(model, put_inline)
-        if size > INLINE_BYTES:
-            pieces, _ = _flatten(model, put_external)
+        pieces, size = flatten(model, put_inline)
+        if external or size > INLINE_BYTES:
+            pieces, _ = flatten(model, put_external)
         self._target = AtomicFile(path, overwrite=overwrite)
         self._weights: AtomicFile | None = None
         try:
@@ -551,10 +557,20 @@ class OnnxWriter(CheckpointWriter):
             file.abort()
 
 
+def external_body(tensor: StoredTensor, location: str, offset: int) -> list[ModelPiece]:
+    """The body of a TensorProto whose values lie at ``offset`` of the file ``location``."""
+    entries = (("location", location), ("offset", str(offset)), ("length", str(tensor.spec.packed_bytes)))
+    return [
+        tensor.rest,
+        *(_external_entry(key, value) for key, value in entries),
+        wire.varint_field(_DATA_LOCATION, 1),
+    ]
+
+
 def _external_entry(key: str, value: str) -> bytes:
     return wire.bytes_field(_EXTERNAL_DATA, wire.bytes_field(1, key.encode()) + wire.bytes_field(2, value.encode()))
 
 
-def _as_it_was(tensor: _Tensor, data: wire.Buffer) -> list[_Piece]:
+def as_it_was(tensor: StoredTensor, data: wire.Buffer) -> list[ModelPiece]:
     """The body of a TensorProto that keeps its values, from the buffer that it was parsed from."""
     return [tensor.rest, *(data[f.begin : f.end] for f in tensor.data)]

@@ -62,6 +62,12 @@ from .report import printable
     heading=UPDATES,
     help="For an update in a .nnc file: write the updated model instead of the difference.",
 )
+@option(
+    "--int8",
+    is_flag=True,
+    help="For .onnx: weights whose levels fit become int8, each with a DequantizeLinear node.",
+)
+@option("--external-data", is_flag=True, help="For .onnx: larger weights go to a file beside it, OUT.data.")
 @THREADS
 @QUIET
 @VERBOSE
@@ -72,6 +78,8 @@ def decompress(
     max_bytes: int | None,
     base: tuple[Path, ...],
     apply: bool,
+    int8: bool,
+    external_data: bool,
     threads: int | None,
     quiet: bool,
     verbose: bool,
@@ -89,13 +97,16 @@ def decompress(
     refuse_together("quiet", ["verbose"], "one prints less, the other more")
     if apply and not base:
         raise click.UsageError("--apply needs --base, the version that the update changes")
+    refuse_together("int8", ["external_data"], "int8 models are one file")
     outputs = Outputs(paths, output, force)
 
     def one(path: Path) -> None:
         start = time.perf_counter()
+        floats: list[str] = []
         if path.is_dir():
-            if base:
-                raise Failure(f"{path}: is a folder, which --base does not take")
+            if base or int8 or external_data:
+                flag = "--base" if base else "--int8" if int8 else "--external-data"
+                raise Failure(f"{path}: is a folder, which {flag} does not take")
             target = outputs.of(path, folders.default_decompressed(path))
             if target == STANDARD:
                 raise Failure(f"{path}: is a folder, which standard output cannot take: name one to write with -o")
@@ -121,22 +132,35 @@ def decompress(
             target = outputs.of(path, default, *base)
             if target == STANDARD and kind == "safetensors-sharded":
                 raise Failure(f"{source.name}: was made from several files: name one of them to write with -o")
+            if target == STANDARD and external_data:
+                raise Failure(f"{source.name}: --external-data writes two files: name one to write with -o")
+            if (int8 or external_data) and kind != "onnx":
+                flag = "--int8" if int8 else "--external-data"
+                raise Failure(f"{source.name}: {flag} is for files made from .onnx, and this one was not")
             made = last.enter_context(writing(target, suffix_of_path(default)))
             with progress_bar("restoring", quiet) as progress:
                 if is_nnc:
                     _, nbytes = nnc_files.restore(
                         source.path, made, base, apply=apply, overwrite=force, max_bytes=max_bytes, threads=threads
                     )
+                elif int8 and str(kind_of_path(made)) == "onnx":
+                    with files.open_file(source.path, base=base or None, max_bytes=max_bytes) as opened:
+                        floats = files.restore_integers(opened, made, overwrite=force, progress=progress)
                 else:
                     files.decompress_checkpoint(
                         source.path,
                         made,
                         base=base or None,
                         overwrite=force,
+                        int8=int8,
+                        external_data=external_data,
                         max_bytes=max_bytes,
                         threads=threads,
                         progress=progress,
                     )
+        if floats:
+            shown = ", ".join(floats[:5]) + (f" and {len(floats) - 5} more" if len(floats) > 5 else "")
+            say(f"note: {printable(name_of(target))}: stay floats, with levels or scales beyond int8: {shown}")
         missing = "" if is_nnc else left_out(str(kind_of_path(made)), extra, kind)
         if missing:
             say(f"note: {printable(name_of(target))}: {missing}")

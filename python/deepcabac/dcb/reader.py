@@ -26,7 +26,7 @@ from ..errors import DamagedFileError, LimitError, OptionError, naming
 from ..quantize import exact
 from ..quantize.scales import scale_factors
 from . import container
-from .container import EQUAL, HEADER, RAW, TIED, Entry, Index
+from .container import EQUAL, HEADER, LEVELS, RAW, TIED, Entry, Index
 from .updates import Base
 
 if TYPE_CHECKING:
@@ -76,6 +76,29 @@ class TensorInfo:
     def bits_per_weight(self) -> float:
         """Payload bits per element."""
         return 8 * self.coded_bytes / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A tensor as integers: its values are the levels times the step, times the scales of row and column if any."""
+
+    levels: npt.NDArray[Any]  #: int8, int16 or int32, the first that holds them all; of the tensor's shape
+    step: float  #: float32
+    row_scales: npt.NDArray[np.float32] | None  #: one for each slice of dimension 0, or none
+    column_scales: npt.NDArray[np.float32] | None  #: one for each place in such a slice, or none
+    dtype: np.dtype[Any]  #: of the values
+
+    def dequantize(self) -> Array:
+        """The values, bit for bit those that the file restores: each product is rounded to float32."""
+        values = self.levels.astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):  # beyond the type's range, only in a hostile file
+            values *= np.float32(self.step)
+            rows = values.reshape(self.levels.shape[0] if self.levels.ndim else 1, -1) if values.size else values
+            if self.row_scales is not None:
+                rows *= self.row_scales[:, None]
+            if self.column_scales is not None:
+                rows *= self.column_scales
+            return values.astype(self.dtype, copy=False)
 
 
 class OpenFile:
@@ -210,12 +233,39 @@ class OpenFile:
             ((_, array),) = self._decode([part], executor)
         return array.reshape(-1)[start - begin : stop - begin]
 
+    def has_levels(self, name: str) -> bool:
+        """Whether a tensor is quantised, and not as a difference to a base. Raises KeyError."""
+        entry = self._index.entries[self._numbers[name]]
+        entry = self._index.entries[entry.tied_to] if entry.tied_to >= 0 else entry
+        return entry.method == LEVELS and not entry.is_complex
+
+    def levels(self, name: str) -> QuantizedTensor:
+        """A quantised tensor as integers with their step and scales, without restoring it.
+
+        Raises KeyError, DamagedFileError, LimitError, or :class:`OptionError` where :meth:`has_levels` is false.
+        """
+        entry = self._index.entries[self._numbers[name]]
+        entry = self._index.entries[entry.tied_to] if entry.tied_to >= 0 else entry
+        if not self.has_levels(name):
+            what = "a difference to a base" if entry.needs_base else "stored exactly"
+            raise OptionError(f"tensor {name!r} is {what} and has no levels of its own; file[{name!r}] has its values")
+        plain = replace(entry, dtype=np.dtype(np.int32), row_scales=b"", column_scales=b"")
+        with naming(self._name), pool(self._threads) as executor:
+            ((_, array),) = self._decode([plain], executor)
+        limit = max(-int(array.min(initial=0)) - 1, int(array.max(initial=0)))
+        small = next((dtype for dtype in (np.int8, np.int16) if limit <= np.iinfo(dtype).max), np.int32)
+        row, column = (
+            scale_factors(np.frombuffer(scales, np.int8)) if scales else None
+            for scales in (entry.row_scales, entry.column_scales)
+        )
+        return QuantizedTensor(array.astype(small, copy=False), entry.step, row, column, entry.dtype)
+
     def alone(self, name: str) -> bytes:
         """A .dcb file of this tensor alone, its code unchanged. Raises KeyError, DamagedFileError, or
         :class:`OptionError` for a difference to a base.
         """
         entry = self._index.entries[self._numbers[name]]
-        entry = self._index.entries[entry.tied_to] if entry.method == TIED else entry
+        entry = self._index.entries[entry.tied_to] if entry.tied_to >= 0 else entry
         if entry.needs_base:
             raise OptionError(f"tensor {name!r} is a difference to a base, of no use alone")
         code = b"".join(self._read(chunk.offset, chunk.length) for chunk in entry.chunks)
@@ -374,7 +424,7 @@ class OpenFile:
                 check_bytes(entry, flat[where])
                 continue
             levels = entry.method in exact.REFINED
-            fits = flat.dtype == np.float32 and not levels
+            fits = flat.dtype in (np.float32, np.int32) and not levels  # int32 for levels alone
             out = flat[where] if fits else np.empty(_size_of(where), np.int32 if levels else np.float32)
             code = memoryview(data)[: chunk.length - chunk.refinement]
             params = entry.coding_params
@@ -396,7 +446,7 @@ class OpenFile:
                 continue
             if owner.entry.has_scales:
                 apply_scales(job.out, part.owner.entry, where.start)
-            if part.owner.flat.dtype != np.float32:
+            if part.owner.flat.dtype != job.out.dtype:
                 with np.errstate(over="ignore"):  # beyond the dtype's range, only in a hostile file
                     part.owner.flat[where] = job.out.astype(part.owner.flat.dtype)
 

@@ -101,6 +101,11 @@ class Report:
         notes += [
             f"no tensor's name matches the pattern {pattern!r}{similar(pattern, names)}" for pattern in self.unmatched
         ]
+        bytes_of_integers = sum(tensor.raw_bytes for tensor in self.tensors if tensor.dtype in ("int8", "uint8"))
+        if 2 * bytes_of_integers > self.raw_bytes:
+            notes.append(
+                "most weights are 8-bit integers already, which are exact and shrink little: start from the float model"
+            )
         raised = [tensor.raised for tensor in self.tensors if tensor.raised]
         if raised:
             notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, because they are fragile")
