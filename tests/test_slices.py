@@ -31,7 +31,7 @@ TENSORS = {
     "brain": normal(700, 300, dtype=ml_dtypes.bfloat16),
     "sparse": normal(700, 300) * (RNG.random((700, 300)) < 0.05),
     "integers": RNG.integers(-500, 500, (1500, 300)),
-    "few": RNG.choice(np.float32([-1, 0.5, 3, 9]), (800, 200)),
+    "few": RNG.choice(np.float32([-1, 0.5, 3, 9]), (1600, 200)),
     "raw": RNG.integers(0, 1 << 64, (3, 100_000), dtype=np.uint64),
     "bools": RNG.random((1000, 1200)) < 0.5,
     "scalar": np.array(2.5),
