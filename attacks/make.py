@@ -224,7 +224,7 @@ attack("name-too-long.dcb", "a name longer than the index", "ends early")(
 )
 attack("dtype-0.dcb", "data type 0", "unknown data type")(lambda: one_tensor(dtype=0))
 attack("dtype-31.dcb", "a data type that does not exist yet", "unknown data type")(lambda: one_tensor(dtype=31))
-attack("method-11.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=11))
+attack("method-20.dcb", "a method that does not exist yet", "unknown method")(lambda: one_tensor(method=20))
 attack("method-255.dcb", "the last method that could ever exist", "unknown method")(lambda: one_tensor(method=255))
 attack("method-3.dcb", "levels, said to be exact values", "damaged")(lambda: one_tensor(method=3))
 attack("33-dimensions.dcb", "more dimensions than numpy once allowed", "33 dimensions")(
@@ -433,6 +433,56 @@ def codebook(
     return exact(head, None, code=code, refinement=b"", dtype=dtype)
 
 
+def _bits(value: int, count: int) -> str:
+    return format(value, f"0{count}b")[::-1]
+
+
+def _number(value: int) -> str:
+    """A number of variable length (FORMAT.md, 10.6)."""
+    length = (value + 1).bit_length() - 1
+    return "0" * length + "1" + (_bits(value + 1 - (1 << length), length) if length else "")
+
+
+def _ones(first: bool = True) -> bytes:
+    """The code of 320 times symbol 1, which has 4095 places of 4096; the ``first`` one may be symbol 0."""
+    states, words = [1 << 16] * 8, b""
+    for k in range(319, -1, -1):
+        start, places = (0, 1) if k == 0 and not first else (1, 4095)
+        if states[k % 8] >= places << 20:
+            words = struct.pack("<H", states[k % 8] % 65536) + words
+            states[k % 8] >>= 16
+        states[k % 8] = (states[k % 8] // places << 12) + start + states[k % 8] % places
+    return struct.pack("<8I", *states) + words
+
+
+ONE_RUN, NO_SCALES = _number(0) + _number(0), "0"
+#: Symbols 0 and 1, of grades 1 and 128.
+TABLE = _bits(0, 8) + _bits(1, 8) + _number(2) + _number(254)
+
+
+def symbols(
+    *,
+    low: str = _bits(21, 6),
+    escapes: int = 0,
+    runs: str = ONE_RUN,
+    scales: str = NO_SCALES,
+    table: str = TABLE,
+    fill: str = "",
+    copied: bytes = bytes(880),
+    escaped: bytes = b"",
+    code: bytes | None = None,
+    rows: tuple[int, int] = (20, 16),
+    **others: Any,
+) -> bytes:
+    """320 ones as symbols, or with something else about them."""
+    head = low + _bits(507, 10) + _number(escapes) + runs + scales + table + fill
+    head += "0" * (-len(head) % 8)
+    chunk = int(head[::-1], 2).to_bytes(len(head) // 8, "little") + copied + escaped
+    chunk += _ones() if code is None else code
+    fields = b"\x0b" + varint(rows[0]) + varint(rows[1])
+    return exact(fields, None, **{"code": chunk, "refinement": b"", **others})
+
+
 def update(head: bytes = b"\x09", name: bytes = b"old.dcb", **others: Any) -> bytes:
     """An update that says something about its base."""
     if head == b"\x09":
@@ -485,6 +535,72 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
         "neither 0 nor 1",
         lambda: exact(b"\5\0\2", refinement=bytes(2), dtype=15),
     ),
+    "symbols-of-integers": ("int32 as symbols", "is stored with method 11", lambda: symbols(dtype=8)),
+    "symbols-width-0": ("rows of no values", "has rows of", lambda: symbols(rows=(0, 16))),
+    "symbols-width-65537": ("rows that are too wide", "has rows of", lambda: symbols(rows=(65537, 1))),
+    "symbols-rows-0": ("chunks of no rows", "has rows of", lambda: symbols(rows=(20, 0))),
+    "symbols-chunk": ("chunks of 2^21 values", "has rows of", lambda: symbols(rows=(1 << 16, 32))),
+    "symbols-beyond-copied-bits": (
+        "801 values in 100 bytes",
+        "cannot hold",
+        lambda: exact(b"\x0b" + varint(801) + b"\1", None, code=bytes(100), refinement=b"", shape=(801,)),
+    ),
+    "symbols-refinement": ("refinement bits", "that its method does not have", lambda: symbols(refinement=b"\0")),
+    "symbols-low": ("24 of 23 bits copied", DECODES_NOT, lambda: symbols(low=_bits(24, 6))),
+    "symbols-joined": ("8 bits of the mantissa in a symbol", DECODES_NOT, lambda: symbols(low=_bits(15, 6))),
+    "symbols-number": ("a number of 2^24 values", DECODES_NOT, lambda: symbols(runs="0" * 24 + "1" * 40)),
+    "symbols-run-zeros": (
+        "22 of 21 bits left out",
+        DECODES_NOT,
+        lambda: symbols(runs=_number(0) + _number(22), copied=b""),
+    ),
+    "symbols-run-long": (
+        "a run of 321 values of 320",
+        DECODES_NOT,
+        lambda: symbols(runs=_number(1) + _number(0) + _number(320) + _number(0)),
+    ),
+    "symbols-run-empty": (
+        "a run after the last value",
+        DECODES_NOT,
+        lambda: symbols(runs=_number(1) + _number(0) + _number(319) + _number(0)),
+    ),
+    "symbols-runs": ("16,777,215 runs", DECODES_NOT, lambda: symbols(runs=_number((1 << 24) - 2) + "1" * 4000)),
+    "symbols-parts": ("32 tables", DECODES_NOT, lambda: symbols(scales="1" + _number(5) + "00", table=TABLE * 32)),
+    "symbols-scale": (
+        "a scale of 32",
+        DECODES_NOT,
+        lambda: symbols(scales="1" + _number(0) + "1" + _number(32) + _number(0) * 15 + "0"),
+    ),
+    "symbols-table-of-one": (
+        "a table of one symbol",
+        DECODES_NOT,
+        lambda: symbols(table=_bits(1, 8) * 2 + _number(256)),
+    ),
+    "symbols-table-reversed": (
+        "the last symbol before the first one",
+        DECODES_NOT,
+        lambda: symbols(table=_bits(1, 8) + _bits(0, 8)),
+    ),
+    "symbols-grade-negative": (
+        "a grade of -1",
+        DECODES_NOT,
+        lambda: symbols(table=_bits(0, 8) + _bits(1, 8) + _number(1) + _number(254)),
+    ),
+    "symbols-grade": (
+        "a grade of 129",
+        DECODES_NOT,
+        lambda: symbols(table=_bits(0, 8) + _bits(1, 8) + _number(2) + _number(256)),
+    ),
+    "symbols-table-none": ("no table", DECODES_NOT, lambda: symbols(table="")),
+    "symbols-head-fill": ("a one after the head", DECODES_NOT, lambda: symbols(fill="1")),
+    "symbols-copied-cut": ("a byte of copied bits less", DECODES_NOT, lambda: symbols(copied=bytes(879))),
+    "symbols-escapes-max": ("16,777,215 escapes", DECODES_NOT, lambda: symbols(escapes=(1 << 24) - 2)),
+    "symbols-escape-unused": ("an escaped value too many", DECODES_NOT, lambda: symbols(escapes=1, escaped=bytes(4))),
+    "symbols-escape-none": ("an escape without its value", DECODES_NOT, lambda: symbols(code=_ones(first=False))),
+    "symbols-states-cut": ("states alone, the last one cut", DECODES_NOT, lambda: symbols(code=_ones()[:31])),
+    "symbols-state-wrong": ("a state that ends elsewhere", DECODES_NOT, lambda: symbols(code=b"\xff" + _ones()[1:])),
+    "symbols-word-left": ("a word too many", DECODES_NOT, lambda: symbols(code=_ones() + bytes(2))),
+    "symbols-half-word": ("half a word too many", DECODES_NOT, lambda: symbols(code=_ones() + b"\0")),
     "codebook-none": ("a codebook of no entries", "a codebook of", lambda: codebook(0, values=b"")),
     "codebook-4097": ("a codebook of too many entries", "a codebook of", lambda: codebook(4097, values=bytes(4097))),
     "codebook-2-to-62": ("a codebook of 2^62 entries", "a codebook of", lambda: codebook(1 << 62)),

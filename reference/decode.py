@@ -9,7 +9,9 @@ decodes them (bfloat16 and float8 become float32, which npz can hold).
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import math
 import struct
 import sys
@@ -30,8 +32,8 @@ MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
 RAW, LEVELS, TIED, EQUAL = 0, 1, 2, 12
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK = range(3, 7)
-STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(7, 11)  # of updates
-UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE)
+STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = UPDATES = range(7, 11)
+SYMBOLS = 11
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 RAW_CHUNK = 1 << 20
 #: Bits of the mantissa, by data type (10.2).
@@ -1045,8 +1047,9 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
 def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
     """Fields and chunks of an exact tensor or an update (10.1, 11.1)."""
     method = tensor.method
-    check(FLOAT <= method <= QUANTIZED_DIFFERENCE, "method")
-    check(method not in (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE) or code in MANTISSA, "type of a float")
+    check(FLOAT <= method <= SYMBOLS, "method")
+    floats = (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE, SYMBOLS)
+    check(method not in floats or code in MANTISSA, "type of a float")
     check(method != QUANTIZED_DIFFERENCE or code in FLOATS, "type of a difference")
     check(method != INTEGERS or code not in MANTISSA, "type of an integer")
     each = 0
@@ -1067,6 +1070,10 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
             entry = following
             tensor.entries.append(entry)
         each = tensor.width * rows
+    if method == SYMBOLS:
+        tensor.width, rows = fields.varint(), fields.varint()
+        check(1 <= tensor.width <= 65536 and rows >= 1 and tensor.width * rows <= 1 << 20, "rows of symbols")
+        each = tensor.width * rows
     if method == QUANTIZED_DIFFERENCE:
         tensor.step_size = np.float32(struct.unpack("<f", fields.take(4))[0])
         check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
@@ -1080,7 +1087,7 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
             tensor.chunks.append(Chunk(0, held, 0))
             continue
         check(coded > 0 and (refinement == 0 or method in REFINED), "lengths of a chunk")
-        check(held <= 11400 * (coded + 8), "a chunk cannot hold its values")
+        check(held <= (8 * coded if method == SYMBOLS else 11400 * (coded + 8)), "a chunk cannot hold its values")
         tensor.chunks.append(Chunk(coded + refinement, held, fields.u32(), refinement))
 
 
@@ -1334,6 +1341,122 @@ def decode_indices(tensor: Tensor, count: int, chunk: bytes) -> list[int]:
     return indices
 
 
+#: What grades stand for, from 2^7 to 2^8 in eighths of an octave (10.6).
+WEIGHTS = (128, 140, 152, 166, 181, 197, 215, 235)
+PLACES = 4096
+
+
+def number(bits: Bits) -> int:
+    """A number of variable length (10.6)."""
+    length = 0
+    while not bits.raw(1):
+        length += 1
+        check(length <= 23, "number too long")
+    return (1 << length | bits.raw(length)) - 1
+
+
+def signed_number(bits: Bits) -> int:
+    """The same with a sign: 0, -1, 1, -2, ..."""
+    found = number(bits)
+    return -(found + 1) // 2 if found % 2 else found // 2
+
+
+def parse_table(bits: Bits) -> list[int]:
+    """The places of each symbol (10.6)."""
+    first, last = bits.raw(8), bits.raw(8)
+    weights = dict.fromkeys(range(last + 1), 0)
+    grade = 0
+    for symbol in range(first, last + 1):
+        grade += signed_number(bits)
+        check(0 <= grade <= 128, "grade")
+        octave, eighth = divmod(grade - 1, 8)
+        weights[symbol] = 0 if grade == 0 else WEIGHTS[eighth] * 2**octave
+    check(first < last and weights[first] > 0 and weights[last] > 0, "symbols of a table")
+    total = sum(weights.values())
+    places = [weight and max(1, PLACES * weight // total) for weight in weights.values()]
+    excess = sum(places) - PLACES
+    while excess > 0:
+        places[max(range(len(places)), key=lambda symbol: (places[symbol], -symbol))] -= 1
+        excess -= 1
+    places[max(range(len(places)), key=lambda symbol: (places[symbol], -symbol))] -= excess
+    return places
+
+
+def decode_symbols(tables: list[list[int]], choice: list[int], code: bytes) -> list[int]:
+    """A symbol for each table's number in ``choice`` (10.6)."""
+    count = 32 if len(choice) >= 8192 else 8
+    fields = Fields(code)
+    states = [fields.u32() for _ in range(count)]
+    starts = [list(itertools.accumulate(table, initial=0)) for table in tables]
+    symbols = []
+    for k, table in enumerate(choice):
+        upper, place = divmod(states[k % count], PLACES)
+        symbol = bisect.bisect_right(starts[table], place) - 1
+        state = upper * tables[table][symbol] + place - starts[table][symbol]
+        if state >> 16 == 0:
+            word = fields.take(2)
+            state = state << 16 | word[0] | word[1] << 8
+        states[k % count] = state
+        symbols.append(symbol)
+    check(not fields.rest(), "bytes after the words")
+    check(states == [1 << 16] * count, "states at the end")
+    return symbols
+
+
+def parse_octaves(bits: Bits, count: int) -> list[int]:
+    """Scales of rows or columns (10.7)."""
+    if not bits.raw(1):
+        return [16] * count
+    scales = [16 + signed_number(bits) for _ in range(count)]
+    check(all(0 <= scale < 32 for scale in scales), "scale")
+    return scales
+
+
+def decode_symbol_chunk(tensor: Tensor, count: int, data: bytes) -> list[int]:
+    """Patterns of a chunk of method 11 (10.7)."""
+    head = Bits(data)
+    low = head.raw(6)
+    joined = tensor.mantissa - low
+    check(0 <= joined <= 7, "bits of the mantissa in a symbol")
+    base, escapes, more = head.raw(tensor.bits - 1 - low), number(head), number(head)
+    runs: list[tuple[int, int]] = []
+    left = count
+    for k in range(more + 1):
+        zeros = number(head)
+        length = left if k == more else number(head) + 1
+        check(zeros <= low and 0 < length <= left, "run")
+        runs.append((zeros, length))
+        left -= length
+    scales, parts = [0] * count, 0
+    if head.raw(1):
+        parts = number(head)
+        rows = parse_octaves(head, (count + tensor.width - 1) // tensor.width)
+        columns = parse_octaves(head, min(tensor.width, count))
+        check(parts <= 4, "parts of an octave")
+        scales = [row + column for row in rows for column in columns][:count]
+    tables = [parse_table(head) for _ in range(1 << parts)]
+    check(head.raw(-head.position % 8) == 0, "unused bits of the head")
+    fields = Fields(data)
+    fields.take((head.position + 7) // 8)
+    copied = Bits(fields.take((sum(length * (low - zeros + 1) for zeros, length in runs) + 7) // 8))
+    escaped = Fields(fields.take(escapes * tensor.bits // 8))
+    symbols = iter(decode_symbols(tables, [scale % (1 << parts) for scale in scales], fields.rest()))
+    octaves = iter([scale >> parts for scale in scales])
+    patterns = []
+    for zeros, length in runs:
+        for _ in range(length):
+            symbol, shift = next(symbols), (next(octaves) << joined) & 255
+            rest, sign = copied.raw(low - zeros), copied.raw(1)
+            magnitude = ((base + symbol + shift) << low) + (rest << zeros)
+            if symbol == 0:
+                patterns.append(int.from_bytes(escaped.take(tensor.bits // 8), "little"))
+            else:
+                patterns.append(magnitude % (1 << tensor.bits - 1) + (sign << tensor.bits - 1))
+    copied.end()
+    check(not escaped.rest(), "escaped values that belong to no symbol")
+    return patterns
+
+
 def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
     """The elements of a tensor of exact values or of an update (10, 11)."""
     if tensor.method == UNCHANGED:
@@ -1351,6 +1474,9 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
         data = payload.take(chunk.length)
         check(zlib.crc32(data) == chunk.checksum, "checksum of a chunk")
         coded, refinement = data[: chunk.length - chunk.refinement], data[chunk.length - chunk.refinement :]
+        if tensor.method == SYMBOLS:
+            patterns += decode_symbol_chunk(tensor, chunk.count, coded)
+            continue
         if tensor.method == CODEBOOK:
             patterns += [tensor.entries[index] for index in decode_indices(tensor, chunk.count, coded)]
             continue

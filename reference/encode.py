@@ -1,6 +1,6 @@
-"""A reference encoder, as far as FORMAT.md says how to write: chunks of levels (A), the index (4.2), and files of
-given fields. It chooses nothing; how to quantise and which parameters to take is no part of the format. With it, tests
-make files that no real writer makes.
+"""A reference encoder, as far as FORMAT.md says how to write: chunks of levels and of symbols (A), the index (4.2), and
+files of given fields. It chooses nothing; how to quantise and which parameters to take is no part of the format. With
+it, tests make files that no real writer makes.
 
 Like ``decode.py`` it was written from FORMAT.md alone.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from decode import (
     ESCAPE,
     LEVELS_MAGIC,
     MAGIC,
     VISIT,
+    Bits,
     Model,
     Params,
     Site,
@@ -29,6 +31,7 @@ from decode import (
     low_bits,
     model_of,
     next_state,
+    parse_table,
     signed32,
     strip_levels,
 )
@@ -250,6 +253,98 @@ def encode_bytes(plain: bytes) -> bytes:
     coder = KnownBits(plain)
     code_bytes(coder, len(plain))
     return coder.encoder.finish()
+
+
+def raw(value: int, count: int) -> str:
+    """A number of ``count`` bits in a sequence of bits, which is a text of 0 and 1 (10.2)."""
+    return format(value % (1 << count), f"0{count}b")[::-1] if count else ""
+
+
+def packed(sequence: str) -> bytes:
+    """A sequence of bits, filled up to a byte (10.2)."""
+    return int("0" + sequence[::-1], 2).to_bytes((len(sequence) + 7) // 8, "little")
+
+
+def number(value: int) -> str:
+    """A number of variable length (10.6)."""
+    length = (value + 1).bit_length() - 1
+    return "0" * length + "1" + raw(value + 1, length)
+
+
+def signed_number(value: int) -> str:
+    """The same with a sign."""
+    return number(2 * value if value >= 0 else -2 * value - 1)
+
+
+def table(first: int, grades: Sequence[int]) -> str:
+    """A table with these grades from the first symbol on (10.6)."""
+    steps = [grade - before for grade, before in zip(grades, [0, *grades], strict=False)]
+    return raw(first, 8) + raw(first + len(grades) - 1, 8) + "".join(map(signed_number, steps))
+
+
+def encode_symbols(tables: Sequence[Sequence[int]], choice: Sequence[int], symbols: Sequence[int]) -> bytes:
+    """The code of symbols, each with the number of its table, whose places are given (10.6, A.2)."""
+    states = [1 << 16] * (32 if len(symbols) >= 8192 else 8)
+    words: list[int] = []
+    for k in reversed(range(len(symbols))):
+        places, symbol, lane = tables[choice[k]], symbols[k], k % len(states)
+        count = places[symbol]
+        if states[lane] >= count << 20:
+            words.append(states[lane] % (1 << 16))
+            states[lane] >>= 16
+        upper, place = divmod(states[lane], count)
+        states[lane] = (upper << 12) + sum(places[:symbol]) + place
+    return struct.pack(f"<{len(states)}I", *states) + struct.pack(f"<{len(words)}H", *words[::-1])
+
+
+@dataclass
+class SymbolChunk:
+    """What the head of a chunk of method 11 says (10.7)."""
+
+    low: int
+    base: int
+    runs: Sequence[tuple[int, int]]  #: zeros and values of each
+    tables: Sequence[tuple[int, Sequence[int]]]  #: as for :func:`table`
+    parts: int | None = None  #: None without scales
+    rows: Sequence[int] | None = None  #: scales, or None if all are 16
+    columns: Sequence[int] | None = None
+
+    def head(self, bits: int, escapes: int) -> str:
+        """Its fields, for values of so many bits."""
+        fields = [raw(self.low, 6), raw(self.base, bits - 1 - self.low), number(escapes), number(len(self.runs) - 1)]
+        for k, (zeros, length) in enumerate(self.runs):
+            fields += [number(zeros), number(length - 1) if k < len(self.runs) - 1 else ""]
+        fields.append("0" if self.parts is None else "1" + number(self.parts))
+        for scales in (self.rows, self.columns) if self.parts is not None else ():
+            fields.append("0" if scales is None else "1" + "".join(signed_number(scale - 16) for scale in scales))
+        return "".join(fields + [table(first, grades) for first, grades in self.tables])
+
+    def encode(self, bits: int, mantissa: int, width: int, patterns: Sequence[int]) -> bytes:
+        """A chunk of patterns in rows of ``width``. Symbols without places become escapes."""
+        places = [parse_table(Bits(packed(table(first, grades)))) for first, grades in self.tables]
+        zeros = [zeros for zeros, length in self.runs for _ in range(length)]
+        copied, escaped, symbols, choice = "", b"", [], []
+        for k, pattern in enumerate(patterns):
+            scale = 0
+            if self.parts is not None:
+                scale = self.rows[k // width] if self.rows else 16
+                scale += self.columns[k % width] if self.columns else 16
+            choice.append(scale % len(places))
+            upper = pattern % (1 << bits - 1) >> self.low
+            shift = (scale // len(places) << mantissa - self.low) % 256
+            symbol = (upper - self.base - shift) % (1 << bits - 1 - self.low)
+            exact = pattern % (1 << zeros[k]) == 0 and 0 < symbol < len(places[choice[k]]) and places[choice[k]][symbol]
+            symbols.append(symbol if exact else 0)
+            copied += raw(pattern >> zeros[k], self.low - zeros[k]) + raw(pattern >> bits - 1, 1)
+            escaped += b"" if exact else pattern.to_bytes(bits // 8, "little")
+        head = packed(self.head(bits, len(escaped) * 8 // bits))
+        return head + packed(copied) + escaped + encode_symbols(places, choice, symbols)
+
+
+def symbols_entry(width: int, rows: int, chunks: Sequence[bytes]) -> bytes:
+    """Method 11 and what follows it (10.7), right or wrong."""
+    table = b"".join(varint(len(chunk)) + b"\0" + zlib.crc32(chunk).to_bytes(4, "little") for chunk in chunks)
+    return b"\x0b" + varint(width) + varint(rows) + table
 
 
 def varint(value: int) -> bytes:

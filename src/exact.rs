@@ -215,8 +215,8 @@ fn reference<P: Pattern>(form: Form, origin: Origin<P>, index: usize) -> (u64, i
 }
 
 /// Trailing zero bits of the mantissa in common: of each row if that saves bits, else of all rows.
-fn precisions<P: Pattern>(form: Form, width: usize, patterns: &[P]) -> (u32, Option<Vec<u32>>) {
-    let zeros = |any: P| (any.wide() | 1 << form.mantissa).trailing_zeros();
+pub(crate) fn precisions<P: Pattern>(mantissa: u32, width: usize, patterns: &[P]) -> (u32, Option<Vec<u32>>) {
+    let zeros = |any: P| (any.wide() | 1 << mantissa).trailing_zeros();
     // Most tensors have a value in each row whose last bit is set, and then nothing has to be known about the others.
     if patterns.chunks(width).all(|row| row.iter().take(64).any(|pattern| pattern.wide() & 1 != 0)) {
         return (0, None);
@@ -295,7 +295,7 @@ pub(crate) fn split_floats_on<P: Pattern>(
     levels: &mut [i32],
     out: &mut Vec<u8>,
 ) {
-    let (common, rows) = precisions(form, width, patterns);
+    let (common, rows) = precisions(form.mantissa, width, patterns);
     out.push(if rows.is_some() { BY_ROW } else { common as u8 });
     let binades: Vec<_> = (0..1 << (P::BITS - 1 - form.mantissa)).map(|field| Binade::of(form, zeros, field)).collect();
     let mut bits = BitWriter::after(out, size_of_val(patterns));

@@ -7,7 +7,7 @@
 //!    encoding, decoding and counting), then the loops: `lanes` decodes; `fast` and `sparse` are the other coders.
 //! 3. [`quantize`]: from weights to levels. `greedy` (one by one), `trellis` (all together), `feedback` (with a curvature).
 //! 4. [`chunk`] joins the three: a chunk of levels or weights in, bytes out. [`fit`] chooses parameters, [`exact`] makes levels
-//!    and refinement bits of values that must come back bit for bit, [`measure`] sums up errors.
+//!    and refinement bits of values that must come back bit for bit, `floats` codes those fast, [`measure`] sums up errors.
 //! 5. [`cpu`]: the same loops compiled for a processor's vectors, and the one place that picks between them.
 //! 6. [`nnc`]: streams of the standard. [`file`]: `.dcb` files, read. `ffi`: what Python calls; `wasm`: what JavaScript calls.
 //!
@@ -21,6 +21,7 @@ pub mod exact;
 pub mod ffi;
 pub mod file;
 pub mod fit;
+pub(crate) mod floats;
 pub mod measure;
 pub mod model;
 pub mod nnc;

@@ -208,7 +208,7 @@ OPTIONAL: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ("8",): lambda tensor: coder_of(tensor) == 2,
     ("9",): lambda tensor: coder_of(tensor) == 3,
     ("11",): lambda tensor: 7 <= tensor.method <= 10,
-    ("10", "11"): lambda tensor: 3 <= tensor.method <= 10,
+    ("10", "11"): lambda tensor: 3 <= tensor.method <= 11,
 }
 OPTIONAL[("7", "8", "9", "10", "11")] = lambda tensor: any(uses(tensor) for uses in list(OPTIONAL.values())[:-1])
 

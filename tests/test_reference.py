@@ -76,14 +76,59 @@ def test_golden_files(path: Path) -> None:
     both(path.read_bytes(), base)
 
 
-def test_a_large_exact_matrix_is_coded_fast() -> None:
+@pytest.mark.parametrize("preset", ["fast", "default"])
+def test_exact_matrices_are_coded_as_symbols(preset: str) -> None:
     rng = np.random.default_rng(4)
     tensors = {"w": rng.standard_normal((300, 256)).astype(np.float16), "v": rng.standard_normal(300)}
     tensors["w"][5, 7:9] = np.array([np.nan, -0.0])
-    data = deepcabac.compress(tensors, lossless=True)
+    tensors["scaled"] = (rng.standard_normal((60, 70)) * 2 ** rng.normal(size=70)).astype(ml_dtypes.bfloat16)
+    data = deepcabac.compress(tensors, lossless=True, preset=preset)
     with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=1) as opened:
-        assert opened._index.entries[0].form.params[0] >> 4 == 1
+        assert [entry.method for entry in opened._index.entries[::2]] == [decode.SYMBOLS, decode.SYMBOLS]
     assert_same(deepcabac.decompress(data), tensors)
+    both(data)
+
+
+@st.composite
+def symbol_chunks(draw: st.DrawFn) -> tuple[int, bytes, list[int], tuple[int, int]]:
+    """Data type, chunk, patterns, and their rows: heads of all kinds, by the reference encoder."""
+    code = draw(st.integers(1, 6))
+    width, rows = draw(st.integers(1, 40)), draw(st.integers(1, 9))
+    count = draw(st.integers(1, width * rows))
+    bits, mantissa = 8 * decode.DTYPES[code].itemsize, decode.MANTISSA[code]
+    low = mantissa - draw(st.integers(0, min(mantissa, 7)))
+    runs, left = [], count
+    while left:
+        runs.append((draw(st.integers(0, low)), draw(st.integers(1, left))))
+        left -= runs[-1][1]
+    parts = draw(st.none() | st.integers(0, 3))
+    scales = st.integers(0, 31)
+    w, h = min(width, count), -(-count // width)
+    grades = st.lists(st.integers(0, 128), max_size=254).map(lambda given: [3, *given, 9])
+    made = encode.SymbolChunk(
+        low,
+        draw(st.integers(0, (1 << bits - 1 - low) - 1)),
+        runs,
+        [(0, draw(grades)) for _ in range(1 << (parts or 0))],
+        parts,
+        draw(st.none() | st.lists(scales, min_size=h, max_size=h)),
+        draw(st.none() | st.lists(scales, min_size=w, max_size=w)),
+    )
+    source = random.Random(draw(st.integers(0, 9)))
+    near = [source.getrandbits(bits) >> source.randrange(bits) << source.randrange(bits) for _ in range(count)]
+    patterns = [one % (1 << bits) for one in near]
+    return code, made.encode(bits, mantissa, width, patterns), patterns, (width, rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(symbol_chunks())
+def test_symbols_that_no_real_writer_writes(case: tuple[int, bytes, list[int], tuple[int, int]]) -> None:
+    code, chunk, patterns, (width, rows) = case
+    index = encode.blob(b"") + encode.blob(b"") + b"\1" + encode.blob(b"w") + bytes([code, 1])
+    index += encode.varint(len(patterns)) + encode.symbols_entry(width, rows, [chunk])
+    data = encode.write_file(index, chunk)
+    unsigned = np.dtype(f"<u{decode.DTYPES[code].itemsize}")
+    assert deepcabac.decompress(data)["w"].view(unsigned).tolist() == patterns
     both(data)
 
 

@@ -77,10 +77,10 @@ def at(array, index):
         return None
 
 
-@pytest.mark.parametrize("preset", deepcabac.options.PRESETS)
-def test_a_slice_is_what_indexing_the_whole_tensor_gives(tmp_path, preset):
+@pytest.mark.parametrize("options", [{"preset": one} for one in deepcabac.options.PRESETS] + [{"lossless": True}])
+def test_a_slice_is_what_indexing_the_whole_tensor_gives(tmp_path, options):
     path = tmp_path / "m.dcb"
-    deepcabac.save_file(TENSORS | {"tied": TENSORS["levels"]}, path, preset=preset)
+    deepcabac.save_file(TENSORS | {"tied": TENSORS["levels"]}, path, **options)
     whole = deepcabac.load_file(path)
     with safe_open(path, "np") as file:
         for name, array in whole.items():

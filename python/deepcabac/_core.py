@@ -19,6 +19,7 @@ from ._native_types import (
     DcCodebook,
     DcExact,
     DcFit,
+    DcFloats,
     DcJob,
     DcMeasure,
     DcParams,
@@ -369,6 +370,41 @@ def join(
     """Fill ``patterns`` from levels and refinement bits; whether they belong together."""
     given, bits = form.of(patterns), bytes_pointer(refinement)
     return is_undamaged(lib.dc_join(given, pointer(levels), bits, len(refinement)))
+
+
+@dataclass(frozen=True)
+class Floats:
+    """A chunk of floating-point values, as unsigned ``patterns``, and its ``code`` if it is to be decoded."""
+
+    patterns: npt.NDArray[Any]
+    mantissa: int  #: bits of the mantissa
+    width: int  #: values in a row
+    code: bytes | memoryview = b""
+
+    def fields(self) -> DcFloats:
+        """The C structure's."""
+        return DcFloats(
+            values=pointer(self.patterns.view(np.uint8)),
+            bytes=bytes_pointer(self.code),
+            bytes_length=len(self.code),
+            count=self.patterns.size,
+            width=self.width,
+            mantissa=self.mantissa,
+            item=self.patterns.itemsize,
+        )
+
+
+def encode_floats(given: Floats, scaled: bool) -> bytes:
+    """The code of one chunk; if ``scaled``, with scales of rows and columns where they save bits."""
+    native = structure(given.fields())
+    return deliver(lambda out: lib.dc_encode_floats(native, scaled, out), given.patterns.nbytes + 4096)
+
+
+def decode_floats(jobs: Sequence[Floats]) -> list[bool]:
+    """Decode chunks into their patterns. Returns for each whether its bytes were exactly its code."""
+    native = structures(DcFloats, [job.fields() for job in jobs])
+    checked(lib.dc_decode_floats(native, len(jobs)))
+    return [native[number].good for number in range(len(jobs))]
 
 
 def _book(entries: int, usual: int, width: int) -> Pointer[DcCodebook]:

@@ -174,6 +174,20 @@ class DcExact:
 
 
 @dataclass(kw_only=True)
+class DcFloats:
+    """A chunk of floating-point values, to be coded or decoded."""
+
+    values: Pointer[np.uint8]
+    bytes: Pointer[np.uint8]
+    bytes_length: Size
+    count: Size
+    width: Size
+    mantissa: UInt8
+    item: UInt8
+    good: Bool = False  #: set
+
+
+@dataclass(kw_only=True)
 class DcCodebook:
     """A codebook, as far as its indices' code depends on it."""
 
@@ -231,6 +245,7 @@ _STRUCTURES = (
     DcQuantizeCoupled,
     DcJob,
     DcExact,
+    DcFloats,
     DcCodebook,
     DcNncTensor,
     DcLayer,
@@ -284,6 +299,8 @@ class Library(Protocol):
     def dc_join(
         self, given: Pointer[DcExact], levels: Pointer[np.int32], refinement: Bytes, refinement_length: Size, /
     ) -> Status: ...
+    def dc_encode_floats(self, given: Pointer[DcFloats], scaled: Bool, out: Out, /) -> Status: ...
+    def dc_decode_floats(self, jobs: Pointer[DcFloats], count: Size, /) -> Status: ...
     def dc_encode_indices(
         self, book: Pointer[DcCodebook], indices: Pointer[np.uint16], count: Size, out: Out, /
     ) -> Status: ...

@@ -115,9 +115,15 @@ impl<'a> BitReader<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// Bytes of which at least one bit was read.
-    pub(crate) fn bytes_read(&self) -> usize {
-        self.at.div_ceil(8)
+    /// Number of the first byte of which nothing was read; `None` if bits before it that fill the last one are not zeros.
+    pub(crate) fn end_of_byte(&self) -> Option<usize> {
+        let rest = self.at.wrapping_neg() as u32 % 8;
+        (self.peek() & ones(rest) == 0).then_some(self.at.div_ceil(8))
+    }
+
+    /// All bytes, and the number of bits that were read.
+    pub(crate) fn parts(&self) -> (&'a [u8], usize) {
+        (self.bytes, self.at)
     }
 
     /// Goes on after so many bits.

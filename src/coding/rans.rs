@@ -32,7 +32,7 @@ pub(crate) const MOST_TABLES: usize = 16;
 
 /// Grades of frequency in an octave, and the weights of those of one octave.
 const GRADES: u32 = 8;
-const WEIGHTS: [u64; GRADES as usize] = [128, 140, 152, 166, 181, 197, 215, 235];
+pub(crate) const WEIGHTS: [u64; GRADES as usize] = [128, 140, 152, 166, 181, 197, 215, 235];
 /// The largest grade. Grade 0 is that of a symbol which does not occur.
 const LAST_GRADE: u32 = 16 * GRADES;
 
@@ -93,6 +93,11 @@ impl Table {
         }
         let frequencies = frequencies(&grades).filter(|_| grades[first] > 0)?;
         Some(Self { grades, frequencies })
+    }
+
+    /// Symbols from the first to the last one that occurs.
+    pub(crate) fn symbols(&self) -> usize {
+        self.grades.iter().skip_while(|grade| **grade == 0).count()
     }
 
     /// Bits that so many symbols take, without the table itself; those that do not occur in it are left out.

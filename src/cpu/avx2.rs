@@ -7,15 +7,19 @@
 
 use std::arch::x86_64::*;
 
+use crate::coding::bits::BitReader;
 use crate::coding::fast::frequencies::{BITS, Frequencies, PLACES, SYMBOLS, Symbols};
 use crate::coding::fast::{Found, Look, Words};
 use crate::coding::lanes::{Lane, Lanes};
 use crate::coding::rans;
+use crate::cpu::join;
 use crate::cpu::quads;
 use crate::cpu::symbols;
 use crate::cpu::vector::{
     DEALT, OCTET, load_f32, load_i32, load_octet, load_u16, load_u32, store_f32, store_i32, store_octet, store_u32,
 };
+use crate::exact::Pattern;
+use crate::floats::{Join, Joint};
 use crate::model::context::{self, GROUP, Lesson, Machine, Portable, SETS, Task};
 use crate::model::dependent::MAX_STATES;
 use crate::quantize::survivors::{AddCompareSelect, Costs, ENTRIES, Predecessors, Sites, TABULATED, advance_in_turn};
@@ -121,6 +125,14 @@ impl rans::Decode for Avx2 {
     fn decode(decoder: &mut rans::Decoder, numbers: Option<&[u8]>, symbols: &mut [u8]) {
         // SAFETY: as above.
         unsafe { symbols::decode(decoder, numbers, symbols) }
+    }
+}
+
+impl Join for Avx2 {
+    #[inline(always)]
+    fn join<P: Pattern>(joint: Joint, symbols: &[u8], shifts: &[u8], raw: &mut BitReader, patterns: &mut [P]) {
+        // SAFETY: as above.
+        unsafe { join::join(joint, symbols, shifts, raw, patterns) }
     }
 }
 

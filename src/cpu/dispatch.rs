@@ -11,6 +11,7 @@ use crate::cpu::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::cpu::vector::available;
 use crate::exact::{self, Form, Origin, Pattern};
+use crate::floats;
 use crate::model::context::Portable;
 use crate::model::params::Params;
 use crate::nnc::quantize as nnc_quantize;
@@ -80,6 +81,24 @@ pub fn split<P: Pattern>(
         return avx2::split_floats(form, zeros, width, patterns, levels, out);
     }
     exact::split_floats_on(form, zeros, width, patterns, levels, out);
+}
+
+/// Appends the code of a chunk of floating-point values: see [`floats::encode_on`].
+pub fn encode_floats<P: Pattern>(mantissa: u32, width: usize, scaled: bool, patterns: &[P], out: &mut Vec<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return floats::encode_on::<Avx2, P>(mantissa, width, scaled, patterns, out);
+    }
+    floats::encode_on::<Portable, P>(mantissa, width, scaled, patterns, out);
+}
+
+/// Decodes a chunk of floating-point values: see [`floats::decode_on`].
+pub fn decode_floats<P: Pattern>(mantissa: u32, width: usize, bytes: &[u8], patterns: &mut [P]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return floats::decode_on::<Avx2, P>(mantissa, width, bytes, patterns);
+    }
+    floats::decode_on::<Portable, P>(mantissa, width, bytes, patterns)
 }
 
 /// Decodes the next tensor of a unit of the standard: see [`unit::decode_on`].

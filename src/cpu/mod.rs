@@ -4,6 +4,8 @@
 mod avx2;
 pub mod dispatch;
 #[cfg(target_arch = "x86_64")]
+mod join;
+#[cfg(target_arch = "x86_64")]
 mod quads;
 #[cfg(target_arch = "x86_64")]
 mod symbols;

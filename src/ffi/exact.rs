@@ -174,6 +174,84 @@ pub unsafe extern "C" fn dc_join(
     })
 }
 
+/// A chunk of floating-point values, to be coded or decoded.
+#[repr(C)]
+pub struct DcFloats {
+    /// The values' bits: read when they are coded, and written when they are decoded.
+    pub values: *mut u8,
+    /// The chunk's code, to be decoded.
+    pub bytes: *const u8,
+    /// Its length.
+    pub bytes_length: usize,
+    /// Number of values.
+    pub count: usize,
+    /// Values in a row.
+    pub width: usize,
+    /// Bits of the mantissa.
+    pub mantissa: u8,
+    /// Bytes of a value: 1, 2, 4 or 8.
+    pub item: u8,
+    /// Set: whether the bytes were exactly its code.
+    pub good: bool,
+}
+
+impl DcFloats {
+    /// Whether there are such values.
+    fn is_valid(&self) -> bool {
+        let bits = 8 * u32::from(self.item);
+        (1..=codebook::MOST_WIDTH).contains(&self.width) && self.mantissa > 0 && u32::from(self.mantissa) + 2 <= bits
+    }
+}
+
+/// Encodes one chunk of floating-point values, with scales of rows and columns if they are to be looked for.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_encode_floats(given: *const DcFloats, scaled: bool, out: *mut DcBuffer) -> DcStatus {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let given = unsafe { one(given)? };
+        let (mantissa, mut coded) = (u32::from(given.mantissa), Vec::new());
+        if !given.is_valid() || given.count == 0 {
+            return None;
+        }
+        for_item!(given.item, P => {
+            // SAFETY: as above.
+            let values = unsafe { input(given.values.cast::<P>().cast_const(), given.count)? };
+            dispatch::encode_floats(mantissa, given.width, scaled, values, &mut coded);
+            Some(())
+        })?;
+        // SAFETY: as above.
+        unsafe { deliver(&coded, out) }
+    })
+}
+
+/// Decodes chunks of floating-point values, and sets their `good`.
+///
+/// # Safety
+/// `jobs` is valid for `count` chunks, and each chunk's pointers for their lengths.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_decode_floats(jobs: *mut DcFloats, count: usize) -> DcStatus {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        for job in unsafe { output(jobs, count)? } {
+            // SAFETY: as above.
+            let bytes = unsafe { input(job.bytes, job.bytes_length)? };
+            if !job.is_valid() {
+                return None;
+            }
+            let mantissa = u32::from(job.mantissa);
+            job.good = for_item!(job.item, P => {
+                // SAFETY: as above.
+                let values = unsafe { output(job.values.cast::<P>(), job.count)? };
+                Some(dispatch::decode_floats(mantissa, job.width, bytes, values))
+            })?;
+        }
+        Some(DcStatus::Ok)
+    })
+}
+
 /// A codebook, as far as its indices' code depends on it.
 #[repr(C)]
 pub struct DcCodebook {

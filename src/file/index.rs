@@ -247,7 +247,9 @@ fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Res
         Method::Tied(_) | Method::Equal(_) => Vec::new(),
         Method::Raw => read_raw_chunks(fields, place, tensor.nbytes())?,
         Method::Levels { .. } | Method::Bare { .. } => read_chunks(fields, place, &tensor, Parts::Code)?,
-        Method::Codebook { .. } => read_chunks(fields, place, &tensor, Parts::Both { refined: false, empty: false })?,
+        Method::Codebook { .. } | Method::Symbols { .. } => {
+            read_chunks(fields, place, &tensor, Parts::Both { refined: false, empty: false })?
+        }
         Method::Float { .. } | Method::Integers { .. } => {
             read_chunks(fields, place, &tensor, Parts::Both { refined: true, empty: false })?
         }
@@ -268,6 +270,8 @@ const STEPS: u8 = 7;
 const DIFFERENCES: u8 = 8;
 const UNCHANGED: u8 = 9;
 const QUANTIZED_DIFFERENCE: u8 = 10;
+/// The number of the method after those.
+const SYMBOLS: u8 = 11;
 
 /// Number of the method of tensors with the values of another one, and how many may have those of one: each takes memory.
 const EQUAL: u8 = 12;
@@ -279,7 +283,7 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
     let is_float = dtype.mantissa() > 0;
     let fits = match number {
         1 | QUANTIZED_DIFFERENCE => dtype.has_levels(),
-        3 | 4 | DIFFERENCES => is_float,
+        3 | 4 | DIFFERENCES | SYMBOLS => is_float,
         5 => !is_float,
         _ => number <= QUANTIZED_DIFFERENCE || number == EQUAL,
     };
@@ -311,6 +315,13 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
             Method::Update { chunk: chunk(&read_params(fields)?) }
         }
         UNCHANGED => Method::Update { chunk: 0 },
+        SYMBOLS => {
+            let (width, rows) = (fields.varint()?, fields.varint()?);
+            if !rows_are_sound(width, rows) {
+                return Err(bad_index(&format!("tensor {} has rows of {width}, {rows} in a chunk", quoted(name))));
+            }
+            Method::Symbols { width: width as usize, rows: rows as usize }
+        }
         _ => {
             read_step(fields)?;
             Method::Update { chunk: chunk(&read_params(fields)?) }
@@ -370,14 +381,17 @@ fn read_tie(fields: &mut Fields, tensor: &Tensor, before: &[Tensor]) -> Result<u
     Err(bad_index(&format!("tensor {name} is tied to one that does not come before it")))
 }
 
+/// Whether a chunk can have so many rows of so many codebook indices or symbols.
+fn rows_are_sound(width: u64, rows: u64) -> bool {
+    (1..=codebook::MOST_WIDTH as u64).contains(&width)
+        && rows >= 1
+        && width.checked_mul(rows).is_some_and(|values| values <= 1 << 20)
+}
+
 fn read_codebook(fields: &mut Fields, tensor: &Tensor) -> Result<Method, Error> {
     let bad = |what: &str| bad_index(&format!("tensor {} has a codebook {what}", quoted(&tensor.name)));
     let [count, usual, width, rows] = [fields.varint()?, fields.varint()?, fields.varint()?, fields.varint()?];
-    let sound = (1..=codebook::MOST_ENTRIES as u64).contains(&count)
-        && usual < count
-        && (1..=codebook::MOST_WIDTH as u64).contains(&width)
-        && rows >= 1
-        && width.checked_mul(rows).is_some_and(|indices| indices <= 1 << 20);
+    let sound = (1..=codebook::MOST_ENTRIES as u64).contains(&count) && usual < count && rows_are_sound(width, rows);
     if !sound {
         return Err(bad(&format!("of {count} entries, rows of {width}, {rows} in a chunk")));
     }
@@ -438,7 +452,11 @@ fn read_chunks(fields: &mut Fields, place: &mut Place, tensor: &Tensor, parts: P
             return Err(bad_index("a chunk has no bytes"));
         }
         let elements = tensor.elements(number);
-        let most = arithmetic::most_decisions(usize::try_from(coded).unwrap_or(usize::MAX)) as u64;
+        let most = match tensor.method {
+            // A symbol comes with at least one bit that is copied.
+            Method::Symbols { .. } => coded.saturating_mul(8),
+            _ => arithmetic::most_decisions(usize::try_from(coded).unwrap_or(usize::MAX)) as u64,
+        };
         if elements.end - elements.start > most {
             return Err(bad_index(&format!("{coded} bytes cannot hold {} levels", elements.end - elements.start)));
         }

@@ -90,6 +90,13 @@ pub enum Method {
         /// Rows in a chunk.
         rows: usize,
     },
+    /// Floating-point values as symbols and copied bits.
+    Symbols {
+        /// Values in a row.
+        width: usize,
+        /// Rows in a chunk.
+        rows: usize,
+    },
     /// Levels on their own: what `read_levels` of `index.rs` reads.
     Bare {
         /// How they are coded.
@@ -111,7 +118,12 @@ impl Method {
             | Self::Float { params, .. }
             | Self::Integers { params, .. }
             | Self::Bare { params } => Some(params),
-            Self::Raw | Self::Tied(_) | Self::Equal(_) | Self::Codebook { .. } | Self::Update { .. } => None,
+            Self::Raw
+            | Self::Tied(_)
+            | Self::Equal(_)
+            | Self::Codebook { .. }
+            | Self::Symbols { .. }
+            | Self::Update { .. } => None,
         }
     }
 }
@@ -156,7 +168,7 @@ impl Tensor {
     pub fn chunk_size(&self) -> u64 {
         match &self.method {
             Method::Raw => RAW_CHUNK / self.dtype.item() as u64,
-            Method::Codebook { width, rows, .. } => *width as u64 * *rows as u64,
+            Method::Codebook { width, rows, .. } | Method::Symbols { width, rows } => *width as u64 * *rows as u64,
             Method::Update { chunk } => *chunk,
             _ => self.method.params().map_or(0, |params| params.chunk_levels() as u64),
         }
@@ -280,6 +292,15 @@ impl Room {
                 };
                 Ok(Self::Done(tensor.checked(values)?))
             }
+            Method::Symbols { width, .. } => {
+                let values = match tensor.dtype.item() {
+                    1 => from_symbols(part, *width, count).map(Values::Bits8),
+                    2 => from_symbols(part, *width, count).map(Values::Bits16),
+                    4 => from_symbols(part, *width, count).map(Values::Bits32),
+                    _ => from_symbols(part, *width, count).map(Values::Bits64),
+                };
+                Ok(Self::Done(values.ok_or_else(|| not_its_code(part))?))
+            }
             Method::Update { .. } | Method::Tied(_) | Method::Equal(_) => {
                 Err(Error::Unsupported(format!("tensor {} has no values of its own", quoted(&tensor.name))))
             }
@@ -322,6 +343,12 @@ impl Room {
             (Self::Values(_), _) => None,
         }
     }
+}
+
+/// The patterns of a chunk of symbols.
+fn from_symbols<P: Pattern>(part: &Part, width: usize, count: usize) -> Option<Vec<P>> {
+    let mut patterns = vec![P::default(); count];
+    dispatch::decode_floats(part.tensor.dtype.mantissa(), width, part.code, &mut patterns).then_some(patterns)
 }
 
 /// The patterns of levels and refinement bits.

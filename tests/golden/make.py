@@ -463,7 +463,42 @@ def exact_arrays() -> dict[str, Array]:
 
 def exact() -> bytes:
     """Those, without loss."""
-    return deepcabac.compress(exact_arrays(), lossless=True)
+    return deepcabac.compress(exact_arrays(), lossless=True, preset="small")
+
+
+def symbols(preset: str) -> Callable[[], bytes]:
+    """Floating-point values as symbols: every type, scales of rows and columns, escapes, rows coarser than their type,
+    and enough of them for all states.
+    """
+    arrays = exact_arrays()
+    tensors = {np.dtype(dtype).name: arrays[np.dtype(dtype).name] for dtype in FLOATS}
+    tensors |= {name: arrays[name] for name in ("half of it float16", "special")}
+    rows, columns = (2.0 ** -(bits(seed, 40) % 7).astype(np.float64) for seed in (200, 201))
+    tensors["scales"] = (bell(202, 40, 40) * rows[:, None] * columns / 64).astype(ml_dtypes.bfloat16)
+    tensors["scales"][3:30:9, 5] = np.array([np.inf, 0.0, np.nan], ml_dtypes.bfloat16)
+    tensors["all states"] = (bell(203, 100, 90) / 64).astype(ml_dtypes.float8_e5m2)
+    return lambda: deepcabac.compress(tensors, lossless=True, preset=preset)
+
+
+def exotic_symbols() -> bytes:
+    """Heads of chunks that no real writer makes, by the reference encoder."""
+    payload, index = b"", encode.blob(b"") + encode.blob(b"") + encode.varint(3)
+    chunk = encode.SymbolChunk
+    few = [(0, [128, 1]), (0, [1, 0, 0, 100]), (0, [1] * 10 + [0] * 190 + [5] * 56), (0, [9, 20, 9])]
+    cases: list[tuple[str, int, int, int, Any]] = [
+        ("float16", 3, 16, 10, chunk(7, 100, [(0, 30), (7, 3), (3, 167)], few * 4, 4, [0, 31] * 10, range(10, 20))),
+        ("float64", 1, 64, 52, chunk(45, 0x7FFFF, [(0, 200)], [(0, [60, 100, 128, 100])], 0, None, range(10))),
+        ("float8_e4m3fn", 5, 8, 3, chunk(0, 127, [(0, 1), (0, 199)], [(1, [*range(1, 129)])])),
+    ]
+    for name, code, width, mantissa, made in cases:
+        given = [int(x) for x in bits(210 + code, 200) >> np.uint64(64 - width)]
+        given[30:33] = [one >> 7 << 7 for one in given[30:33]]
+        given = [one if one % 128 < 127 else 0 for one in given]
+        data = made.encode(width, mantissa, 10, given)
+        index += encode.blob(name.encode()) + bytes([code, 1]) + encode.varint(200)
+        index += encode.symbols_entry(10, 20, [data])
+        payload += data
+    return bytes(encode.write_file(index, payload))
 
 
 def changed_arrays() -> dict[str, Array]:
@@ -561,6 +596,9 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "exotic.dcb": exotic,
     "scaled.dcb": scaled,
     "exact.dcb": exact,
+    "symbols.dcb": symbols("default"),
+    "symbols_fast.dcb": symbols("fast"),
+    "symbols_exotic.dcb": exotic_symbols,
     "update_lossless.dcb": update_lossless,
     "update_quantized.dcb": update_quantized,
     "scalar.levels": levels(np.array(-5)),

@@ -33,7 +33,7 @@ RAW, LEVELS, TIED, EQUAL = 0, 1, 2, 12
 #: Tensors that another one may be stored for, so that memory stays in proportion to the file.
 MOST_EQUAL = 64
 #: Methods of floating-point values alone.
-_FLOATS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED_DIFFERENCE)
+_FLOATS = (exact.FLOAT, exact.FLOAT_ZEROS, exact.DIFFERENCES, exact.QUANTIZED_DIFFERENCE, exact.SYMBOLS)
 #: Bytes of a raw chunk, but the last.
 RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
@@ -427,6 +427,8 @@ def form_bytes(form: Form, item: int) -> bytes:
         # The bytes of their differences, the highest of all entries first, then the next: they are alike.
         steps = np.diff(form.entries, prepend=form.entries.dtype.type(0))
         parts.append(steps.astype(steps.dtype.newbyteorder(">")).view(np.uint8).reshape(steps.size, -1).T.tobytes())
+    if form.method == exact.SYMBOLS:
+        parts += [varint(form.width), varint(form.rows)]
     if form.method == exact.QUANTIZED_DIFFERENCE:
         parts.append(struct.pack("<f", form.step))
     if form.params:
@@ -437,7 +439,7 @@ def form_bytes(form: Form, item: int) -> bytes:
 def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> Form:
     """How the values of a tensor are coded, every field in its range."""
     item, floats = dtype.itemsize, exact.mantissa(dtype) > 0
-    if not exact.FLOAT <= method <= exact.QUANTIZED_DIFFERENCE:
+    if not exact.FLOAT <= method <= exact.SYMBOLS:
         raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
     wrong = floats if method == exact.INTEGERS else method in _FLOATS and not floats
     if wrong or (method == exact.QUANTIZED_DIFFERENCE and dtype not in _QUANTIZED):
@@ -459,6 +461,11 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
         if (values[1:] <= values[:-1]).any():
             raise cursor.damaged(f"tensor {name!r} has a codebook whose entries do not ascend")
         return Form(method, entries=values, usual=usual, width=width, rows=rows)
+    if method == exact.SYMBOLS:
+        width, rows = cursor.varint(), cursor.varint()
+        if not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_VALUES):
+            raise cursor.damaged(f"tensor {name!r} has rows of {width}, {rows} in a chunk")
+        return Form(method, width=width, rows=rows)
     step = cursor.unpack("<f")[0] if method == exact.QUANTIZED_DIFFERENCE else 0.0
     if method == exact.QUANTIZED_DIFFERENCE and not (math.isfinite(step) and step > 0):
         raise cursor.damaged(f"tensor {name!r} has step {step}")
@@ -484,7 +491,9 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
         code, refinement = cursor.varint(), cursor.varint()
         if code == 0 and not (form.method in exact.UPDATES and refinement == 0):
             raise cursor.damaged("a chunk has no bytes")
-        if code and min(each, size - start) > _core.most_levels(code):
+        # A symbol comes with at least one bit that is copied.
+        most = 8 * code if form.method == exact.SYMBOLS else _core.most_levels(code)
+        if code and min(each, size - start) > most:
             raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
         if refinement and form.method not in exact.REFINED:
             raise cursor.damaged("a chunk has refinement bits that its method does not have")

@@ -405,6 +405,7 @@ class OpenFile:
         """Read, check and decode some chunks."""
         jobs: list[tuple[_Part, _core.Job, slice]] = []
         refinement: dict[int, memoryview] = {}
+        symbols: list[tuple[Entry, _core.Floats]] = []
         for part in parts:
             entry, flat = part.owner.entry, part.owner.flat
             chunk, where = entry.chunks[part.number], entry.chunk_range(part.number)
@@ -418,6 +419,9 @@ class OpenFile:
                 check_bytes(entry, flat.view(np.uint8)[where])
                 continue
             form = entry.form
+            if form is not None and form.method == exact.SYMBOLS:
+                symbols.append((entry, exact.floats(form, entry.dtype, exact.patterns(flat[where]), data)))
+                continue
             if form is not None and form.method == exact.CODEBOOK:
                 if not exact.decode(form, data, flat[where]):
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
@@ -430,6 +434,9 @@ class OpenFile:
             params = entry.coding_params
             jobs.append((part, _core.Job(params, code, out, entry.distance), where))
             refinement[len(jobs) - 1] = memoryview(data)[chunk.length - chunk.refinement :]
+        for (entry, _), fine in zip(symbols, _core.decode_floats([one for _, one in symbols]), strict=True):
+            if not fine:
+                raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
         good = _core.decode([job for _, job, _ in jobs])
         for number, ((part, job, where), fine) in enumerate(zip(jobs, good, strict=True)):
             owner = part.owner

@@ -1,6 +1,7 @@
 """Values that must come back bit for bit: how they are coded, and the decisions of the encoder. FORMAT.md, 10 and 11.
 
-A value is a level, its rounding to a multiple of a step 2^k, and refinement bits, stored raw: they say which of the
+Floating-point values are symbols and bits that are copied (``src/floats.rs``), or levels if that is to be smaller: each
+value is a level, its rounding to a multiple of a step 2^k, and refinement bits, stored raw: they say which of the
 values that round to this level it is. Levels are coded like those of quantised tensors, with the same contexts and
 predictions.
 Tensors of few distinct values are coded as codebook indices instead.
@@ -23,7 +24,7 @@ from .._parallel import Coding, Run
 from ..checkpoint.base import DTYPES, EXACT_DTYPES, Array, bits_of
 
 #: Methods of exact values, and those of updates, as an index numbers them (FORMAT.md, 13.1).
-FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK, STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = range(3, 11)
+FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK, STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, SYMBOLS = range(3, 12)
 #: Methods that code levels and refinement bits.
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 #: Methods that need the base of an update.
@@ -31,10 +32,14 @@ UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE)
 
 #: Most entries of a codebook, and of one that the encoder tries.
 MOST_ENTRIES, _TRIED_ENTRIES = 1 << 12, 1 << 10
-#: Bounds that a reader checks: k, columns of a codebook's rows, codebook indices in a chunk.
-LAST_EXPONENT, MOST_WIDTH, MOST_INDICES = 2200, 1 << 16, 1 << 20
+#: Bounds that a reader checks: k, columns of a row, codebook indices and symbols in a chunk.
+LAST_EXPONENT, MOST_WIDTH, MOST_INDICES, MOST_VALUES = 2200, 1 << 16, 1 << 20, 1 << 20
 #: Codebook indices in a chunk, about.
 _CODEBOOK_CHUNK = 1 << 18
+#: Values in a chunk of symbols, about: each chunk has tables of its own.
+_SYMBOLS_CHUNK = 1 << 18
+#: Other tensors than matrices are coded as levels, which is slow, if that takes so much less.
+_LEVELS_GAIN = 0.99
 #: Share of zeros from which zero has a level for itself.
 _MANY_ZEROS = 0.02
 #: Step of the levels, in medians of the magnitude: half a standard deviation of a Gaussian. Shorter steps would tell
@@ -63,8 +68,8 @@ class Form:
     centre: int = 0  #: what is subtracted, as an unsigned pattern (INTEGERS)
     entries: Array | None = None  #: unsigned patterns (CODEBOOK)
     usual: int = 0  #: index of the most frequent entry (CODEBOOK)
-    width: int = 0  #: elements in a row (CODEBOOK)
-    rows: int = 0  #: rows in a chunk (CODEBOOK)
+    width: int = 0  #: elements in a row (CODEBOOK, SYMBOLS)
+    rows: int = 0  #: rows in a chunk (CODEBOOK, SYMBOLS)
     params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED_DIFFERENCE)
     step: float = 0.0  #: distance between two reconstruction values of a difference (QUANTIZED_DIFFERENCE)
 
@@ -76,7 +81,7 @@ class Form:
     @property
     def chunk_size(self) -> int:
         """Elements in every chunk but the last."""
-        return self.width * self.rows if self.method == CODEBOOK else _core.chunk_levels(self.params)
+        return self.width * self.rows if self.method in (CODEBOOK, SYMBOLS) else _core.chunk_levels(self.params)
 
 
 _MANTISSAS = {
@@ -121,10 +126,6 @@ def encode(array: Array, run: Run, base: Array | None = None, preset: str = "def
         return None
     if preset == "fast" and base is not None:
         preset = "default"
-    elif preset == "default" and base is None and array.ndim == 2 and array.size >= _FAST_FROM:
-        # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its
-        # strips.
-        preset = "fast"
     best = _encode_update(array, base, run, preset) if base is not None else None
     if best is None or best.form.method != UNCHANGED:
         alone = _encode_alone(array, run, preset) if best is None or best.coded_bytes > array.nbytes // 2 else None
@@ -136,8 +137,41 @@ def encode(array: Array, run: Run, base: Array | None = None, preset: str = "def
 def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     flat = patterns(array)
     sample = _sample(array, _FAST_SAMPLE if preset == "fast" else _core.SAMPLE)
+    real = mantissa(array.dtype) > 0
+    zeros = real and bool(np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size)
+    book = _codebook(array, sample, run)
+    if not real or zeros or preset == "small":
+        form = _leveled(array, sample, zeros, preset)
+    else:
+        form = _symbols(array)
+        if array.ndim != 2 and (preset == "default" or array.size < _SMALL):
+            other = _leveled(array, sample, zeros, preset)
+            sizes = [len(_piece(one, array.dtype, sample, preset)) for one in (form, other)]
+            form = other if sizes[1] < _LEVELS_GAIN * sizes[0] else form
+    if book is not None:
+        piece = sample[: form.chunk_size]
+        indices = np.searchsorted(book.entries, piece) if book.entries is not None else piece
+        as_indices = len(_core.encode_indices(indices.astype(np.uint16), *_book(book)))
+        entries = 0 if book.entries is None else book.entries.nbytes
+        share = piece.size / flat.size
+        if as_indices + entries * share < _CODEBOOK_GAIN * len(_piece(form, array.dtype, piece, preset)):
+            return _encode_indices(flat, book, run)
+    if form.method == SYMBOLS:
+        pieces = partial(_piece, form, array.dtype, preset=preset)
+        each = form.chunk_size
+        return Coded(form, run(_calls(lambda start: (pieces(flat[start : start + each]), 0), flat, each)))
+    if preset == "small":
+        form = _fitted(form, array, sample, preset, first=flat[: _core.first(array.shape)])
+    return _encode_detailed(flat, form, array.dtype, run)
+
+
+def _leveled(array: Array, sample: Array, zeros: bool, preset: str) -> Form:
+    """How values are coded as levels. Many ``zeros`` have a level for themselves."""
+    if preset == "default" and array.ndim == 2 and array.size >= _FAST_FROM:
+        # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its
+        # strips.
+        preset = "fast"
     if mantissa(array.dtype):
-        zeros = np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size
         form = Form(FLOAT_ZEROS if zeros else FLOAT, _float_exponent(sample, array.dtype))
     else:
         signed = sample.view(f"<i{sample.dtype.itemsize}") if array.dtype.name.startswith("int") else sample
@@ -145,26 +179,31 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
         form = Form(INTEGERS, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
     if sample.size > _SMALL:
-        form = _fitted(form, array, sample, preset)
-    else:
-        # Small ones are often of many orders of magnitude, and the median says little.
-        form = min(
-            (_fitted(replace(form, exponent=form.exponent + more), array, sample, preset) for more in (0, 1, 2)),
-            key=lambda one: len(_core.encode_exact(one.params, _native(one, array.dtype), sample)[0]),
-        )
-    book = _codebook(array, sample, run)
-    if book is not None:
-        piece = sample[: form.chunk_size]
-        indices = np.searchsorted(book.entries, piece) if book.entries is not None else piece
-        as_indices = len(_core.encode_indices(indices.astype(np.uint16), *_book(book)))
-        entries = 0 if book.entries is None else book.entries.nbytes
-        share = piece.size / flat.size
-        code, _ = _core.encode_exact(form.params, _native(form, array.dtype), piece)
-        if as_indices + entries * share < _CODEBOOK_GAIN * len(code):
-            return _encode_indices(flat, book, run)
-    if preset == "small":
-        form = _fitted(form, array, sample, preset, first=flat[: _core.first(array.shape)])
-    return _encode_detailed(flat, form, array.dtype, run)
+        return _fitted(form, array, sample, preset)
+    # Small ones are often of many orders of magnitude, and the median says little.
+    return min(
+        (_fitted(replace(form, exponent=form.exponent + more), array, sample, preset) for more in (0, 1, 2)),
+        key=lambda one: len(_piece(one, array.dtype, sample, preset)),
+    )
+
+
+def _symbols(array: Array) -> Form:
+    """How values are coded as symbols: in rows of the tensor if they are not too long."""
+    row = math.prod(array.shape[1:])
+    width = row if array.ndim > 1 and row <= MOST_WIDTH else min(array.size, MOST_WIDTH)
+    return Form(SYMBOLS, width=width, rows=max(_SYMBOLS_CHUNK // width, 1))
+
+
+def floats(form: Form, dtype: np.dtype[Any], some: Array, code: bytes = b"") -> _core.Floats:
+    """A chunk of patterns (SYMBOLS), to be coded, or filled from its ``code``."""
+    return _core.Floats(some, mantissa(dtype), form.width, code)
+
+
+def _piece(form: Form, dtype: np.dtype[Any], some: Array, preset: str) -> bytes:
+    """The code of a chunk of patterns, with its refinement bits."""
+    if form.method == SYMBOLS:
+        return _core.encode_floats(floats(form, dtype, some), scaled=preset != "fast")
+    return _core.encode_exact(form.params, _native(form, dtype), some)[0]
 
 
 def _sample(array: Array, size: int) -> Array:
@@ -219,7 +258,7 @@ def _codebook(array: Array, sample: Array, run: Run) -> Form | None:
     if flat.size < 64 or np.count_nonzero(some[1:] != some[:-1]) >= _TRIED_ENTRIES:
         return None
     pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
-    if flat.dtype.itemsize <= 2:
+    if flat.dtype.itemsize <= 2 and flat.size > _SMALL:
         size = 1 << 8 * flat.dtype.itemsize
         found = run([lambda piece=piece: np.bincount(piece, minlength=size) for piece in pieces])
         entries = np.flatnonzero(np.sum(found, axis=0)).astype(flat.dtype)
