@@ -202,6 +202,8 @@ class AtomicFolder:
     def commit(self) -> None:
         """Put the folder in place, by one rename if nothing is there."""
         try:
+            for left in self.path.rglob(".deepcabac-*.partial"):  # of a process that was ended while it wrote
+                left.unlink()
             self._check_free()
             if self.target.is_dir() and not any(self.target.iterdir()):
                 self.target.rmdir()

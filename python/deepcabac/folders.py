@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,7 @@ def compress_folder(
     format: str = "dcb",
     options: Options | None = None,
     overwrite: bool = False,
+    executor: Executor | None = None,
     progress: OnProgress | None = None,
     **settings: Unpack[OptionFields],
 ) -> FolderReport:
@@ -92,6 +94,10 @@ def compress_folder(
     ``path`` is by default the folder's name with ``-dcb``. ``settings`` are the fields of :class:`Options`, applied to
     each file; ``size``, ``curvature`` and ``importance`` need a folder with one file of weights. ``progress`` is called
     with bytes of the files done and of all.
+
+    With an ``executor`` (of ``concurrent.futures``, Dask's ``client.get_executor()``, ...) each file is one piece of
+    work for it. Its processes must see the folders under the same paths; ``threads`` is for each of them. The bytes are
+    the same.
 
     Raises :class:`OptionError` (also if there is something at ``path``, unless ``overwrite`` is true: then files of the
     same names are replaced), :class:`CheckpointError` or :class:`UnsupportedError`.
@@ -120,46 +126,42 @@ def compress_folder(
     if single and len(weights) > 1:
         raise OptionError(f"{folder}: {single[0]} is for one file of weights, and there are {len(weights)}: use bits")
     report = FolderReport(target)
-    count = _Count(progress, [file for _, file in weights])
+    notes: dict[str, str] = {}
+    copied: set[str] = set()
     with AtomicFolder(target, overwrite=overwrite) as new:
         for name, file in found:
             place = new.path / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            if file in external and format == "dcb":
-                continue  # it is part of the model that names it
-            if file in coded:
-                try:
-                    with count.of(file) as one:
-                        if format == "dcb":
-                            made = place.with_name(place.name + SUFFIX)
-                            _, report.files[name] = compress_checkpoint(file, made, options=chosen, progress=one)
-                        else:
-                            report.files[name] = loadable.code_file(file, place, chosen, one)
-                    _log.info("%s: %s bytes", name, f"{report.files[name].file_bytes:,}")
-                    continue
-                except UnsupportedError as error:
-                    if format != "dcb":
-                        raise
-                    said = str(error).removeprefix(f"{file}: ")
-                    report.notes.append(f"{name}: copied as it is: {said}")
-            elif file.parent in loaded and _is_other_weights(file):
-                report.notes.append(f"{name}: left out: the model's weights are in safetensors beside it")
+            if file in coded or (file in external and format == "dcb"):
+                continue  # what is external is part of the model that names it
+            if file.parent in loaded and _is_other_weights(file):
+                notes[name] = "left out: the model's weights are in safetensors beside it"
                 continue
-            elif format != "dcb" and _is_weights(file):
-                report.notes.append(f"{name}: copied as it is: no library that loads it knows of deepcabac")
+            if format != "dcb" and _is_weights(file):
+                notes[name] = "copied as it is: no library that loads it knows of deepcabac"
             elif _is_state(file):
-                report.notes.append(f"{name}: copied as it is: the state of a training")
+                notes[name] = "copied as it is: the state of a training"
             elif file.name.lower().endswith(_OTHER_WEIGHTS):
-                report.notes.append(f"{name}: copied as it is: {file.suffix} files cannot be compressed")
+                notes[name] = f"copied as it is: {file.suffix} files cannot be compressed"
             _copy(file, place)
-            report.copied.append(name)
+            copied.add(name)
+        calls = [_Compress(file, new.path / name, format, chosen) for name, file in weights]
+        for (name, file), made in zip(weights, _results(calls, executor, progress), strict=True):
+            if isinstance(made, Report):
+                report.files[name] = made
+            else:
+                notes[name] = f"copied as it is: {made}"
+                _copy(file, new.path / name)
+                copied.add(name)
         for part, config in loaded.items():
             of_part = [one for name, one in report.files.items() if (folder / name).parent == part]
             dtype = loadable.common_dtype(of_part) if loadable.needs_dtype(config) else None
             place = new.path / part.relative_to(folder) / "config.json"
             place.write_text(loadable.marked_config(place.read_text(encoding="utf-8"), dtype), encoding="utf-8")
         if not report.files:
-            raise UnsupportedError(f"{folder}: no file could be compressed; {report.notes[0]}")
+            raise UnsupportedError(f"{folder}: no file could be compressed; {weights[0][0]}: {notes[weights[0][0]]}")
+    report.copied = [name for name, _ in found if name in copied]
+    report.notes = [f"{name}: {notes[name]}" for name, _ in found if name in notes]
     report.notes += [f"{name}: {note}" for name, one in report.files.items() for note in _own_notes(one)]
     report.notes += [
         f"no tensor's name matches the pattern {pattern!r}"
@@ -236,13 +238,14 @@ def decompress_folder(
     overwrite: bool = False,
     max_bytes: int | None = None,
     threads: int | None = None,
+    executor: Executor | None = None,
     progress: OnProgress | None = None,
 ) -> Path:
     """Restore the folder that :func:`compress_folder` compressed. Returns its path.
 
     Every .dcb file becomes what it was made from, under its own name without ``.dcb``; all other files are copied.
     ``path`` is by default the folder's name without ``-dcb``, or else with ``-restored``. ``max_bytes`` limits the
-    tensors of each file. The folder appears whole or not at all.
+    tensors of each file, ``executor`` is as for :func:`compress_folder`. The folder appears whole or not at all.
 
     Raises :class:`OptionError` (also if there is something at ``path``, unless ``overwrite`` is true),
     :class:`DamagedFileError`, :class:`LimitError` or :class:`CheckpointError`.
@@ -256,7 +259,7 @@ def decompress_folder(
     if not compressed:
         raise OptionError(f"{folder}: holds no compressed file: there is nothing to restore")
     names = {name for name, _ in found if name not in compressed}
-    count = _Count(progress, list(compressed.values()))
+    calls = []
     with AtomicFolder(target, overwrite=overwrite) as new:
         for name, file in found:
             place = new.path / name
@@ -266,19 +269,81 @@ def decompress_folder(
                 if name.endswith("config.json") and any(file == one.with_name("config.json") for one in coded):
                     place.write_text(loadable.unmarked_config(file.read_text(encoding="utf-8")), encoding="utf-8")
                 continue
-            if file in coded:
-                with count.of(file) as one:
-                    loadable.restore_file(file, place, max_bytes=max_bytes, threads=threads, progress=one)
-                continue
-            restored = _restored_name(name, file)
+            restored = name if file in coded else _restored_name(name, file)
             if restored in names:
                 raise OptionError(f"{folder}: {name} and another file both become {restored}: rename one")
             names.add(restored)
-            with count.of(file) as one:
-                model = new.path / restored
-                decompress_checkpoint(file, model, max_bytes=max_bytes, threads=threads, progress=one)
-            _log.info("%s: restored", restored)
+            calls.append(_Restore(file, new.path / restored, file in coded, max_bytes, threads))
+        _results(calls, executor, progress)
     return target
+
+
+@dataclass(frozen=True)
+class _Compress:
+    """Compress one file; a call that other processes can make, too."""
+
+    file: Path
+    place: Path
+    format: str
+    options: Options
+
+    def __call__(self, progress: OnProgress | None = None) -> Report | str:
+        """What became of it, or why it cannot be compressed. A second attempt, by another process, begins anew."""
+        if self.format != "dcb":
+            return loadable.code_file(self.file, self.place, self.options, progress)
+        made = self.place.with_name(self.place.name + SUFFIX)
+        try:
+            return compress_checkpoint(self.file, made, options=self.options, overwrite=True, progress=progress)[1]
+        except UnsupportedError as error:
+            return str(error).removeprefix(f"{self.file}: ")
+
+
+@dataclass(frozen=True)
+class _Restore:
+    """Restore one file, likewise."""
+
+    file: Path
+    place: Path
+    coded: bool
+    max_bytes: int | None
+    threads: int | None
+
+    def __call__(self, progress: OnProgress | None = None) -> None:
+        limits: dict[str, Any] = {"max_bytes": self.max_bytes, "threads": self.threads, "progress": progress}
+        if self.coded:
+            loadable.restore_file(self.file, self.place, **limits)
+        else:
+            decompress_checkpoint(self.file, self.place, overwrite=True, **limits)
+
+
+def _results(
+    calls: Sequence[_Compress | _Restore], executor: Executor | None, progress: OnProgress | None
+) -> list[Any]:
+    """The results of ``calls`` in order, made here or by ``executor``; progress in bytes of files, since tensors are
+    known only once a file is opened.
+    """
+    sizes = [os.path.getsize(call.file) for call in calls]
+    total, before, results = sum(sizes), 0, []
+
+    def show(done: int, of: int) -> None:
+        if progress is not None:
+            progress(before + (size * done // of if of else size), total)
+
+    futures = None
+    if executor is not None:  # whose processes may be in another current folder
+        absolute = [replace(call, file=call.file.absolute(), place=call.place.absolute()) for call in calls]
+        futures = [executor.submit(call) for call in absolute]
+    try:
+        for number, (call, size) in enumerate(zip(calls, sizes, strict=True)):
+            results.append(call(None if progress is None else show) if futures is None else futures[number].result())
+            _log.info("%s: done", call.place.name)
+            show(1, 1)
+            before += size
+    finally:
+        for future in futures or ():
+            future.cancel()
+        wait([future for future in futures or () if not future.cancelled()])  # none writes once the folder is gone
+    return results
 
 
 def _coded(found: list[tuple[str, Path]]) -> set[Path]:
@@ -438,24 +503,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copymode(source, target)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be written: {reason(error)}") from error
-
-
-class _Count:
-    """Progress over files, in bytes of files: tensors are known only once a file is opened."""
-
-    def __init__(self, progress: OnProgress | None, files: list[Path]) -> None:
-        self._progress, self._done = progress, 0
-        self._sizes = {file: os.path.getsize(file) for file in files}
-
-    @contextmanager
-    def of(self, file: Path) -> Iterator[OnProgress | None]:
-        """While it lasts, ``file`` is worked on; yields what its progress is told to."""
-        size, total = self._sizes[file], sum(self._sizes.values())
-
-        def show(done: int, of: int) -> None:
-            if self._progress is not None:
-                self._progress(self._done + (size * done // of if of else size), total)
-
-        yield None if self._progress is None else show
-        show(1, 1)
-        self._done += size

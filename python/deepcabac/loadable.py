@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)([.-][\w.-]*)?\.safetenso
 
 def code_file(source: Path, target: Path, options: Options, progress: OnProgress | None = None) -> Report:
     """Compress the safetensors file ``source`` into one of this form."""
-    beside = target.with_name(f".{target.name}.dcb")
+    beside = target.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")  # as AtomicFile calls what is unfinished
     try:
         _, report = compress_checkpoint(source, beside, options=options, progress=progress)
         with open_file(beside) as opened, SafetensorsReader(source) as original:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..nnc import files as nnc_files
 from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP
 from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS, Options
 from . import report
+from .cluster import DASK, refuse_for_files, workers
 from .nnc import is_nnc, nnc_made, nnc_settings
 from .output import logged, print_lines, progress_bar, say, terminal_width
 from .parameters import (
@@ -185,6 +187,7 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
     heading=NNC,
     help="Likewise, for 1-D tensors.",
 )
+@DASK
 @THREADS
 @QUIET
 @VERBOSE
@@ -198,6 +201,7 @@ def compress(
     base: tuple[Path, ...],
     qp: int,
     vector_qp: int,
+    dask: str | None,
     quiet: bool,
     verbose: bool,
     **settings: Any,
@@ -237,8 +241,10 @@ def compress(
             if path.is_dir():
                 if nnc is not None or base:
                     raise Failure(f"{path}: is a folder, which {'--format nnc' if nnc else '--base'} does not take")
-                _compress_folder(path, outputs, format_ or "dcb", options, force, quiet, start)
+                with workers(dask) as executor:
+                    _compress_folder(path, outputs, format_ or "dcb", options, force, quiet, start, executor)
                 return
+            refuse_for_files(dask, path)
             if format_ == "transformers":
                 raise Failure(f"{path}: is not a folder, which --format transformers needs")
             default = files.default_output(path) if nnc is None else path.with_suffix(nnc_files.SUFFIX)
@@ -271,14 +277,21 @@ def compress(
 
 
 def _compress_folder(
-    path: Path, outputs: Outputs, format_: str, options: Options, force: bool, quiet: bool, start: float
+    path: Path,
+    outputs: Outputs,
+    format_: str,
+    options: Options,
+    force: bool,
+    quiet: bool,
+    start: float,
+    executor: Executor | None,
 ) -> None:
     target = outputs.of(path, folders.default_compressed(path))
     if target == STANDARD:
         raise Failure(f"{path}: is a folder, which standard output cannot take: name one to write with -o")
     with naming_paths(path, target), progress_bar("compressing", quiet) as progress:
         result = folders.compress_folder(
-            path, target, format=format_, options=options, overwrite=force, progress=progress
+            path, target, format=format_, options=options, overwrite=force, executor=executor, progress=progress
         )
     if not quiet:
         print_lines(report.compressed_folder(result, time.perf_counter() - start, terminal_width()))

@@ -13,6 +13,7 @@ from .. import files, folders
 from ..checkpoint.kinds import left_out
 from ..checkpoint.suffixes import kind_of_path, suffix_of_path
 from ..nnc import files as nnc_files
+from .cluster import DASK, refuse_for_files, workers
 from .output import logged, print_lines, progress_bar, say
 from .parameters import (
     BASE,
@@ -68,6 +69,7 @@ from .report import printable
     help="For .onnx: weights whose levels fit become int8, each with a DequantizeLinear node.",
 )
 @option("--external-data", is_flag=True, help="For .onnx: larger weights go to a file beside it, OUT.data.")
+@DASK
 @THREADS
 @QUIET
 @VERBOSE
@@ -80,6 +82,7 @@ def decompress(
     apply: bool,
     int8: bool,
     external_data: bool,
+    dask: str | None,
     threads: int | None,
     quiet: bool,
     verbose: bool,
@@ -110,13 +113,20 @@ def decompress(
             target = outputs.of(path, folders.default_decompressed(path))
             if target == STANDARD:
                 raise Failure(f"{path}: is a folder, which standard output cannot take: name one to write with -o")
-            with naming_paths(path, target), progress_bar("restoring", quiet) as progress:
+            with workers(dask) as executor, naming_paths(path, target), progress_bar("restoring", quiet) as progress:
                 folders.decompress_folder(
-                    path, target, overwrite=force, max_bytes=max_bytes, threads=threads, progress=progress
+                    path,
+                    target,
+                    overwrite=force,
+                    max_bytes=max_bytes,
+                    threads=threads,
+                    executor=executor,
+                    progress=progress,
                 )
             if not quiet:
                 print_lines([f"{printable(target)}: restored in {time.perf_counter() - start:.2f} s"])
             return
+        refuse_for_files(dask, path)
         with contextlib.ExitStack() as last, reading(path, output, *base) as source:
             is_nnc = nnc_files.is_stream(source.path)
             if apply and not is_nnc:

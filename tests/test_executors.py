@@ -1,0 +1,153 @@
+"""Folders whose files are compressed and restored by other processes, one of which is ended in mid-work."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+
+from deepcabac import DamagedFileError, compress_folder, decompress_folder
+from deepcabac.cli import program
+
+SHARDS = 6
+
+
+@pytest.fixture
+def model(tmp_path):
+    rng = np.random.default_rng(2)
+    (tmp_path / "model").mkdir()
+    for number in range(SHARDS):
+        tensors = {f"layer{number}.weight": rng.standard_normal((300, 400)).astype(np.float32)}
+        save_file(tensors, tmp_path / "model" / f"model-{number}.safetensors")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "x"}')
+    return tmp_path / "model"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def processes():
+    return ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+
+
+@pytest.mark.parametrize("format", ["dcb", "transformers"])
+@pytest.mark.parametrize("make", [processes, lambda: ThreadPoolExecutor(2)], ids=["processes", "threads"])
+def test_other_processes_make_the_same_bytes(model, tmp_path, make, format):
+    seen = []
+    report = compress_folder(model, tmp_path / "one", format=format, sqnr=25)
+    with make() as executor:
+        again = compress_folder(
+            model,
+            tmp_path / "two",
+            format=format,
+            sqnr=25,
+            threads=1,
+            executor=executor,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        assert contents(tmp_path / "one") == contents(tmp_path / "two")
+        assert (list(again.files), again.file_bytes) == (list(report.files), report.file_bytes)
+        assert len(seen) == SHARDS and seen[-1][0] == seen[-1][1]
+        decompress_folder(tmp_path / "two", tmp_path / "back", executor=executor)
+    decompress_folder(tmp_path / "one", tmp_path / "alone")
+    assert contents(tmp_path / "back") == contents(tmp_path / "alone")
+
+
+def test_an_error_in_another_process_is_the_caller_s_and_leaves_nothing(model, tmp_path):
+    report = compress_folder(model)
+    damaged = report.path / "model-3.safetensors.dcb"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    with processes() as executor, pytest.raises(DamagedFileError, match="model-3"):
+        decompress_folder(report.path, tmp_path / "back", executor=executor)
+    assert sorted(os.listdir(tmp_path)) == ["model", "model-dcb"]
+
+
+def test_a_lost_pool_leaves_nothing(model, tmp_path):
+    executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    lost = executor.submit(os._exit, 1)
+    with pytest.raises(Exception, match="process"):
+        lost.result()
+    with pytest.raises(Exception, match="process"):
+        compress_folder(model, executor=executor)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_an_ended_process_left_does_not_get_into_the_folder(model, tmp_path):
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, call, *arguments):
+            (call.place.parent / ".deepcabac-0123.partial").write_text("half")
+            return super().submit(call, *arguments)
+
+    with Interrupted(1) as executor:
+        compress_folder(model, tmp_path / "out", executor=executor)
+    assert not any("partial" in name for name in os.listdir(tmp_path / "out"))
+
+
+# Dask
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    settings = {"processes": True, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(n_workers=2, **settings) as cluster, distributed.Client(cluster) as client:
+        yield cluster, client
+
+
+def slow_first(path):
+    """A worker's compress_checkpoint that ends its process the first time that it works on ``path``."""
+    import deepcabac.folders as folders
+
+    original = folders.compress_checkpoint
+
+    def compress(file, place, **settings):
+        flag = Path(path)
+        if not flag.exists():
+            flag.write_text("ended")
+            (Path(place).parent / ".deepcabac-beef.partial").write_text("half a file")
+            os._exit(1)
+        return original(file, place, **settings)
+
+    folders.compress_checkpoint = compress
+
+
+def test_dask_does_the_files_of_a_lost_worker_again(model, tmp_path, cluster):
+    _, client = cluster
+    compress_folder(model, tmp_path / "one")
+    client.run(slow_first, str(tmp_path / "flag"))
+    executor = client.get_executor(pure=False, retries=5)
+    compress_folder(model, tmp_path / "two", threads=1, executor=executor)
+    assert (tmp_path / "flag").exists()  # a worker was ended in mid-work
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_dask_on_the_command_line(model, tmp_path, cluster, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = cluster[0].scheduler_address
+    run = CliRunner().invoke
+    result = run(program, ["compress", "model", "--dask", address, "-o", "two"])
+    assert result.exit_code == 0, result.stderr
+    compress_folder(model, tmp_path / "one")
+    assert contents("one") == contents("two")
+    assert run(program, ["decompress", "two", "--dask", address, "-o", "back"]).exit_code == 0
+    assert set(contents("back")) == set(contents("model"))
+
+
+def test_dask_addresses_that_lead_nowhere(model, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("deepcabac.cli.cluster._PATIENCE", 0.2)
+    begun = time.monotonic()
+    for address in ("tcp://127.0.0.1:1", "nonsense://x"):
+        result = CliRunner().invoke(program, ["compress", str(model), "--dask", address])
+        assert result.exit_code == 2 and "no Dask scheduler answers there" in result.stderr, result.stderr
+    assert time.monotonic() - begun < 30 and os.listdir(tmp_path) == ["model"]
+    result = CliRunner().invoke(program, ["compress", str(model / "model-0.safetensors"), "--dask", "tcp://x"])
+    assert result.exit_code == 2 and "--dask is for folders" in result.stderr
