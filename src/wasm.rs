@@ -27,8 +27,6 @@ thread_local! {
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_room(length: usize) -> *mut u8 {
     STATE.with_borrow_mut(|state| {
-        state.values = Vec::new();
-        // What a large call took is given back.
         state.input = Vec::new();
         if state.input.try_reserve_exact(length).is_err() {
             return std::ptr::null_mut();
@@ -148,7 +146,7 @@ fn described(index: Index, state: &mut State) -> Vec<u8> {
 }
 
 /// Decodes some chunks. Input: u32 number of chunks, of each u32 tensor and u32 number, then the bytes of all, one after the
-/// other. Result: of each u32 place and u32 length of its values, valid until the next [`dc_room`].
+/// other. Result: of each u32 place and u32 length of its values, valid until the next call.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_decode() -> u32 {
     call(|input, state| {
@@ -170,6 +168,8 @@ pub extern "C" fn dc_decode() -> u32 {
             parts.push(Part { tensor, chunk, code });
             start += length;
         }
+        // Freed only now, so that the next values find room where these were.
+        state.values = Vec::new();
         state.values = decode(&parts)?;
         let places = state.values.iter().map(|values| values.bytes());
         Ok(places.flat_map(|bytes| [bytes.as_ptr() as u32, bytes.len() as u32]).flat_map(u32::to_le_bytes).collect())

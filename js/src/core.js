@@ -104,13 +104,14 @@ export class Core {
     return described(this.call("dc_levels", [data])).tensors[0];
   }
 
-  /** Decodes chunks, given as [number of a tensor, number of a chunk]; `code` has the pieces of their bytes. */
-  decode(chunks, code) {
+  /**
+   * Decodes chunks, given as [number of a tensor, number of a chunk]; `code` has the pieces of their bytes. Calls `take` with
+   * the number of each and its values, a view that is good until `take` returns.
+   */
+  decode(chunks, code, take) {
     const words = new Uint32Array([chunks.length, ...chunks.flat()]);
     const places = new Uint32Array(this.call("dc_decode", [new Uint8Array(words.buffer), ...code]).buffer);
-    const values = chunks.map((_, k) => this.bytes(places[2 * k], places[2 * k + 1]).slice());
-    this.exports.dc_room(0); // gives memory back to the next call
-    return values;
+    chunks.forEach((_, k) => take(k, this.bytes(places[2 * k], places[2 * k + 1])));
   }
 }
 

@@ -53,8 +53,8 @@ export async function decodeLevels(input, { maxBytes } = {}) {
   for (const batch of batchesOf([entry])) {
     const places = batch.map(([, number]) => entry.chunks[number]);
     const code = places.map(({ offset, length }) => data.subarray(offset, offset + length));
-    const values = core.decode(batch.map(([, number]) => [0, number]), code);
-    batch.forEach(([, number], k) => new Uint8Array(levels.buffer).set(values[k], 4 * number * entry.chunkSize));
+    const chunks = batch.map(([, number]) => [0, number]);
+    core.decode(chunks, code, (k, values) => place(levels, entry, chunks[k][1], values));
   }
   return { shape: entry.info.shape, levels };
 }
@@ -203,14 +203,13 @@ export class DeepCabacFile {
       filled += length;
     }
     const chunks = batch.map(([entry, number]) => [entry.number, number]);
-    const values = await this.#pool.decode(chunks, code, apart);
     let bytes = 0;
-    batch.forEach(([entry, number], k) => {
+    await this.#pool.decode(chunks, code, apart, (k, values) => {
+      const [entry, number] = batch[k];
       const into = rooms.get(entry.number);
-      const start = number * entry.chunkSize * entry.dtype.array.BYTES_PER_ELEMENT;
-      new Uint8Array(into.values.buffer).set(values[k], start);
+      place(into.values, entry, number, values);
       into.left--;
-      bytes += values[k].length;
+      bytes += values.length;
     });
     return bytes;
   }
@@ -251,6 +250,11 @@ function check({ as, threads }) {
 
 function asWanted(values, { dtype }, { as }) {
   return as === "float32" && widens(dtype) ? widened(values, dtype) : values;
+}
+
+/** Puts the bytes of a chunk's values where they belong. */
+function place(into, entry, number, values) {
+  new Uint8Array(into.buffer).set(values, number * entry.chunkSize * entry.dtype.array.BYTES_PER_ELEMENT);
 }
 
 /** Memory for a tensor. */

@@ -58,15 +58,18 @@ export class Pool {
     return this.idle.pop() ?? new Promise((resolve) => this.waiting.push(resolve));
   }
 
-  /** Decodes chunks, in a worker if `apart` and if there is one. `code` is given away. */
-  async decode(chunks, code, apart) {
+  /** Decodes chunks, in a worker if `apart` and if there is one; `take` as in core.js. `code` is given away. */
+  async decode(chunks, code, apart, take) {
     this.busy++;
     clearTimeout(this.timer);
     try {
       const worker = apart ? await this.take() : undefined;
-      if (worker) return await this.decodeIn(worker, chunks, code);
-      await new Promise((resolve) => setTimeout(resolve)); // lets the page live
-      return (await this.own()).decode(chunks, [code]);
+      if (worker) {
+        (await this.decodeIn(worker, chunks, code)).forEach((values, k) => take(k, values));
+      } else {
+        await new Promise((resolve) => setTimeout(resolve)); // lets the page live
+        (await this.own()).decode(chunks, [code], take);
+      }
     } finally {
       if (--this.busy === 0) {
         this.timer = setTimeout(() => this.end(), IDLE);

@@ -15,7 +15,8 @@ async function answer({ module, plain, start, chunks, code }) {
       core.parse(plain, start);
       return [{}];
     }
-    const values = core.decode(chunks, [code]);
+    const values = [];
+    core.decode(chunks, [code], (_, view) => values.push(view.slice()));
     return [{ values }, values.map((value) => value.buffer)];
   } catch (error) {
     // An error of any other class is a bug, and ends the worker.
