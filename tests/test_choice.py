@@ -170,6 +170,11 @@ STRUCTURES = {
     "blur": np.tile(np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256, (64, 1, 1, 1)).astype(F4),
     "laplacian": np.tile(np.array([[0, 0.3, 0], [0.3, -1.2, 0.3], [0, 0.3, 0]]), (64, 1, 1, 1)).astype(F4),
     "squares": normal(100, 100) ** 2,
+    "boxes around points": (
+        np.tile(np.stack(np.meshgrid(np.arange(30) * 8, np.arange(30) * 8), -1).reshape(-1, 1, 2), (1, 1, 2))
+        + np.array([[-23, -12, 23, 12], [-45.25, -22.6, 45.25, 22.6], [-90.5, -45.3, 90.5, 45.3]])
+    ).astype(F4),
+    "slopes of positions": -np.abs(np.arange(64)[:, None] - np.arange(64)) * F4(0.3) * np.ones((8, 1, 1), F4),
     "second moments": (normal(100, 100) * np.exp(3 * normal(100, 1, seed=1))) ** 2,
     "integers in float16": np.rint(normal(64, 64) * 50).astype(np.float16),
     "integers in float64": np.rint(normal(64, 64) * 1e12).astype(np.float64),
@@ -197,6 +202,8 @@ WEIGHTS = {
     "all zero": np.zeros((100, 100), F4),
     "shifted": 1 + normal(100, 100) / 10,
     "sinusoids": np.sin(np.outer(np.arange(200), 10000 ** -(np.arange(64) / 64))).astype(F4),
+    "binary by rows": np.sign(normal(200, 200)) * np.abs(normal(200, 1)),
+    "4-bit grid by rows": np.rint(normal(200, 200) * 2).clip(-7, 7) * np.abs(normal(200, 1)) / F4(7.1),
     "8-bit grid": (np.rint(normal(300, 300) * 40).clip(-127, 127) / F4(40.7)).astype(F4),
     "dead rows": normal(100, 100) * np.where(np.arange(100) < 40, F4(1e-20), F4(1))[:, None],
 }
@@ -246,6 +253,14 @@ def test_one_large_channel_leaves_the_others_their_quality(factor, axis, dtype):
     assert len(data) < 1.1 * plain
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_large_channels_are_seen_at_any_size(unit):
+    array = normal(64, 64) * F4(unit)
+    array[3] *= 1000
+    back = deepcabac.decompress(deepcabac.compress({"t": array}))["t"]
+    assert sqnr(array[4:] / F4(unit), back[4:] / F4(unit)) > 28
+
+
 @pytest.mark.parametrize("place", [(0, 0), (50, 50), (99, 99), (7, 91)])
 @pytest.mark.parametrize("size", [1e3, 1e4, -1e6])
 def test_one_large_weight_leaves_the_others_their_quality(size, place):
@@ -271,6 +286,18 @@ def test_forbidden_transitions_of_a_random_field_leave_the_others_their_quality(
     allowed = array > -100
     assert sqnr(array[allowed], back[allowed]) > 27
     np.testing.assert_allclose(back[~allowed], -10000, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [16, 32, 42])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_many_large_channels_leave_the_others_their_quality(count, axis):
+    array = normal(64, 64, 3, 3)
+    place = (slice(None),) * axis + (slice(0, count),)
+    array[place] *= 300
+    back = deepcabac.decompress(deepcabac.compress({"t": array}))["t"]
+    others = np.arange(count, 64)
+    assert sqnr(array.take(others, axis), back.take(others, axis)) > 27
+    assert sqnr(array[place], back[place]) > 27
 
 
 def test_rows_of_different_sizes_together_still_have_the_quality_that_was_asked_for():
@@ -356,6 +383,24 @@ def test_too_few_elements_is_said_only_of_few():
     grid = np.where(normal(300, 300) > 0, 1.5, normal(300, 300) * 1e-3).astype(F4)
     for note in report({"t": grid}, sqnr=3).notes:
         assert "too few elements" not in note
+
+
+@pytest.mark.parametrize(
+    ("direction", "gain"), [("weight_v", "weight_g"), ("p.weight.original1", "p.weight.original0")]
+)
+def test_no_row_of_a_direction_of_weight_norm_becomes_zero(direction, gain):
+    array = normal(64, 32, 3)
+    array[:10] /= 1000
+    array[20] *= 1e-6
+    array[30] = 0
+    tensors = {f"m.{gain}": np.ones((64, 1, 1), F4), f"m.{direction}": array}
+    back = deepcabac.decompress(deepcabac.compress(tensors))[f"m.{direction}"]
+    lengths = np.sqrt(np.square(array, dtype=float).sum((1, 2)))
+    lengths *= np.sqrt(np.square(back, dtype=float).sum((1, 2)))
+    assert (np.delete((array * back).sum((1, 2)), 30) > 0.999 * np.delete(lengths, 30)).all()
+    even = normal(64, 32, 3)
+    alone = len(deepcabac.compress({"m.weight_g": np.ones((64, 1, 1), F4), "m.else": even}))
+    assert len(deepcabac.compress({"m.weight_g": np.ones((64, 1, 1), F4), "m.weight_v": even})) <= alone + 8
 
 
 # --- equal tensors ---------------------------------------------------------------------------------------------------

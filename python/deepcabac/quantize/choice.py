@@ -31,6 +31,8 @@ SMALL = 1 << 7
 _SAMPLE = 1 << 13
 #: Elements of a stretch in which a pattern is looked for.
 _STRETCH = 1 << 12
+#: Elements of it that are looked at first, how many sequences may take turns, and of how many places it is concluded.
+_GLANCE, _LAGS, _FEWEST = 256, 16, 24
 #: Distinct values of a sample up to which they are few: a codebook may be smaller than noise.
 _FEW = 1 << 10
 #: Each of few values occurs so many times on average.
@@ -46,6 +48,8 @@ _WIDE = 0.1
 _REGULAR = 0.9
 #: A pattern is what a dictionary coder packs so much better than the values' frequencies alone allow.
 _PATTERN = 0.6
+#: Elements of a row whose values are looked at on their own.
+_ROW = 32
 _PIECE = 1 << 20
 
 _SEPARATORS = re.compile(r"[./:]")
@@ -73,7 +77,7 @@ def is_optimizer(name: str) -> bool:
 
 
 def roles(specs: Iterable[TensorSpec], told: Mapping[str, str]) -> dict[str, str]:
-    """What tensors are, by name, where something says it: WEIGHT, OPTIMIZER, SCALE or CONSTANT.
+    """What tensors are, by name, where something says it: WEIGHT, OPTIMIZER, SCALE, CONSTANT or DIRECTION.
 
     ``told`` is what the checkpoint itself knows (:meth:`~deepcabac.checkpoint.base.CheckpointReader.roles`).
     """
@@ -84,6 +88,7 @@ def roles(specs: Iterable[TensorSpec], told: Mapping[str, str]) -> dict[str, str
             found[spec.name] = OPTIMIZER
     _find_states(specs, found)
     _find_scales(specs, found)
+    _find_directions(specs, found)
     return found
 
 
@@ -121,6 +126,16 @@ def _find_scales(specs: list[TensorSpec], found: dict[str, str]) -> None:
         named = _SCALE_PART.fullmatch(own) is not None
         if spec.nbytes <= packed.get(home, -1) and (home or named):
             found[spec.name] = SCALE
+
+
+def _find_directions(specs: list[TensorSpec], found: dict[str, str]) -> None:
+    """The directions of weight_norm, which are divided by the length of each row."""
+    shapes = {spec.name: spec.shape for spec in specs}
+    for spec in specs:
+        for direction, gain in (("weight_v", "weight_g"), ("weight.original1", "weight.original0")):
+            lengths = shapes.get(spec.name.removesuffix(direction) + gain, ())
+            if spec.name.endswith(direction) and len(spec.shape) > 1 and lengths[:1] == spec.shape[:1]:
+                found[spec.name] = DIRECTION
 
 
 def _home(name: str) -> str:
@@ -163,7 +178,7 @@ def by_values(array: Array) -> str:
             return "no negative value, over orders of magnitude"
         if is_few(sample) or _short(wide):
             return "few values, none negative"
-    if is_few(sample) and (np.unique(sample[sample != 0]).size == 1 or _has_pattern(sample)):
+    if _repeats(sample, 2) and _has_pattern(sample, math.prod(array.shape[1:])):
         return "a pattern"
     return "a regular grid" if _is_regular(array) else ""
 
@@ -188,11 +203,14 @@ def _all(flat: Array, sample: npt.NDArray[np.float64], test: Any) -> bool:
 
 def is_few(sample: Array) -> bool:
     """Whether the values of a sample, zeros aside, are few: each occurs many times."""
+    return _repeats(sample, _REPEATED, _FEW)
+
+
+def _repeats(sample: Array, times: int, most: int = 1 << 16) -> bool:
+    """Whether values other than zero occur at least so many ``times`` on average, and at ``most`` so many differ."""
     others = np.sort(sample[sample != 0].astype(np.float64))
-    if not others.size:
-        return True
     distinct = 1 + np.count_nonzero(others[1:] != others[:-1])
-    return bool(distinct <= _FEW and distinct * _REPEATED <= others.size)
+    return bool(distinct <= most and distinct * times <= others.size) if others.size else True
 
 
 def _short(sample: npt.NDArray[np.float64]) -> bool:
@@ -202,31 +220,54 @@ def _short(sample: npt.NDArray[np.float64]) -> bool:
     return bool((sample / unit == np.rint(sample / unit)).all())
 
 
-def _has_pattern(sample: Array) -> bool:
-    """Whether few values follow each other by rules: a dictionary coder then does better than their frequencies."""
-    _, indices, counts = np.unique(sample.astype(np.float64), return_inverse=True, return_counts=True)
-    shares = counts / indices.size
-    bits = -float((shares * np.log2(shares)).sum()) * indices.size
+def _has_pattern(sample: Array, width: int) -> bool:
+    """Whether values follow each other by rules: a dictionary coder then does better than their frequencies, in the
+    sample and in each of its rows of ``width``, which may have values of their own. So do values all alike.
+    """
+    values, indices = np.unique(sample.astype(np.float64), return_inverse=True)
+    if values[values != 0].size == 1:
+        return True
+    indices = indices.astype(np.int64)
+    rows = indices.reshape(-1, width) if width >= _ROW and indices.size % width == 0 else indices.reshape(1, -1)
+    bits = min(_bits(indices), sum(map(_bits, rows)))
     return 8 * len(zlib.compress(indices.astype(np.uint16).tobytes(), 6)) < _PATTERN * bits
 
 
+def _bits(indices: npt.NDArray[np.int64]) -> float:
+    """Bits that the frequencies of symbols alone allow."""
+    counts = np.bincount(indices)
+    shares = counts[counts > 0] / indices.size
+    return -float((shares * np.log2(shares)).sum()) * indices.size
+
+
 def _is_regular(array: Array) -> bool:
-    """Whether values go in equal steps along the last or the last but one axis, as coordinates do."""
+    """Whether values go in equal steps along the last or the last but one axis, as coordinates do, perhaps several in
+    turn, as boxes around each point.
+    """
     rows = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
     some = rows[: max(_STRETCH // rows.shape[1], 1), :_STRETCH].astype(np.float64)
     tall = rows[:_STRETCH, : max(_STRETCH // rows.shape[0], 1)].astype(np.float64)
+    rounding = 2.0 ** (1 - mantissa(array.dtype))
     for values in (some, tall.T):
-        if values.shape[1] < 8:
-            continue
-        second = np.abs(values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2])
-        near = np.abs(values[:, 2:]) + np.abs(values[:, 1:-1]) + np.abs(values[:, :-2])
-        rounding = near * 2.0 ** (1 - mantissa(array.dtype))
-        # Zeros among zeros say nothing: pruned weights have many.
-        counted = near > 0
-        if np.count_nonzero(counted & (second <= rounding)) > _REGULAR * max(int(np.count_nonzero(counted)), 64):
-            return True
+        first = values[:1, :_GLANCE]
+        for lag in range(1, min(_LAGS, values.shape[1] // 8) + 1):
+            if _is_linear(first, lag, rounding) and _is_linear(values, lag, rounding):
+                return True
     return False
 
+
+def _is_linear(values: npt.NDArray[np.float64], lag: int, rounding: float) -> bool:
+    """Whether each value is as far from the one ``lag`` places before as from the one after, nearly everywhere."""
+    before, here, after = values[:, : -2 * lag], values[:, lag:-lag], values[:, 2 * lag :]
+    near = np.abs(before) + np.abs(here) + np.abs(after)
+    regular = np.abs(before - 2 * here + after) <= near * rounding
+    # Zeros among zeros say nothing: pruned weights have many.
+    counted = int(np.count_nonzero(near))
+    return counted >= _FEWEST and bool(np.count_nonzero(regular & (near > 0)) > _REGULAR * counted)
+
+
+#: A matrix of which only the directions of its rows count.
+DIRECTION = "direction"
 
 #: What reports say of each role.
 REASONS = {

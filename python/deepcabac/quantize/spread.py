@@ -33,6 +33,11 @@ _HEAVY = 2.0
 #: Rows and columns that are smaller than the largest by this factor are dead: weight decay has shrunk them to nothing.
 #: What is said of lost rows is about larger ones.
 _DEAD, _DYING = 1e-8, 1e-3
+#: If more than this share of rows is far smaller than the typical one, it is these that are typical: weight decay
+#: leaves no more than a quarter of them behind in the networks of bench/.
+_MANY = 0.3
+#: Rows of a direction within this factor need no scales.
+_ALIKE = 4.0
 #: Elements of the sample of which it is said how many become zero.
 _SAMPLE = 1 << 13
 
@@ -76,10 +81,13 @@ def spread(array: Array, sample: Float32, energy: float) -> Spread | None:
     shape = array.shape
     width = row_width(shape)
     weights = np.abs(array.astype(np.float32))
-    if weights.max() < _EXTREME * typical:
+    largest = float(weights.max())
+    if largest < _EXTREME * typical:
         return None
+    weights /= np.float32(largest)  # whose squares float32 can hold
+    typical, energy = typical / largest, energy / largest**2
     row_scales = column_scales = no_scales()
-    if width is not None and shape[0] > 1 and width > 1:
+    if width is not None and shape[0] > 1 and width > 1 and not _are_sentinels(weights[weights > _FAR * typical]):
         weights = weights.reshape(shape[0], shape[1], width // shape[1])
         factors = _factors(weights, "ijk,ijk->i")
         if factors is not None:
@@ -98,11 +106,26 @@ def spread(array: Array, sample: Float32, energy: float) -> Spread | None:
         typical = _median(flat[flat > 0])
     far = flat[flat > _FAR * typical]
     most = max(_FEW * flat.size * magnitudes.size / some.size, 1)
-    if far.size and (far.size <= most or np.unique(far).size <= _SENTINELS):
+    if far.size and (far.size <= most or _are_sentinels(far)):
         inside = _core.measure(flat[flat <= _FAR * typical])[0]
     if inside <= 0 or energy < _MATTERS * inside:
         return None
     return Spread(row_scales, column_scales, 10 * math.log10(scaled / inside))
+
+
+def directions(array: Array) -> Spread | None:
+    """Scales that give each row the same precision, of a matrix in which the sizes of rows do not count; None if they
+    are all about as large.
+    """
+    if row_width(array.shape) is None:
+        return None
+    rows = np.abs(array.reshape(array.shape[0], -1).astype(np.float64))
+    largest = rows.max(axis=1)
+    sizes = largest * np.sqrt(np.square(rows / np.where(largest > 0, largest, 1)[:, None]).mean(axis=1))
+    alive = sizes[sizes > 0]
+    if not alive.size or alive.max() < _ALIKE * alive.min():
+        return None
+    return Spread(_scales(np.where(sizes > 0, sizes / np.median(alive), 1.0)))
 
 
 def remark(array: Array, error: float) -> Remark:
@@ -122,6 +145,11 @@ def remark(array: Array, error: float) -> Remark:
     return Remark(int(lost), float(zeros))
 
 
+def _are_sentinels(far: Float32) -> bool:
+    """Whether far values are a few that stand for something else than a size."""
+    return far.size > 0 and bool((far == far[0]).all() or np.unique(far).size <= _SENTINELS < far.size)
+
+
 def _median(values: npt.NDArray[Any]) -> float:
     """The upper median; numpy's own looks for NaN."""
     return float(np.partition(values, values.size // 2)[values.size // 2])
@@ -135,7 +163,7 @@ def _factors(weights: Float32, energies: str) -> npt.NDArray[np.float64] | None:
     """
     squares = np.einsum(energies, weights, weights).astype(np.float64)
     roots = np.sqrt(squares * squares.size / weights.size)
-    if roots.max() < _EXTREME / 3 * _median(roots[roots > _DEAD * roots.max()]):
+    if roots.max() < _EXTREME / 3 * np.quantile(roots[roots > _DEAD * roots.max()], _MANY / 2):
         return None
     sizes = np.median(weights, axis=(1, 2) if energies.endswith("i") else (0, 2)).astype(np.float64)
     sizes = np.where(sizes == 0, roots, sizes)
@@ -143,6 +171,8 @@ def _factors(weights: Float32, energies: str) -> npt.NDArray[np.float64] | None:
     if not alive.size:
         return None
     typical = float(np.median(alive))
+    if np.count_nonzero(_EXTREME * alive < typical) > _MANY * alive.size:
+        typical = float(np.quantile(alive, _MANY / 2))
     extreme = sizes > _EXTREME * typical
     return np.where(extreme, sizes / typical, 1.0) if extreme.any() else None
 

@@ -16,7 +16,7 @@ from . import choice, coupling, exact, steps
 from .coupling import Calibrated
 from .exact import Coded
 from .importance import TINY, Weighted
-from .spread import Remark, Spread, remark, spread
+from .spread import Remark, Spread, directions, remark, spread
 from .steps import Measured, Quantized
 
 #: Largest error of an update of a vector of positive values, relative to the least of them.
@@ -160,7 +160,10 @@ class TensorQuantizer:
         """The tensor quantised to an SQNR or a step of its own."""
         uneven = None
         if target.kind == "sqnr" and not target.forced and tensor.energy > 0:
-            uneven = spread(tensor.flat.reshape(tensor.shape), tensor.sample, tensor.energy)
+            array = tensor.flat.reshape(tensor.shape)
+            if self._roles.get(spec.name) == choice.DIRECTION:
+                uneven = directions(array)
+            uneven = uneven or spread(array, tensor.sample, tensor.energy)
         if uneven is not None:
             return self._quantize_uneven(target, uneven, tensor, run)
         chosen = steps.choose(tensor, target, self._options.quantizations)
@@ -194,7 +197,7 @@ class TensorQuantizer:
             return Decision(None, target, reason=reason)
         how, step = chosen
         array = tensor.flat.reshape(tensor.shape)
-        least = wanted
+        least, best = wanted, None
         for _ in range(_CORRECTIONS):
             result = self._closest(scaled, wanted, how, step, steps.quantize(scaled, step, how, run), run)
             if result.sqnr < 0.99 * wanted:
@@ -202,11 +205,13 @@ class TensorQuantizer:
             if scaled is not tensor:
                 result = coupling.with_scales(array, result, uneven.row_scales, uneven.column_scales)
             more = result.sqnr - target.value  # of the tensor as it is: not less than was asked for either
-            if -0.01 * target.value < more and (more < steps.TOLERANCE_DB or wanted == least):
-                return Decision(result, target)
+            if more > -0.01 * target.value:
+                best = result
+                if more < steps.TOLERANCE_DB or wanted == least:
+                    break
             step *= 10 ** ((wanted - max(wanted - more, least)) / 20)
             wanted = max(wanted - more, least)
-        return Decision(None, target, reason=reason)
+        return Decision(best, target, reason=reason if best is None else "")
 
     def _quantize_by(
         self, plan: coupling.Plan, slope: float, array: Array, target: Target, tensor: Measured, run: Run
