@@ -744,6 +744,11 @@ for number, kind, byte in ((27, "int4", 8), (30, "uint2", 4), (26, "float4", 16)
             plain_index([entry(b"w", number, (), RAW, struct.pack("<I", zlib.crc32(bytes([byte]))))]),
         ).file()
     )
+for number, what in ((47, "packed codes of bools"), (78, "packed codes of bytes, as wide as they are")):
+    attack(f"dtype-{number}.dcb", what, "unknown data type")(lambda number=number: one_tensor(dtype=number))
+attack("update-packed.dcb", "a difference of packed codes", "a difference of packed codes")(
+    lambda: Parts(b"", plain_index([entry(b"w", 40, (0,), 9, b"")])).file()
+)
 attack("tied-to-parts.dcb", "a complex number tied to two real ones", "tied to one of another type")(
     lambda: Parts(
         bytes(8),

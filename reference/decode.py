@@ -72,8 +72,15 @@ DTYPES: dict[int, np.dtype[Any]] = {
     30: np.dtype(ml_dtypes.uint2),
 }
 FLOATS = range(1, 7)
-#: Data type of the parts of complex numbers.
-PARTS = {16: 2, 17: 1}
+#: Data type of the parts of complex numbers, and how many these are.
+PARTS = {16: (2, 2), 17: (1, 2)}
+#: Likewise of integers that hold packed codes: 32 + c, 48 + c and 64 + c for those of data type c.
+PACKED = {
+    more + c: (code, 8 * DTYPES[c].itemsize // bits)
+    for c in range(7, 15)
+    for more, code, bits in ((32, 28, 4), (48, 30, 2), (64, 14, 8))
+    if bits < 8 * DTYPES[c].itemsize
+}
 #: Of the bytes that elements may have (4.5): the lowest, and how many.
 BYTES = {15: (0, 2), 24: (0, 64), 25: (0, 64), 26: (0, 16), 27: (-8, 16), 28: (0, 16), 29: (-2, 4), 30: (0, 4)}
 
@@ -957,7 +964,7 @@ class Tensor:
     entries: list[int] = field(default_factory=list)
     most_frequent: int = 0
     width: int = 0
-    complex_type: np.dtype[Any] | None = None  # of a complex tensor, which is stored as its parts (4.5)
+    whole: int = 0  # data type of a tensor that is stored as its parts (4.5)
 
     @property
     def bits(self) -> int:
@@ -975,9 +982,11 @@ class Tensor:
         return math.prod(self.shape)
 
     @property
-    def stored(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """Data type and dimensions as in the index."""
-        return (self.dtype, self.shape) if self.complex_type is None else (self.complex_type, self.shape[:-1])
+    def stored(self) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
+        """Data type's number, if it is that of parts, data type and dimensions as in the index."""
+        if not self.whole:
+            return 0, self.dtype, self.shape
+        return self.whole, DTYPES[self.whole % 16 if self.whole >= 32 else self.whole], self.shape[:-1]
 
 
 def parse_shape(fields: Fields) -> tuple[int, ...]:
@@ -1013,11 +1022,14 @@ def parse_scales(fields: Fields, tensor: Tensor) -> None:
 def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
     """A tensor's entry in the index (4.4)."""
     name, code = fields.text(), fields.byte()
-    check(code in DTYPES, "data type")
-    shape, complex_type = parse_shape(fields), None
-    if code in PARTS:
-        code, shape, complex_type = PARTS[code], (*shape, 2), DTYPES[code]
-    tensor = Tensor(name, DTYPES[code], shape, fields.byte(), complex_type=complex_type)
+    check(code in DTYPES or code in PACKED, "data type")
+    shape, whole = parse_shape(fields), 0
+    if code in PARTS or code in PACKED:
+        whole = code
+        code, count = (PARTS | PACKED)[code]
+        shape = (*shape, count)
+    tensor = Tensor(name, DTYPES[code], shape, fields.byte(), whole=whole)
+    check(whole < 32 or tensor.method not in range(STEPS, QUANTIZED_DIFFERENCE + 1), "an update of packed codes")
     if tensor.method == RAW:
         size = tensor.size * tensor.dtype.itemsize
         for start in range(0, size, RAW_CHUNK):
@@ -1104,9 +1116,9 @@ def digest(tensors: list[Tensor], base: dict[str, Array]) -> bytes:
     total = hashlib.sha256()
     for tensor in tensors:
         array = base.get(tensor.name)
-        check(array is not None and (array.dtype, array.shape) == tensor.stored, "base lacks a tensor")
+        check(array is not None and (array.dtype, array.shape) == tensor.stored[1:], "base lacks a tensor")
         name = tensor.name.encode()
-        stored, shape = tensor.stored
+        _, stored, shape = tensor.stored
         code = next(code for code, dtype in DTYPES.items() if dtype == stored)
         total.update(varint(len(name)) + name + bytes([code, len(shape)]) + b"".join(map(varint, shape)))
         total.update(np.ascontiguousarray(array).tobytes())
@@ -1552,7 +1564,14 @@ def read_file(
 
 def whole(tensor: Tensor, array: Array) -> Array:
     """The tensor; a complex one from its parts (4.5)."""
-    return array if tensor.complex_type is None else array.view(tensor.complex_type).reshape(tensor.shape[:-1])
+    code, dtype, shape = tensor.stored
+    if code < 32:
+        return array.view(dtype).reshape(shape) if code else array
+    count, unsigned = tensor.shape[-1], np.dtype(f"<u{dtype.itemsize}").type
+    total = np.zeros(shape, unsigned)
+    for k in range(count):
+        total |= array[..., k].astype(unsigned) << unsigned(8 * dtype.itemsize // count * k)
+    return np.asarray(total).view(dtype)
 
 
 def read_levels(data: bytes, max_bytes: int | None = None) -> npt.NDArray[np.int32]:

@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 
-use crate::file::{self, Error, Header, Index, Method, Part, Values, decode};
+use crate::file::{self, Dtype, Error, Header, Index, Method, Part, Values, decode};
 
 #[derive(Default)]
 struct State {
@@ -94,7 +94,7 @@ pub extern "C" fn dc_plain(crc: u32, max_bytes: f64) -> u32 {
 }
 
 /// Parses a plain index, whose payload ends at `start`, and keeps it. Result, all numbers little-endian: kind and extra (u32
-/// length, bytes), u32 number of tensors; of each its name (u32 length, bytes), u8 data type, u8 whether it is of the parts of complex numbers, u8 method (0 own values, 1 tied,
+/// length, bytes), u32 number of tensors; of each its name (u32 length, bytes), u8 data type, u8 data type of what its elements are parts of or 0, u8 method (0 own values, 1 tied,
 /// 2 an update, 3 equal), u8 number of dimensions, f64 each dimension, f64 number of the tensor it is tied to, f64 elements in a chunk,
 /// u32 lanes, u32 number of chunks, and of each f64 offset, f64 length.
 #[unsafe(no_mangle)]
@@ -130,7 +130,7 @@ fn described(index: Index, state: &mut State) -> Vec<u8> {
             Method::Update { .. } => (2, 0),
             _ => (0, 0),
         };
-        out.extend([tensor.dtype.code(), u8::from(tensor.is_complex), method, tensor.shape.len() as u8]);
+        out.extend([tensor.dtype.code(), tensor.whole.map_or(0, Dtype::code), method, tensor.shape.len() as u8]);
         tensor.shape.iter().for_each(|size| number(&mut out, *size));
         number(&mut out, tied as u64);
         number(&mut out, tensor.chunk_size());

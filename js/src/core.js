@@ -132,11 +132,11 @@ function described(bytes) {
   const tensors = [];
   for (let count = u32(); count > 0; count--) {
     const name = decoder.decode(blob());
-    const [code, isComplex, method] = [u8(), u8() === 1, u8()];
+    const [code, whole, method] = [u8(), u8(), u8()];
     const shape = Array.from({ length: u8() }, f64);
     const [tied, chunkSize, lanes] = [f64(), f64(), u32()];
     const chunks = Array.from({ length: u32() }, () => ({ offset: f64(), length: f64() }));
-    tensors.push({ name, code, isComplex, method, shape, tied, chunkSize, lanes, chunks });
+    tensors.push({ name, code, whole, method, shape, tied, chunkSize, lanes, chunks });
   }
   return { kind, extra, tensors };
 }

@@ -37,8 +37,16 @@ const types = [
 /** By number, from 1 on. */
 export const DTYPES = [undefined, ...types.map(([name, array, exponent, bias, last]) => ({ name, array, exponent, bias, last }))];
 
-/** The type of complex numbers with parts of a type. */
-export const complexOf = (parts) => DTYPES[parts.array === Float32Array ? 16 : 17];
+/** Integers of a type from the codes that they hold, a byte each, the first one in the lowest bits. */
+export function packed(codes, { array }, size) {
+  const out = new array(size);
+  const bytes = new Uint8Array(out.buffer);
+  const each = codes.length / Math.max(bytes.length, 1);
+  for (let k = 0; k < bytes.length; k++) {
+    for (let place = 0; place < each; place++) bytes[k] |= codes[k * each + place] << ((8 / each) * place);
+  }
+  return out;
+}
 
 /** Whether elements can become float32 without loss. */
 export const widens = (dtype) => dtype.exponent !== undefined;

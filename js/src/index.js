@@ -1,7 +1,7 @@
 // Reads .dcb files. index.d.ts describes what is public.
 
 import { Core, loadModule, nodeModule } from "./core.js";
-import { complexOf, DTYPES, widened, widens } from "./dtypes.js";
+import { DTYPES, packed, widened, widens } from "./dtypes.js";
 import { DamagedFileError, LimitError, OptionError, UnsupportedError } from "./errors.js";
 import { Pool } from "./pool.js";
 import { bytesOf, sourceOf } from "./source.js";
@@ -189,7 +189,7 @@ export class DeepCabacFile {
       }
       const { values } = rooms.get(entry.number);
       rooms.delete(entry.number);
-      yield [entry, values];
+      yield [entry, entry.packing ? packed(values, entry.packing, entry.info.size) : values];
     }
   }
 
@@ -219,26 +219,29 @@ const TIED = 1;
 const UPDATE = 2;
 const EQUAL = 3;
 
-function entryOf({ name, code, isComplex, method, shape: stored, tied, chunkSize, lanes, chunks }, number, tensors) {
-  const shape = isComplex ? stored.slice(0, -1) : stored;
+function entryOf({ name, code, whole, method, shape: stored, tied, chunkSize, lanes, chunks }, number, tensors) {
+  const shape = whole ? stored.slice(0, -1) : stored;
   if (!shape.every(Number.isSafeInteger)) {
     throw new UnsupportedError(`tensor ${JSON.stringify(name)} has a dimension that JavaScript cannot count`);
   }
   const dtype = DTYPES[code];
   const size = shape.reduce((product, dimension) => product * dimension, 1);
-  const parts = isComplex ? 2 * size : size;
+  const parts = whole ? size * stored.at(-1) : size;
+  const own = DTYPES[whole || code];
+  // Of complex numbers both parts lie in one array, as they do here; codes are put together again.
+  const packing = whole > 0 && whole < 16 ? own : undefined;
   const info = {
     name,
-    dtype: (isComplex ? complexOf(dtype) : dtype).name,
+    dtype: own.name,
     shape,
     size,
-    nbytes: parts * dtype.array.BYTES_PER_ELEMENT,
+    nbytes: packing ? size * own.array.BYTES_PER_ELEMENT : parts * dtype.array.BYTES_PER_ELEMENT,
     codedBytes: chunks.reduce((sum, { length }) => sum + length, 0),
     tiedTo: method === TIED ? tensors[tied].name : null,
     equalTo: method === EQUAL ? tensors[tied].name : null,
   };
   const owner = method === TIED || method === EQUAL ? tied : -1;
-  return { info: Object.freeze(info), number, method, parts, dtype, tied: owner, chunkSize, lanes, chunks };
+  return { info: Object.freeze(info), number, method, parts, dtype, packing, tied: owner, chunkSize, lanes, chunks };
 }
 
 function check({ as, threads }) {

@@ -196,8 +196,8 @@ pub fn read_levels(data: &[u8]) -> Result<Tensor, Error> {
     let mut fields = Fields::new(&data[2..]);
     let shape = read_shape(&mut fields)?;
     let method = Method::Bare { params: read_params(&mut fields)? };
-    let (name, dtype, is_complex) = (String::new(), Dtype::INT32, false);
-    let mut tensor = Tensor { name, dtype, shape, is_complex, method, chunks: Vec::new() };
+    let (name, dtype) = (String::new(), Dtype::INT32);
+    let mut tensor = Tensor { name, dtype, shape, whole: None, method, chunks: Vec::new() };
     let mut place = Place { offset: 0, end: data.len() as u64 };
     tensor.chunks = read_chunks(&mut fields, &mut place, &tensor, Parts::Code)?;
     let head = data.len() - fields.left();
@@ -232,16 +232,16 @@ impl Place {
 fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Result<Tensor, Error> {
     let name = fields.text()?.to_owned();
     let code = fields.byte()?;
-    let dtype = Dtype::of_code(code)
+    let (own, parts) = Dtype::with_parts(code)
         .ok_or_else(|| bad_index(&format!("tensor {} has an unknown data type {code}", quoted(&name))))?;
     let mut shape = read_shape(fields)?;
-    let parts = dtype.parts();
-    if parts.is_some() {
-        shape.push(2);
-    }
-    let (is_complex, dtype) = (parts.is_some(), parts.unwrap_or(dtype));
-    let mut tensor = Tensor { name, dtype, shape, is_complex, method: Method::Raw, chunks: Vec::new() };
+    shape.extend(parts.map(|(_, count)| count));
+    let (whole, dtype) = parts.map_or((None, own), |(part, _)| (Some(own), part));
+    let mut tensor = Tensor { name, dtype, shape, whole, method: Method::Raw, chunks: Vec::new() };
     let number = fields.byte()?;
+    if code >= Dtype::PACKED && (STEPS..=QUANTIZED_DIFFERENCE).contains(&number) {
+        return Err(bad_index(&format!("tensor {} is a difference of packed codes", quoted(&tensor.name))));
+    }
     tensor.method = read_method(number, fields, &tensor, before)?;
     tensor.chunks = match tensor.method {
         Method::Tied(_) | Method::Equal(_) => Vec::new(),

@@ -133,12 +133,12 @@ impl Method {
 pub struct Tensor {
     /// Its name, unique in the file.
     pub name: String,
-    /// Type of its elements; of a complex tensor, of their parts.
+    /// Type of its elements; if they are stored as parts, of these.
     pub dtype: Dtype,
-    /// Its dimensions; of a complex tensor, those of its parts, the last one 2.
+    /// Its dimensions; of parts, the last one is their number in an element.
     pub shape: Vec<u64>,
-    /// Whether its elements are pairs of a real and an imaginary part.
-    pub is_complex: bool,
+    /// Its own type, if its elements are stored as parts: complex numbers, and integers that hold packed codes.
+    pub whole: Option<Dtype>,
     /// How it is stored.
     pub method: Method,
     /// Its chunks, in order.
@@ -148,7 +148,7 @@ pub struct Tensor {
 impl Tensor {
     /// Whether another tensor's elements and dimensions are of the same kind.
     pub(crate) fn has_type_of(&self, other: &Self) -> bool {
-        (self.dtype, self.is_complex, &self.shape) == (other.dtype, other.is_complex, &other.shape)
+        (self.dtype, self.whole, &self.shape) == (other.dtype, other.whole, &other.shape)
     }
 
     /// Number of elements: below 2^61.

@@ -58,14 +58,23 @@ impl Dtype {
         self.facts().mantissa
     }
 
-    /// Of a complex type, that of its parts.
+    /// The least number of integers that hold packed codes.
+    pub const PACKED: u8 = 32;
+
+    /// The type of this number and, if its elements are stored as parts, the type of these and how many an element has.
     #[must_use]
-    pub fn parts(self) -> Option<Self> {
-        match self.0 {
-            16 => Some(Self::FLOAT32),
-            17 => Some(Self::FLOAT64),
-            _ => None,
-        }
+    pub fn with_parts(code: u8) -> Option<(Self, Option<(Self, u64)>)> {
+        let (part, bits) = match code {
+            16 => return Some((Self(code), Some((Self::FLOAT32, 2)))),
+            17 => return Some((Self(code), Some((Self::FLOAT64, 2)))),
+            39..=46 => (Self(28), 4),
+            55..=62 => (Self(30), 2),
+            71..=78 => (Self(14), 8),
+            _ => return Self::of_code(code).map(|dtype| (dtype, None)),
+        };
+        let whole = Self(code % 16);
+        let own = 8 * whole.item() as u64;
+        (bits < own).then_some((whole, Some((part, own / bits))))
     }
 
     /// Whether levels can be made of such values.

@@ -119,6 +119,25 @@ def narrow() -> bytes:
     return deepcabac.compress(tensors)
 
 
+def packed() -> bytes:
+    """Integers that hold codes of 2, 4 and 8 bits, as indices and as levels; tied ones."""
+    codes = np.clip(bell(660, 40, 30, 32) // 140 + 8, 0, 15).astype(np.uint64)
+    tensors: dict[str, Any] = {}
+    for number, dtype in enumerate(INTEGERS):
+        item = np.dtype(dtype).itemsize
+        for bits_each, largest in ((4, 15), (2, 3), (8, 250)):
+            if bits_each == 8 and item == 1:
+                continue
+            count = 8 * item // bits_each
+            few = np.minimum(codes[..., :count] * (13 if bits_each == 8 else 1), largest) + np.uint64(number % 2)
+            few = np.minimum(few, largest)
+            places = np.arange(count, dtype=np.uint64) * np.uint64(bits_each)
+            total = (few << places).sum(axis=-1, dtype=np.uint64)
+            tensors[f"{np.dtype(dtype).name}/{bits_each}"] = total.astype(f"<u{item}").view(dtype)
+    tensors["tied"] = tensors["int32/4"]
+    return deepcabac.compress(tensors)
+
+
 def predicted() -> bytes:
     """Levels with row prediction, kernel prediction, both and neither; fine and sparse ones; many chunks."""
     smooth = np.cumsum(bell(40, 60, 24), axis=0)
@@ -539,6 +558,7 @@ EXTREMES = np.array([[-(2**31), 2**31 - 1, 0], [1, -1, -(2**31)], [2**31 - 1, 2*
 GOLDEN: dict[str, Callable[[], bytes]] = {
     "types.dcb": types,
     "narrow.dcb": narrow,
+    "packed.dcb": packed,
     "predicted.dcb": predicted,
     "fine.dcb": fine,
     "plain_rounding.dcb": plain_rounding,

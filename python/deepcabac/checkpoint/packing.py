@@ -7,12 +7,12 @@ safetensors. Elements of 6 bits cross bytes: four of them take three.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from .base import Array, TensorSpec, allocate, bits_of, byte_view, own, read_into
+from .base import EXACT_DTYPES, Array, TensorSpec, allocate, bits_of, byte_view, own, read_into
 
 
 def pack(array: Array) -> Array:
@@ -52,6 +52,11 @@ def unpack(packed: npt.NDArray[np.uint8], spec: TensorSpec) -> Array:
             np.right_shift(packed, place * bits, out=codes[:, place])
         codes = codes.reshape(-1)
     return from_codes(codes[: spec.size], spec)
+
+
+def packed_dtype(bits: int) -> np.dtype[Any]:
+    """The type of codes of 2, 4 or 8 bits."""
+    return EXACT_DTYPES[f"uint{bits}"] if bits < 8 else np.dtype("u1")
 
 
 def read_packed(file: BinaryIO, offset: int, spec: TensorSpec, path: Path) -> Array:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..checkpoint.base import BFLOAT16, EXACT_DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, Array
+from ..checkpoint.base import BFLOAT16, EXACT_DTYPES, FLOAT8_E4M3FN, FLOAT8_E5M2, Array, bits_of
+from ..checkpoint.packing import pack, packed_dtype
 from ..errors import DamagedFileError, LimitError, OptionError, UnsupportedError, WrongKindError
 from ..quantize import exact
 from ..quantize.exact import Form
@@ -58,12 +59,15 @@ DTYPES: dict[int, np.dtype[Any]] = dict(
 )
 #: Those of which levels can be made.
 _QUANTIZED = tuple(DTYPES[code] for code in range(1, 7))
+_INTEGERS = range(7, 15)
 _MORE = (
     *("complex64", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "float8_e4m3"),
     *("float8_e3m4", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"),
     *("int4", "uint4", "int2", "uint2"),
 )
 DTYPES |= {code: EXACT_DTYPES[name] for code, name in enumerate(_MORE, start=16) if name in EXACT_DTYPES}
+#: What is added to the code of an integer type whose elements are stored as codes of so many bits.
+_PACKED = {4: 32, 2: 48, 8: 64}
 _DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -84,7 +88,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the index. A complex one is stored as its parts: ``dtype`` and ``shape`` are theirs."""
+    """One tensor of the index. A complex one is stored as its parts, and so is one of packed codes: ``dtype`` and
+    ``shape`` are theirs.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -97,21 +103,26 @@ class Entry:
     column_scales: bytes = b""  #: int8 for each place in such a slice, or nothing (LEVELS)
     tied_to: int = -1  #: number of the entry that this one equals (TIED, EQUAL)
     form: Form | None = None  #: how values are coded (the methods of ``quantize.exact``)
-    is_complex: bool = False
+    whole: np.dtype[Any] | None = None  #: the tensor's own data type, if what is stored are parts of its elements
 
     @property
     def value_dtype(self) -> np.dtype[Any]:
         """The tensor's own data type."""
-        return np.dtype(f"<c{2 * self.dtype.itemsize}") if self.is_complex else self.dtype
+        return self.dtype if self.whole is None else self.whole
 
     @property
     def value_shape(self) -> tuple[int, ...]:
         """The tensor's own shape."""
-        return self.shape[:-1] if self.is_complex else self.shape
+        return self.shape if self.whole is None else self.shape[:-1]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its elements are made of codes, which take more memory than they do."""
+        return self.whole is not None and self.whole.kind != "c"
 
     def values(self, flat: Array) -> Array:
         """The tensor, from its elements or parts, flat."""
-        return flat.view(self.value_dtype).reshape(self.value_shape)
+        return (pack(flat) if self.is_packed else flat).view(self.value_dtype).reshape(self.value_shape)
 
     @property
     def size(self) -> int:
@@ -312,10 +323,22 @@ def check_writable(name: str, shape: tuple[int, ...]) -> None:
         raise UnsupportedError(f"tensor {name!r}: the name holds half a character (a surrogate): rename it") from None
 
 
+def parts_of(dtype: np.dtype[Any], shape: tuple[int, ...], bits: int = 0) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of the parts of a complex tensor or, with ``bits``, of the codes in integers."""
+    if dtype.kind == "c":
+        return np.dtype(f"<f{dtype.itemsize // 2}"), (*shape, 2)
+    return packed_dtype(bits), (*shape, 8 * dtype.itemsize // bits)
+
+
+def _dtype_code(entry: Entry) -> int:
+    code = _DTYPE_CODES[entry.value_dtype]
+    return code + _PACKED[bits_of(entry.dtype)] if entry.is_packed else code
+
+
 def _write_entry(entry: Entry) -> bytes:
     parts = [
         blob(entry.name.encode()),
-        bytes([_DTYPE_CODES[entry.value_dtype], len(entry.value_shape)]),
+        bytes([_dtype_code(entry), len(entry.value_shape)]),
         *(varint(size) for size in entry.value_shape),
         bytes([entry.method]),
     ]
@@ -368,21 +391,26 @@ def read_shape(cursor: Cursor) -> tuple[int, ...]:
 
 def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
     name = cursor.text()
-    code = cursor.byte()
+    code, bits = cursor.byte(), 0
+    if code >= min(_PACKED.values()):
+        bits = next((bits for bits, more in _PACKED.items() if more <= code < more + 16), 0)
+        code = code % 16 if bits else 0
+        if code not in _INTEGERS or bits >= 8 * DTYPES[code].itemsize:
+            code = 0
     dtype = DTYPES.get(code)
     if dtype is None and 16 <= code < 16 + len(_MORE):
         raise UnsupportedError(f"tensor {name!r} is of type {_MORE[code - 16]}, which ml_dtypes lacks: update it")
     if dtype is None:
         raise cursor.damaged(f"tensor {name!r} has an unknown data type")
     shape = read_shape(cursor)
-    is_complex = dtype.kind == "c"
-    if is_complex:
-        dtype, shape = np.dtype(f"<f{dtype.itemsize // 2}"), (*shape, 2)
-    entry = _read_rest(cursor, name, dtype, shape, offset, before)
-    if is_complex:
-        entry = replace(entry, is_complex=True)
-    if entry.method in (TIED, EQUAL) and before[entry.tied_to].is_complex != is_complex:
+    if dtype.kind != "c" and not bits:
+        entry = _read_rest(cursor, name, dtype, shape, offset, before)
+    else:
+        entry = replace(_read_rest(cursor, name, *parts_of(dtype, shape, bits), offset, before), whole=dtype)
+    if entry.method in (TIED, EQUAL) and before[entry.tied_to].whole != entry.whole:
         raise cursor.damaged(f"tensor {name!r} is tied to one of another type")
+    if bits and entry.needs_base:
+        raise cursor.damaged(f"tensor {name!r} is a difference of packed codes")
     return entry
 
 

@@ -172,7 +172,7 @@ class OpenFile:
             entry.value_dtype,
             entry.value_shape,
             entry.mode,
-            entry.nbytes,
+            math.prod(entry.value_shape) * entry.value_dtype.itemsize,
             entry.coded_bytes,
             entry.distance if states else None,
             self._index.entries[entry.tied_to].name if entry.method == TIED else None,
@@ -217,7 +217,7 @@ class OpenFile:
             raise OptionError(f"tensor {name!r} has {size:,} elements: there are none from {start:,} to {stop:,}")
         if start == stop:
             return np.empty(0, entry.value_dtype)
-        if entry.needs_base or entry.is_complex:
+        if entry.needs_base or entry.whole is not None:
             return self[name].reshape(-1)[start:stop]
         each = entry.chunk_size // (entry.dtype.itemsize if entry.method == RAW else 1)
         first, last = start // each, -(-stop // each)
@@ -553,7 +553,7 @@ def _size_of(where: slice) -> int:
 
 def _room(entry: Entry, given: Array | None) -> Array:
     """Memory for a tensor, flat: that of the array given, if it can be used."""
-    usable = given is not None and given.flags.c_contiguous and given.flags.writeable
+    usable = given is not None and given.flags.c_contiguous and given.flags.writeable and not entry.is_packed
     if given is not None and usable and (given.dtype, given.shape) == (entry.value_dtype, entry.value_shape):
         return given.reshape(-1).view(entry.dtype)
     try:

@@ -26,6 +26,7 @@ from ..quantize import choice, exact
 from ..quantize.coupling import Calibrated
 from ..quantize.exact import Coded, Form
 from ..quantize.importance import Weighted
+from ..quantize.packed import PackedCodes
 from ..quantize.spread import Remark
 from ..quantize.steps import Quantized
 from ..quantize.tensor import Decision, TensorQuantizer
@@ -288,7 +289,7 @@ class _Writer:
                     finish()
                 held = 0
                 self._tally.add(spec.nbytes)
-                self._add(_entry(spec, EQUAL, tied_to=self._numbers[first]))
+                self._add(self._same(spec, EQUAL, self._numbers[first]))
                 continue
             waiting.append(self._begin(spec, array, note, known.get(spec.name)))
             held += nbytes
@@ -361,8 +362,8 @@ class _Writer:
         else:
             chunks = self._write(result.codes)
             rows, columns = result.row_scales.tobytes(), result.column_scales.tobytes()
-            fields = {"params": result.params, "step": result.step, "row_scales": rows, "column_scales": columns}
-            entry = _entry(spec, LEVELS, chunks=chunks, **fields)
+            scales = {"row_scales": rows, "column_scales": columns}
+            entry = _entry(spec, LEVELS, 0, chunks=chunks, params=result.params, step=result.step, **scales)
         self._add(entry, replace(decision, note="; ".join(filter(None, (work.note, decision.note)))))
         return decision
 
@@ -376,7 +377,8 @@ class _Writer:
             codes = [(code, 0) for code in result.codes]
         chunks = self._write(code for code, _ in codes)
         chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
-        entry = _entry(spec, form.method, chunks=chunks, form=form)
+        bits = result.bits if isinstance(result, PackedCodes) else 0
+        entry = _entry(spec, form.method, bits, chunks=chunks, form=form)
         if entry.needs_base:
             assert work.base is not None and self._base is not None
             self._digest.add(spec.name, work.base)
@@ -385,7 +387,12 @@ class _Writer:
 
     def _tie(self, spec: TensorSpec) -> None:
         number = self._numbers[str(spec.tied_to)]
-        self._add(_entry(spec, TIED, tied_to=number))
+        self._add(self._same(spec, TIED, number))
+
+    def _same(self, spec: TensorSpec, method: int, number: int) -> Entry:
+        """The entry of a tensor that is like that of this number, which is stored as its parts perhaps."""
+        first = self._index.entries[number]
+        return Entry(spec.name, first.dtype, first.shape, method, tied_to=number, whole=first.whole)
 
     def _write(self, pieces: Iterable[bytes | memoryview]) -> tuple[Chunk, ...]:
         chunks = []
@@ -428,12 +435,12 @@ class _Writer:
             self._progress(self._tally.done, self._tally.total)
 
 
-def _entry(spec: TensorSpec, method: int, **fields: Any) -> Entry:
-    """An entry of the index; a complex tensor is one of its parts."""
-    if spec.dtype.kind != "c":
+def _entry(spec: TensorSpec, method: int, bits: int = 0, **fields: Any) -> Entry:
+    """An entry of the index; a complex tensor, or one of codes of so many ``bits``, is one of its parts."""
+    if spec.dtype.kind != "c" and not bits:
         return Entry(spec.name, spec.dtype, spec.shape, method, **fields)
-    part = np.dtype(f"<f{spec.dtype.itemsize // 2}")
-    return Entry(spec.name, part, (*spec.shape, 2), method, is_complex=True, **fields)
+    dtype, shape = container.parts_of(spec.dtype, spec.shape, bits)
+    return Entry(spec.name, dtype, shape, method, whole=spec.dtype, **fields)
 
 
 def _sound(array: Array) -> tuple[Array, str]:

@@ -12,7 +12,7 @@ from .. import _core
 from .._parallel import Run
 from ..checkpoint.base import Array, TensorSpec
 from ..options import Options, Quantization, Target, is_vector
-from . import choice, coupling, exact, steps
+from . import choice, coupling, exact, packed, steps
 from .coupling import Calibrated
 from .exact import Coded
 from .importance import TINY, Weighted
@@ -84,6 +84,8 @@ class TensorQuantizer:
                 return replace(decision, remark=remark(array, result.error)) if is_even else decision
             decision = Decision(None, decision.target, reason="smaller than quantised")
         coded = exact.encode(array, run, base, self._options.preset)
+        if base is None:
+            coded = packed.better(array, coded, run, self._options.preset)
         return replace(decision, result=coded, reason=decision.reason or "not finite, or beyond float32")
 
     def _why_exact(self, spec: TensorSpec, array: Array, target: Target, is_difference: bool) -> str:
