@@ -121,7 +121,7 @@ def narrow() -> bytes:
 
 def packed() -> bytes:
     """Integers that hold codes of 2, 4 and 8 bits, as indices and as levels; tied ones."""
-    codes = np.clip(bell(660, 40, 30, 32) // 140 + 8, 0, 15).astype(np.uint64)
+    codes = np.clip(bell(660, 20, 52, 32) // 140 + 8, 0, 15).astype(np.uint64)
     tensors: dict[str, Any] = {}
     for number, dtype in enumerate(INTEGERS):
         item = np.dtype(dtype).itemsize
@@ -129,7 +129,7 @@ def packed() -> bytes:
             if bits_each == 8 and item == 1:
                 continue
             count = 8 * item // bits_each
-            few = np.minimum(codes[..., :count] * (13 if bits_each == 8 else 1), largest) + np.uint64(number % 2)
+            few = codes[: -(-20 // item), :, :count] * np.uint64(13 if bits_each == 8 else 1) + np.uint64(number % 2)
             few = np.minimum(few, largest)
             places = np.arange(count, dtype=np.uint64) * np.uint64(bits_each)
             total = (few << places).sum(axis=-1, dtype=np.uint64)

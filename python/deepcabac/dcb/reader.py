@@ -237,7 +237,7 @@ class OpenFile:
         """Whether a tensor is quantised, and not as a difference to a base. Raises KeyError."""
         entry = self._index.entries[self._numbers[name]]
         entry = self._index.entries[entry.tied_to] if entry.tied_to >= 0 else entry
-        return entry.method == LEVELS and not entry.is_complex
+        return entry.method == LEVELS and entry.whole is None
 
     def levels(self, name: str) -> QuantizedTensor:
         """A quantised tensor as integers with their step and scales, without restoring it.

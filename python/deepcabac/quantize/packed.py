@@ -19,7 +19,7 @@ from .exact import Coded
 #: Bits of a code that are tried.
 WIDTHS = (4, 2, 8)
 #: Bytes of a tensor from which it is looked at, and of the sample that tells.
-_LEAST, _SAMPLE = 1 << 12, 1 << 16
+_LEAST, _SAMPLE = 1 << 10, 1 << 16
 #: Share of the bytes that coding as integers takes from which codes are tried, and taken.
 _GAIN = 0.98
 
