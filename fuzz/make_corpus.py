@@ -25,7 +25,7 @@ def seeds() -> dict[str, bytes]:
     levels = {"some": mutate.some_levels(), "good": make.good_levels()}
     for attack in make.ATTACKS:
         kind = files if attack.name.endswith(".dcb") else levels
-        kind[attack.name] = (make.FOLDER / attack.name).read_bytes()
+        kind[attack.name] = make.data_of(attack)
     for name, data in files.items():
         found[f"file-{name}"] = b"\0" + data
         try:
