@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import loadable
+from . import loadable, showing
 from .atomic import AtomicFolder, reason
 from .checkpoint import CheckpointReader, kind_of_path, open_checkpoint
 from .checkpoint.base import Array, PathLike
@@ -51,6 +51,16 @@ class FolderReport:
     files: dict[str, Report] = field(default_factory=dict)  #: compressed files, by their paths in the original
     copied: list[str] = field(default_factory=list)  #: the other files
     notes: list[str] = field(default_factory=list)  #: what the user should know, a line each
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [
+            [name, f"{one.raw_bytes:,}", f"{one.file_bytes:,}", f"{one.bits_per_weight:.2f}"]
+            for name, one in self.files.items()
+        ]
+        words = f"{self.path}: {self.raw_bytes:,} bytes of tensors in {self.file_bytes:,} bytes"
+        header = ["file", ">bytes of tensors", ">bytes", ">bits per weight"]
+        return showing.lines(words, *self.notes) + showing.table(header, rows, showing.ROWS)
 
     @property
     def raw_bytes(self) -> int:

@@ -10,14 +10,29 @@ from pathlib import Path
 import click
 
 from .. import folders
+from ..atomic import AtomicFile
 from ..dcb.reader import OpenFile
 from ..errors import DamagedFileError
 from ..loadable import CodedFile
 from ..nnc import files as nnc_files
 from . import nnc, report
 from .output import logged, print_lines, progress_bar, terminal_width
-from .parameters import BASE, QUIET, THREADS, VERBOSE, Command, PathType, examples, option, refuse_together
-from .places import Input, each, reading
+from .page import inspected_page
+from .parameters import (
+    BASE,
+    FORCE,
+    QUIET,
+    THREADS,
+    VERBOSE,
+    Command,
+    Failure,
+    FileType,
+    PathType,
+    examples,
+    option,
+    refuse_together,
+)
+from .places import Input, each, keep_apart, reading, refuse_to_replace
 from .report import plural, printable
 
 
@@ -27,15 +42,18 @@ from .report import plural, printable
     epilog=examples(
         "deepcabac inspect model.dcb",
         "deepcabac inspect my-model-dcb/",
+        "deepcabac inspect model.dcb --html model.html",
         "deepcabac inspect model.dcb --json | jq '.tensors[] | .name, .coded_bytes'",
     ),
 )
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=PathType())
 @option("--json", "as_json", is_flag=True, help="Print everything as a JSON object, one for each file.")
-def inspect(paths: tuple[Path, ...], as_json: bool) -> None:
+@option("--html", type=FileType(), metavar="PAGE", help="Write a page with drawings, which needs no other file.")
+@FORCE
+def inspect(paths: tuple[Path, ...], as_json: bool, html: Path | None, force: bool) -> None:
     """Show the tensors of each .dcb or .nnc file FILE and where its bytes go.
 
-    Only the index is read. FILE may be - for standard input, or a folder that
+    Only the index is read, unless --html draws histograms. FILE may be - for standard input, or a folder that
     compress has written: then there is a line for each file. The columns:
 
     \b
@@ -49,6 +67,10 @@ def inspect(paths: tuple[Path, ...], as_json: bool) -> None:
     In the JSON, sizes are in bytes, 'step' is null for tensors that are not
     quantised, and 'row_scales' and 'column_scales' count scales.
     """
+    refuse_together("as_json", ["html"], "each is another way to show a file")
+    if html is not None:
+        _write_page(paths, html, force)
+        return
     lines_before = False
 
     def one(path: Path) -> None:
@@ -64,6 +86,19 @@ def inspect(paths: tuple[Path, ...], as_json: bool) -> None:
         print_lines(lines)
 
     each(_files_of(paths) if as_json else paths, one)
+
+
+def _write_page(paths: Sequence[Path], html: Path, force: bool) -> None:
+    if len(paths) > 1 or paths[0].is_dir():
+        raise click.UsageError("a page shows one file: name one")
+    keep_apart(html, paths[0])
+    refuse_to_replace(html, force=force)
+    with reading(paths[0], html) as source:
+        if nnc_files.is_stream(source.path):
+            raise Failure(f"{source.name}: --html is for .dcb files")
+        with folders.open_compressed(source.path) as opened, AtomicFile(html, overwrite=force) as target:
+            target.file.write(inspected_page(source.name, opened).encode("utf-8", "backslashreplace"))
+    print_lines([f"page     {printable(html)}"])
 
 
 def _files_of(paths: Sequence[Path]) -> list[Path]:

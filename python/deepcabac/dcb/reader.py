@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
+from .. import _core, showing
 from .._parallel import pool
 from ..atomic import reading
 from ..checkpoint.base import Array, as_parts, has_odd_bytes
@@ -185,6 +185,25 @@ class OpenFile:
             entry.needs_base,
             self._index.entries[entry.tied_to].name if entry.method == EQUAL else None,
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        infos = sorted(map(self.info, self), key=lambda info: info.coded_bytes, reverse=True)
+        rows = [
+            [
+                info.name,
+                "x".join(map(str, info.shape)) or "scalar",
+                str(info.dtype),
+                info.method if info.step is None else f"{info.step:.4g}",
+                f"{info.bits_per_weight:.2f}" if info.coded_bytes else "",
+                f"{info.coded_bytes:,}",
+                showing.bar(info.coded_bytes / self.file_bytes),
+            ]
+            for info in infos
+        ]
+        header = ["tensor", "shape", "type", ">step", ">bits", ">bytes", "of the file"]
+        words = showing.lines(f"{self._name or 'a .dcb file'}: {len(self):,} tensors in {self.file_bytes:,} bytes")
+        return words + showing.table(header, rows, showing.ROWS)
 
     @property
     def base_name(self) -> str | None:

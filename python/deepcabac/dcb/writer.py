@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .. import showing
 from .._parallel import Run, Tally, pool
 from ..checkpoint import packing
 from ..checkpoint.base import OPTIMIZER, Array, TensorSpec, as_parts, has_odd_bytes, packed_bytes
@@ -93,6 +94,26 @@ class Report:
         """File size in bits per element, tied ones counted once."""
         elements = sum(tensor.size for tensor in self.tensors if tensor.method != "tied")
         return 8 * self.file_bytes / elements if elements else 0.0
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        largest = sorted(self.tensors, key=lambda tensor: tensor.coded_bytes, reverse=True)
+        rows = [
+            [
+                tensor.name,
+                "x".join(map(str, tensor.shape)) or "scalar",
+                tensor.dtype,
+                tensor.method if tensor.sqnr is None else f"{tensor.sqnr:.1f} dB",
+                f"{8 * tensor.coded_bytes / tensor.size:.2f}" if tensor.size and tensor.coded_bytes else "",
+                f"{tensor.coded_bytes:,}",
+                showing.bar(tensor.coded_bytes / self.file_bytes if self.file_bytes else 0),
+            ]
+            for tensor in largest
+        ]
+        header = ["tensor", "shape", "type", ">SQNR", ">bits", ">bytes", "of the file"]
+        size = f"{self.raw_bytes:,} bytes of tensors in {self.file_bytes:,} bytes"
+        words = showing.lines(f"{size}, {self.bits_per_weight:.3g} bits per weight", *self.notes)
+        return words + showing.table(header, rows, showing.ROWS)
 
     @property
     def notes(self) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .. import files, folders
+from .. import files, folders, showing
 from ..atomic import AtomicFile, AtomicFolder
 from ..checkpoint import open_checkpoint
 from ..errors import OptionError, unknown
@@ -80,6 +80,28 @@ class SearchResult:
     trials: list[Trial]  #: all of them, the original first
     trials_path: Path  #: the same as CSV
     repeated: int  #: how many of them an earlier, interrupted search had measured
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        tried = sorted((trial for trial in self.trials if trial.method != "original"), key=lambda trial: trial.bytes)
+        rows = [
+            [
+                trial.method,
+                ", ".join(f"{name}={value:.4g}" for name, value in trial.settings.items() if name != "overrides"),
+                f"{trial.bytes:,}",
+                f"{trial.metric:.6g}",
+                f"{trial.drop:.4g}",
+                "kept" if trial.within else "lost too much",
+            ]
+            for trial in tried
+        ]
+        words = showing.lines(
+            f"{self.path}: {self.best.bytes:,} bytes for {self.raw_bytes:,} bytes of tensors",
+            f"metric {self.best.metric:.6g}, before {self.original:.6g}",
+        )
+        points = [(float(trial.bytes), trial.drop, trial.within) for trial in tried]
+        header = ["method", "settings", ">bytes", ">metric", ">lost", "metric"]
+        return words + showing.scatter(points, "bytes", "lost") + showing.table(header, rows, showing.ROWS)
 
 
 def search(
