@@ -63,6 +63,8 @@ def specs_of(names: dict[str, tuple[Any, tuple[int, ...]]]) -> list[TensorSpec]:
         "model.layer.0.weight.exp_avg",
         "dense/kernel/Adam_1",
         "optimiser/v",
+        "state.17.state1",
+        "foo.state.0.absmax2",
     ],
 )
 def test_names_of_optimizer_state_are_recognised(name):
@@ -104,6 +106,7 @@ def test_everything_beside_known_optimizer_state_is_optimizer_state_too():
             {"m.q.weight_scale_inv": ("f4", (2, 128))},
         ),
         ({"qweight": ("i4", (128, 256))}, {"scales": ("f2", (8, 256))}),
+        ({"m.q.qweight": ("i4", (128, 256))}, {"scales.m.q": ("f2", (8, 256)), "m.zero_points.q": ("f4", (8, 256))}),
         ({"m/q/W_q": ("u1", (256, 128))}, {"m/q/zero": ("f2", (1024, 1)), "m/q/scale": ("f2", (1024, 1))}),
     ],
 )
@@ -337,7 +340,8 @@ def test_optimizer_state_is_kept_with_one_note_or_dropped_without():
     assert note.startswith("optimizer state is kept exactly: 2 tensors, ")
     dropped = report(tensors, optimizer="drop")
     assert [one.name for one in dropped.tensors] == ["w"]
-    assert dropped.notes == []
+    assert (dropped.notes, dropped.dropped) == ([], 2)
+    assert report({"w": normal(64, 64)}, optimizer="drop").notes == ["there is no optimizer state to leave out"]
     assert list(deepcabac.decompress(deepcabac.compress(tensors, optimizer="drop"))) == ["w"]
 
 

@@ -87,6 +87,7 @@ class Report:
     tensors: list[TensorReport] = field(default_factory=list)
     raw_bytes: int = 0  #: of all tensors
     file_bytes: int = 0  #: of the .dcb file
+    dropped: int | None = None  #: tensors left out by ``optimizer="drop"``; None if it was not asked for
     unmatched: list[str] = field(default_factory=list)  #: patterns of ``overrides`` that are no tensor's
 
     @property
@@ -131,6 +132,8 @@ class Report:
         raised = [tensor.raised for tensor in self.tensors if tensor.raised]
         if raised:
             notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, because they are fragile")
+        if self.dropped == 0:
+            notes.append("there is no optimizer state to leave out")
         state = [tensor for tensor in self.tensors if tensor.role == OPTIMIZER and tensor.method == "exact"]
         if state:
             coded = sum(tensor.coded_bytes for tensor in state)
@@ -193,6 +196,7 @@ def compress(
         if correct is not None:
             raise OptionError("choose one of correct and base: an update is corrected by the next one")
     roles = choice.roles(source.specs, source.roles())
+    count = len(source.specs)
     if options.optimizer == "drop":
         source = _without_optimizer(source, roles)
     for spec in source.specs:
@@ -222,6 +226,7 @@ def compress(
             corrected = Corrected(source, correct(decoded))
             unchanged = {name: decision for name, decision in decisions.items() if name not in corrected.changed}
             report = writer_of(corrected).run(known=unchanged)
+    report.dropped = count - len(source.specs) if options.optimizer == "drop" else None
     report.unmatched = options.unmatched([spec.name for spec in source.specs])
     for pattern in report.unmatched:
         _log.warning("no tensor's name matches the pattern %r of overrides", pattern)

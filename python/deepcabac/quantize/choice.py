@@ -63,17 +63,21 @@ _STATE_PART = re.compile(
     r"|adam_[mv]|AdamW?(_\d+)?|RMSProp(_\d+)?|Momentum|Adagrad|Ftrl(_\d+)?|fp32_flat_groups"
     r"|single_partition_of_fp32_groups"
 )
-#: Names of what turns integers into weights, in the libraries that pack them.
+#: The state of bitsandbytes' 8-bit optimizers.
+_PACKED_STATE = re.compile(r"(.*[./:])?state[./:]\d+[./:](state|absmax|qmap|new_max)[12]")
+#: Names of what turns integers into weights, in the libraries that pack them: beside these, and anywhere.
 _SCALE_PART = re.compile(
     r".*(scales?|scale_inv|zeros?|zero_points?|zp|absmax|qmap|quant_map|code(book)?s?|scb|biases|offsets?)\d*|[sz]",
     re.IGNORECASE,
 )
+_SCALE_ANYWHERE = re.compile(r".*(scales?|scale_inv|zero_points?|absmax|quant_map)", re.IGNORECASE)
 
 
 def is_optimizer(name: str) -> bool:
     """Whether a tensor of this name is part of an optimizer's state."""
     parts = _SEPARATORS.split(name)
-    return any(_OPTIMIZER_PART.fullmatch(part) or _STATE_PART.fullmatch(part) for part in parts)
+    known = any(_OPTIMIZER_PART.fullmatch(part) or _STATE_PART.fullmatch(part) for part in parts)
+    return known or _PACKED_STATE.fullmatch(name) is not None
 
 
 def roles(specs: Iterable[TensorSpec], told: Mapping[str, str]) -> dict[str, str]:
@@ -111,7 +115,7 @@ def _find_scales(specs: list[TensorSpec], found: dict[str, str]) -> None:
     """Float tensors beside a larger tensor of integers (or 8-bit floats) are what turns these into weights.
 
     Beside: in the same module, or below the integers' own name. At the top level, where everything is beside
-    everything, only by their names.
+    everything, and elsewhere in such a checkpoint, only by their names.
     """
     packed: dict[str, int] = {}  # a module, or a tensor's own name: bytes of the integers in it
     for spec in specs:
@@ -122,9 +126,10 @@ def _find_scales(specs: list[TensorSpec], found: dict[str, str]) -> None:
     for spec in specs:
         if spec.dtype not in FLOAT_DTYPES or spec.name in found or _is_packed(spec):
             continue
-        home, own = _home(spec.name), _SEPARATORS.split(spec.name)[-1]
-        named = _SCALE_PART.fullmatch(own) is not None
-        if spec.nbytes <= packed.get(home, -1) and (home or named):
+        home, parts = _home(spec.name), _SEPARATORS.split(spec.name)
+        named = _SCALE_PART.fullmatch(parts[-1]) is not None
+        beside = spec.nbytes <= packed.get(home, -1) and (home or named)
+        if beside or (packed and any(map(_SCALE_ANYWHERE.fullmatch, parts))):
             found[spec.name] = SCALE
 
 

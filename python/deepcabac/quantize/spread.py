@@ -70,7 +70,7 @@ class Spread:
 
 def spread(array: Array, sample: Float32, energy: float) -> Spread | None:
     """How uneven a tensor of finite values is; None for one that needs no care. ``energy`` is its sum of squares."""
-    some = sample[:: max(sample.size // _SAMPLE, 1)]
+    some = sample[:: (sample.size // _SAMPLE) | 1]  # odd: not always the same columns
     magnitudes = np.abs(some[some != 0])
     if not magnitudes.size:
         return None
@@ -135,7 +135,8 @@ def remark(array: Array, error: float) -> Remark:
     noise = error / array.size
     rows = array.reshape(array.shape[0], -1).astype(np.float32, copy=False)
     largest = float(np.abs(rows).max())
-    sizes = (np.einsum("ij,ij->i", rows / largest, rows / largest) / rows.shape[1]).astype(np.float64) * largest**2
+    scaled = rows / np.float32(largest)  # whose squares float32 can hold
+    sizes = (np.einsum("ij,ij->i", scaled, scaled) / rows.shape[1]).astype(np.float64) * largest**2
     lost = np.count_nonzero((sizes < noise) & (sizes > _DYING**2 * sizes.max()))
     flat = rows.reshape(-1)
     some = np.concatenate([flat[run] for run in _core.sample_runs(array.shape, flat.size, _SAMPLE)])
