@@ -171,7 +171,7 @@ def test_progress_runs_from_nothing_to_all(tmp_path):
     [
         ([normal(2)], OptionError, "mapping"),
         ({3: normal(2)}, OptionError, "strings"),
-        ({"w": np.zeros(2, complex)}, UnsupportedError, "complex128"),
+        ({"w": np.zeros(2, "M8[s]")}, UnsupportedError, "datetime64"),
         ({"w": ["a"]}, UnsupportedError, "'w'"),
         ({"w": [None]}, UnsupportedError, "object"),
         ({"\ud800": np.zeros(1)}, UnsupportedError, "surrogate"),
