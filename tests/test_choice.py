@@ -352,6 +352,20 @@ def test_dropping_the_optimizer_says_so_where_nothing_is_left():
         Options(optimizer="leave")  # type: ignore[arg-type]
 
 
+def test_a_size_that_optimizer_state_exceeds_is_refused_with_what_to_do():
+    tensors = {"w": normal(64, 64), "optimizer.state.0.exp_avg": normal(64, 64)}
+    with pytest.raises(OptionError, match=r"optimizer state \(optimizer='drop' leaves it out\)"):
+        report(tensors, size=3000)
+    assert report(tensors, size=3000, optimizer="drop").file_bytes == pytest.approx(3000, rel=0.01)
+
+
+def test_the_log_says_why_a_tensor_is_exact(caplog):
+    with caplog.at_level("INFO", logger="deepcabac"):
+        report({"bias": normal(64), "w": normal(64, 64)})
+    assert caplog.messages[0].startswith("bias: exact (a vector), 256 to ")
+    assert "w: quantized at 30.0 dB, 16,384 to " in caplog.messages[1]
+
+
 def test_dropped_tensors_may_be_what_others_are_tied_to():
     shared = normal(64, 64)
     tensors = {"optimizer.fp32_flat_groups.0": shared, "w": shared, "v": shared}

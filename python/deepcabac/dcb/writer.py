@@ -453,7 +453,8 @@ class _Writer:
             )
         )
         self._report.raw_bytes += raw_bytes
-        quality = "" if quantized is None else f" at {quantized.sqnr:.1f} dB"
+        reason = self._report.tensors[-1].reason
+        quality = f" ({reason})" if reason else "" if quantized is None else f" at {quantized.sqnr:.1f} dB"
         _log.info(
             "%s: %s%s, %s to %s bytes", entry.name, entry.mode, quality, f"{raw_bytes:,}", f"{entry.coded_bytes:,}"
         )
@@ -519,8 +520,13 @@ def _reach(wanted: int, options: Options, attempt: Callable[[Options], Report]) 
     exact = sum(tensor.coded_bytes for tensor in report.tensors if tensor.method == "exact")
     raise OptionError(
         f"no quality gives a file of {wanted:,} bytes: {report.file_bytes:,} come closest, at {sqnr:.1f} dB; "
-        f"{exact:,} of them are tensors stored exactly"
+        f"{exact:,} of them are tensors stored exactly{_of_optimizers(report)}"
     )
+
+
+def _of_optimizers(report: Report) -> str:
+    state = sum(tensor.coded_bytes for tensor in report.tensors if tensor.role == OPTIMIZER)
+    return f", {state:,} optimizer state (optimizer='drop' leaves it out)" if state else ""
 
 
 def _next_sqnr(
