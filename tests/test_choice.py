@@ -124,6 +124,8 @@ def test_weights_beside_indices_and_masks_are_weights():
         "embeddings.position_ids": ("i8", (1, 512)),
         "embeddings.word": ("f4", (1000, 64)),
         "labels": ("u1", (60000,)),
+        "decoder.upscale.conv": ("f4", (64, 64)),
+        "multi_scale.fuse": ("f4", (64, 64)),
         "weights": ("f4", (100, 100)),
     }
     assert choice.roles(specs_of(names), {}) == {}

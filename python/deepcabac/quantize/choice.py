@@ -70,7 +70,7 @@ _SCALE_PART = re.compile(
     r".*(scales?|scale_inv|zeros?|zero_points?|zp|absmax|qmap|quant_map|code(book)?s?|scb|biases|offsets?)\d*|[sz]",
     re.IGNORECASE,
 )
-_SCALE_ANYWHERE = re.compile(r".*(scales?|scale_inv|zero_points?|absmax|quant_map)", re.IGNORECASE)
+_SCALE_ANYWHERE = re.compile(r"((weight|input|output|act)_)?(scales|scale_inv|zero_points?|absmax)|weight_scale")
 
 
 def is_optimizer(name: str) -> bool:
@@ -129,7 +129,8 @@ def _find_scales(specs: list[TensorSpec], found: dict[str, str]) -> None:
         home, parts = _home(spec.name), _SEPARATORS.split(spec.name)
         named = _SCALE_PART.fullmatch(parts[-1]) is not None
         beside = spec.nbytes <= packed.get(home, -1) and (home or named)
-        if beside or (packed and any(map(_SCALE_ANYWHERE.fullmatch, parts))):
+        small = 4 * spec.nbytes <= max(packed.values(), default=0)
+        if beside or (small and any(map(_SCALE_ANYWHERE.fullmatch, parts))):
             found[spec.name] = SCALE
 
 
