@@ -440,7 +440,7 @@ def test_a_message_names_the_file_even_if_it_begins_with_the_same_letters(folder
 
 
 def test_an_unexpected_error_is_not_hidden(folder, monkeypatch):
-    monkeypatch.setattr("deepcabac.files.open_file", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("deepcabac.folders.open_compressed", lambda *args, **options: 1 / 0)
     assert isinstance(run("inspect", "good.dcb").exception, ZeroDivisionError)
 
 
