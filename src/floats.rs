@@ -7,6 +7,8 @@
 //! Rows and columns of a matrix differ in size. A scale for each, in parts of an octave, is added up for a value: whole octaves are
 //! taken from its symbol, what remains selects one of a few tables.
 
+use std::cell::Cell;
+
 use crate::coding::bits::{BitReader, BitWriter, ones};
 use crate::coding::rans::{self, Decode, Decoder, SYMBOLS, Table};
 use crate::exact::{Pattern, precisions};
@@ -217,9 +219,9 @@ impl<M, P: Pattern> Task<M> for Encoding<'_, P> {
                 let shift = ((2 * USUAL_SCALE as u64) >> scales.parts) << joined;
                 let base = octaves.base(joined).wrapping_sub(shift);
                 let other = Choice::of(low, joined, base, width, patterns, Some(scales));
-                if other.bits < best.bits {
-                    best = other;
-                }
+                let worse = if other.bits < best.bits { std::mem::replace(&mut best, other) } else { other };
+                leave(worse.symbols);
+                worse.numbers.into_iter().for_each(leave);
             }
         }
         best.finish(mantissa, width, patterns, out);
@@ -269,6 +271,29 @@ impl Octaves {
     }
 }
 
+thread_local! {
+    /// Left by former calls on this thread: fresh memory is slow at first.
+    static ROOMS: Cell<Vec<Vec<u8>>> = const { Cell::new(Vec::new()) };
+}
+
+/// So many bytes of any value.
+fn room(count: usize) -> Vec<u8> {
+    let mut rooms = ROOMS.take();
+    let mut room = rooms.pop().unwrap_or_default();
+    ROOMS.set(rooms);
+    room.resize(count, 0);
+    room
+}
+
+/// Kept for a later call of [`room`], if there are not many.
+fn leave(room: Vec<u8>) {
+    let mut rooms = ROOMS.take();
+    if rooms.len() < 4 {
+        rooms.push(room);
+    }
+    ROOMS.set(rooms);
+}
+
 /// Symbols of a chunk, and the bits that they and their tables take.
 struct Choice {
     low: u32,
@@ -285,7 +310,7 @@ impl Choice {
     #[inline(always)]
     fn of<P: Pattern>(low: u32, joined: u32, base: u64, width: usize, patterns: &[P], scales: Option<Scales>) -> Self {
         let count = patterns.len();
-        let (mut symbols, mut numbers) = (vec![0; count], None);
+        let (mut symbols, mut numbers) = (room(count), None);
         let mut side = 0;
         match &scales {
             None => {
@@ -294,7 +319,7 @@ impl Choice {
                 }
             }
             Some(scales) => {
-                let mut tables = vec![0; count];
+                let mut tables = room(count);
                 let (mut sums, mut shifts) = ([0; BLOCK], [0; BLOCK]);
                 let mut start = 0;
                 while start < count {
@@ -350,6 +375,8 @@ impl Choice {
             out.extend_from_slice(&pattern.wide().to_le_bytes()[..P::BITS as usize / 8]);
         }
         rans::encode(&head.tables, numbers.as_deref(), &symbols, out);
+        leave(symbols);
+        numbers.into_iter().for_each(leave);
     }
 }
 

@@ -5,6 +5,7 @@ Calls release the interpreter lock, so threads run them in parallel.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -40,6 +41,9 @@ _KINDS = {
     "u2": "uint16_t[]",
     "u8": "uint64_t[]",
 }
+#: Results of up to so many bytes are written to memory that a thread keeps.
+_LARGEST_ROOM = 1 << 21
+_rooms = threading.local()
 #: What structures point to lives as long as they.
 _kept: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -93,9 +97,18 @@ def is_undamaged(status: int) -> bool:
     return status == lib.DC_STATUS_OK
 
 
+def _room(capacity: int) -> npt.NDArray[np.uint8]:
+    """Bytes to be filled: of this thread's own ones if they are enough, since fresh memory is slow at first."""
+    if capacity > _LARGEST_ROOM:
+        return np.empty(capacity, np.uint8)  # what is not needed is never touched
+    if getattr(_rooms, "bytes", None) is None:
+        _rooms.bytes = np.empty(_LARGEST_ROOM, np.uint8)
+    return _rooms.bytes[:capacity]  # type: ignore[no-any-return]
+
+
 def deliver(call: Callable[[Pointer[DcBuffer]], int], capacity: int) -> bytes:
     """The result of a call that takes a buffer: with room for ``capacity`` bytes, and again if it needs more."""
-    out = np.empty(capacity, np.uint8)  # what is not needed is never touched
+    out = _room(capacity)
     buffer = structure(DcBuffer(start=pointer(out), capacity=out.size))
     status = call(buffer)
     if status == lib.DC_STATUS_ROOM:

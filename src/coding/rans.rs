@@ -12,6 +12,8 @@
 //! To encode: [`count`] symbols, make a [`Table::of`] each table's counts, write it, [`encode`]. To decode: [`Table::read`],
 //! [`Decoder::new`], [`Decode::decode`] in pieces of whole rounds of lanes, [`Decoder::finished`].
 
+use std::cell::Cell;
+
 use crate::coding::bits::{BitReader, BitWriter};
 use crate::model::context::Portable;
 
@@ -154,6 +156,7 @@ fn frequencies(grades: &[u8]) -> Option<Vec<u16>> {
 }
 
 /// How often each symbol occurs with each table number; these are below `tables`, or all 0 if none are given.
+#[inline(always)]
 pub(crate) fn count(tables: usize, numbers: Option<&[u8]>, symbols: &[u8]) -> Vec<[u32; SYMBOLS]> {
     let mut counts = vec![[0; SYMBOLS]; tables];
     match numbers {
@@ -196,6 +199,7 @@ struct Range {
 }
 
 /// Appends the code of `symbols` to `out`: states, then words. Table numbers as in [`count`]; each symbol occurs in its table.
+#[inline(always)]
 pub(crate) fn encode(tables: &[Table], numbers: Option<&[u8]>, symbols: &[u8], out: &mut Vec<u8>) {
     let mut ranges = vec![[Range::default(); SYMBOLS]; tables.len()];
     for (ranges, table) in ranges.iter_mut().zip(tables) {
@@ -220,6 +224,12 @@ pub(crate) fn encode(tables: &[Table], numbers: Option<&[u8]>, symbols: &[u8], o
     }
 }
 
+thread_local! {
+    /// Left by the last call on this thread: fresh memory is slow at first.
+    static WORDS: Cell<Vec<u16>> = const { Cell::new(Vec::new()) };
+}
+
+#[inline(always)]
 fn encode_lanes<const N: usize>(
     ranges: &[[Range; SYMBOLS]],
     numbers: Option<&[u8]>,
@@ -228,7 +238,8 @@ fn encode_lanes<const N: usize>(
 ) {
     let mut states = [LEAST_STATE; N];
     // At most one for each symbol. A word is written whether it counts or not, and if not, overwritten: there is no branch.
-    let mut words = vec![0u16; symbols.len() + 1];
+    let mut words = WORDS.take();
+    words.resize(words.len().max(symbols.len() + 1), 0);
     let mut first = symbols.len();
     let mut put = |state: &mut u32, range: &Range| {
         words[first] = *state as u16;
@@ -267,9 +278,13 @@ fn encode_lanes<const N: usize>(
     for state in states {
         out.extend_from_slice(&state.to_le_bytes());
     }
-    for word in &words[first + 1..] {
-        out.extend_from_slice(&word.to_le_bytes());
+    let taken = &words[first + 1..=symbols.len()];
+    let end = out.len();
+    out.resize(end + 2 * taken.len(), 0);
+    for (bytes, word) in out[end..].as_chunks_mut::<2>().0.iter_mut().zip(taken) {
+        *bytes = word.to_le_bytes();
     }
+    WORDS.set(words);
 }
 
 /// Words that are read at once, in bytes.

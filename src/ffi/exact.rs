@@ -1,5 +1,7 @@
 //! The C boundary of values that must come back bit for bit.
 
+use std::cell::Cell;
+
 use super::{DcBuffer, DcStatus, deliver, guarded, input, one, one_mut, output};
 use crate::chunk;
 use crate::coding::arithmetic;
@@ -203,6 +205,11 @@ impl DcFloats {
     }
 }
 
+thread_local! {
+    /// Left by the last call on this thread: fresh memory is slow at first.
+    static CODED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 /// Encodes one chunk of floating-point values, with scales of rows and columns if they are to be looked for.
 ///
 /// # Safety
@@ -212,7 +219,8 @@ pub unsafe extern "C" fn dc_encode_floats(given: *const DcFloats, scaled: bool, 
     guarded(|| {
         // SAFETY: valid by this function's contract.
         let given = unsafe { one(given)? };
-        let (mantissa, mut coded) = (u32::from(given.mantissa), Vec::new());
+        let (mantissa, mut coded) = (u32::from(given.mantissa), CODED.take());
+        coded.clear();
         if !given.is_valid() || given.count == 0 {
             return None;
         }
@@ -223,7 +231,9 @@ pub unsafe extern "C" fn dc_encode_floats(given: *const DcFloats, scaled: bool, 
             Some(())
         })?;
         // SAFETY: as above.
-        unsafe { deliver(&coded, out) }
+        let status = unsafe { deliver(&coded, out) };
+        CODED.set(coded);
+        status
     })
 }
 

@@ -26,7 +26,7 @@ from ..errors import DamagedFileError, LimitError, OptionError, naming
 from ..quantize import exact
 from ..quantize.scales import scale_factors
 from . import container
-from .container import EQUAL, HEADER, LEVELS, RAW, TIED, Entry, Index
+from .container import EQUAL, HEADER, LEVELS, RAW, TIED, Chunk, Entry, Index
 from .updates import Base
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class OpenFile:
         self._lock = threading.Lock()
         self._threads = threads
         self._max_bytes = max_bytes
+        #: The whole file, if it is bytes in memory: chunks are decoded where they are.
+        self.memory: bytes | None = None
         #: What an update changes; closed with this file.
         self.base: Base | None = None
         self._base_is_checked = False
@@ -353,6 +355,11 @@ class OpenFile:
     ) -> None:
         self.close()
 
+    def _chunk(self, chunk: Chunk) -> bytes | memoryview:
+        if self.memory is not None:
+            return memoryview(self.memory)[chunk.offset : chunk.offset + chunk.length]
+        return self._read(chunk.offset, chunk.length)
+
     def _read(self, offset: int, length: int) -> bytes:
         with self._lock:
             self._file.seek(offset)
@@ -431,7 +438,7 @@ class OpenFile:
             if chunk.length == 0:
                 flat[where] = part.owner.base_flat[where]
                 continue
-            data = self._read(chunk.offset, chunk.length)
+            data = self._chunk(chunk)
             chunk.check(data, entry.name)
             if entry.method == RAW:
                 flat.view(np.uint8)[where] = np.frombuffer(data, np.uint8)
@@ -594,4 +601,6 @@ def open_path(path: str | os.PathLike[str], *, max_bytes: int | None = None, thr
 
 def open_bytes(data: bytes | bytearray | memoryview, *, max_bytes: int | None, threads: int | None) -> OpenFile:
     """Open a .dcb file that is in memory."""
-    return OpenFile(io.BytesIO(data), max_bytes=max_bytes, threads=threads)
+    opened = OpenFile(io.BytesIO(data), max_bytes=max_bytes, threads=threads)
+    opened.memory = data if isinstance(data, bytes) else None  # others may change meanwhile
+    return opened

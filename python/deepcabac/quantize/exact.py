@@ -194,7 +194,7 @@ def _symbols(array: Array) -> Form:
     return Form(SYMBOLS, width=width, rows=max(_SYMBOLS_CHUNK // width, 1))
 
 
-def floats(form: Form, dtype: np.dtype[Any], some: Array, code: bytes = b"") -> _core.Floats:
+def floats(form: Form, dtype: np.dtype[Any], some: Array, code: bytes | memoryview = b"") -> _core.Floats:
     """A chunk of patterns (SYMBOLS), to be coded, or filled from its ``code``."""
     return _core.Floats(some, mantissa(dtype), form.width, code)
 
