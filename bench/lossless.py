@@ -1,9 +1,10 @@
-"""Bytes and speed without loss: MiniLM, ResNet-56 and a clustered SqueezeNet next to ZipNN, zstd and xz.
+"""Bytes and speed without loss: MiniLM, ResNet-56 and a clustered SqueezeNet next to ZipNN, OpenZL, pcodec, zstd.
 
-    python bench/lossless.py --zipnn PYTHON [--threads 2] [--repeat 3] [--no-xz]
+    python bench/lossless.py --peers PYTHON [--repeat 5] [--small]
 
-PYTHON belongs to an environment that has zipnn 0.5.4 (see peers/zipnn_worker.py). Everyone gets the same safetensors
-files: as they are, and cast to float16 and bfloat16. zstd -19 and xz -9e are the commands of this machine.
+PYTHON belongs to an environment that has the peers (see peers/lossless_worker.py). Everyone gets the same
+floating-point tensors: as they are, and cast to float16 and bfloat16. Times are the processor's, on one thread, arrays in memory to
+bytes and back; those on two threads are ours by the clock. MB are of raw values.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,90 +24,96 @@ from safetensors.numpy import load_file, save_file
 
 import deepcabac
 
-WORKER = Path(__file__).resolve().parent / "peers" / "zipnn_worker.py"
+WORKER = Path(__file__).resolve().parent / "peers" / "lossless_worker.py"
 CASTS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+PEERS = ("zipnn", "openzl", "pcodec", "zstd")
 
 
 def files(models: Path, folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Network, type and file of each case."""
-    sources = {"ResNet-56": models / "cifar10_resnet" / "resnet56.safetensors", "MiniLM": _common.minilm_path()}
+    """Network, type and file of each case: floating-point tensors alone."""
+    sources = {
+        "ResNet-56": models / "cifar10_resnet" / "resnet56.safetensors",
+        "MiniLM": _common.minilm_path(),
+        "SqueezeNet, 256 values": models / "squeezenet_deep_compression" / "squeezenet.safetensors",
+    }
     for name, source in sources.items():
-        tensors = load_file(source)
+        tensors = {key: array for key, array in load_file(source).items() if array.dtype == np.float32}
         for label, dtype in CASTS.items():
-            path = folder / f"{name}-{label}.safetensors"
-            save_file(
-                {key: array.astype(dtype) if array.dtype == np.float32 else array for key, array in tensors.items()},
-                path,
-            )
-            yield name, label, path
-    yield "SqueezeNet, 256 values", "float32", models / "squeezenet_deep_compression" / "squeezenet.safetensors"
+            if label == "float32" or not name.startswith("SqueezeNet"):
+                path = folder / f"{name}-{label}.safetensors"
+                save_file({key: array.astype(dtype) for key, array in tensors.items()}, path)
+                yield name, label, path
 
 
-def ours(path: Path, folder: Path, threads: int, repeat: int) -> tuple[int, float, float]:
-    """Bytes of the whole file, and the best times of encoding and decoding arrays in memory; checks every bit."""
-    tensors = load_file(path)
-    encode = decode = float("inf")
+def best(repeat: int, clock: Callable[[], float], call: Callable[[], Any]) -> tuple[float, Any]:
+    """The least time of so many calls, and the last result."""
+    least, result = float("inf"), None
     for _ in range(repeat):
-        seconds, data = _common.timed(lambda: deepcabac.compress(tensors, lossless=True, threads=threads))
-        encode = min(encode, seconds)
-        seconds, back = _common.timed(lambda data=data: deepcabac.decompress(data, threads=threads))
-        decode = min(decode, seconds)
+        start = clock()
+        result = call()
+        least = min(least, clock() - start)
+    return least, result
+
+
+def ours(path: Path, preset: str, threads: int, repeat: int) -> tuple[int, float, float]:
+    """Bytes of the whole file, and the best times of encoding and decoding; checks every bit."""
+    tensors = load_file(path)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    encode, data = best(
+        repeat, clock, lambda: deepcabac.compress(tensors, lossless=True, threads=threads, preset=preset)
+    )
+    decode, back = best(repeat, clock, lambda: deepcabac.decompress(data, threads=threads))
     if any(
         back[name].tobytes() != array.tobytes() or back[name].dtype != array.dtype for name, array in tensors.items()
     ):
         raise SystemExit(f"{path}: not lossless")
-    lossless = deepcabac.Options(lossless=True)
-    made, _ = deepcabac.compress_checkpoint(path, folder / "ours.dcb", options=lossless, overwrite=True)
-    return made.stat().st_size, encode, decode
+    return len(data), encode, decode
 
 
-def piped(command: list[str], path: Path) -> int:
-    """Bytes that a command writes to stdout."""
-    return len(subprocess.run([*command, str(path)], capture_output=True, check=True).stdout)
+def peer(python: Path, path: Path, name: str, label: str, repeat: int) -> dict[str, Any]:
+    """What a peer's worker prints."""
+    command = [str(python), str(WORKER), str(path), name, label, "--repeat", str(repeat)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(printed))
 
 
 def main() -> None:
-    """Measure every case, print a table."""
+    """Measure every case, print two tables."""
     options = _common.parser(__doc__)
     _common.add_models(options)
-    options.add_argument(
-        "--zipnn", type=Path, required=True, metavar="PYTHON", help="of an environment with zipnn 0.5.4"
-    )
-    options.add_argument("--threads", type=int, default=2, help="ours; ZipNN has one (default: %(default)s)")
-    options.add_argument("--repeat", type=int, default=3, help="best of so many times (default: %(default)s)")
-    options.add_argument("--no-xz", action="store_true", help="leave out zstd and xz, which take minutes")
+    options.add_argument("--peers", type=Path, required=True, metavar="PYTHON", help="of an environment with the peers")
+    options.add_argument("--repeat", type=int, default=5, help="best of so many times (default: %(default)s)")
+    options.add_argument("--small", action="store_true", help="preset small too, which takes minutes")
     arguments = options.parse_args()
     about = _common.environment(("numpy", "safetensors"))
-    caveats = [
-        "ours: whole files; MB/s of raw bytes, arrays in memory to bytes and back",
-        "ZipNN: one thread, its default",
-    ]
-    _common.print_head("Without loss", caveats, about)
-    rows: list[list[str]] = []
+    _common.print_head("Without loss", ["MB/s of raw values, in and out, by the processor's time on one thread"], about)
+    presets = ("fast", "default", "small") if arguments.small else ("fast", "default")
+    sizes: list[list[str]] = []
+    speeds: list[list[str]] = []
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name, label, path in files(arguments.models, folder):
-            raw = path.stat().st_size
-            size, encode, decode = ours(path, folder, arguments.threads, arguments.repeat)
-            command = [str(arguments.zipnn), str(WORKER), str(path), label, "--repeat", str(arguments.repeat)]
-            peer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            others = [0, 0]
-            if not arguments.no_xz:
-                others = [piped(["zstd", "-19", "-qc"], path), piped(["xz", "-9ec"], path)]
-            sizes = [size, peer["bytes"], *others]
-            speeds = [
-                raw / 1e6 / seconds for seconds in (encode, decode, peer["encode_seconds"], peer["decode_seconds"])
-            ]
-            results.append({"network": name, "type": label, "raw": raw, "bytes": sizes, "speeds": speeds})
-            cells = [f"{100 * one / raw:.3f}" if one else "" for one in sizes]
-            rows.append([name, label, f"{raw:,}", f"{size:,}", *cells, *(f"{speed:.0f}" for speed in speeds)])
-            _common.note(" ".join(rows[-1]))
-    heads = ["network", "type", "raw, bytes", "ours, bytes", "ours %", "ZipNN %", "zstd -19 %", "xz -9e %"]
-    _common.save_table(arguments.results, "lossless", about, heads, [row[: len(heads)] for row in rows], keys=2)
-    _common.print_table([*heads, "enc MB/s", "dec MB/s", "ZipNN enc", "ZipNN dec"], rows)
-    ratios = [one["bytes"][0] / one["bytes"][1] for one in results if not one["network"].startswith("Squeeze")]
-    print(f"\nthan ZipNN, on average of {len(ratios)}: {100 * (float(np.mean(ratios)) - 1):+.2f} %")
+        for network, label, path in files(arguments.models, Path(temporary)):
+            raw = sum(array.nbytes for array in load_file(path).values())
+            programs: dict[str, tuple[int, float, float]] = {}
+            for preset in presets:
+                repeat = arguments.repeat if preset != "small" else 1
+                programs[preset] = ours(path, preset, 1, repeat)
+                programs[f"{preset}, 2 threads"] = ours(path, preset, 2, repeat)
+            for name in PEERS:
+                found = peer(arguments.peers, path, name, label, arguments.repeat)
+                programs[name] = found["bytes"], found["encode_seconds"], found["decode_seconds"]
+            single = {name: made for name, made in programs.items() if "," not in name}
+            sizes.append([network, label, f"{raw:,}", *(f"{100 * made[0] / raw:.3f}" for made in single.values())])
+            rates = {name: [raw / 1e6 / seconds for seconds in made[1:]] for name, made in programs.items()}
+            speeds.append([network, label, *(f"{one:.0f}, {two:.0f}" for one, two in rates.values())])
+            results.append({"network": network, "type": label, "raw": raw, "programs": programs})
+            _common.note(" ".join([*sizes[-1], "|", *speeds[-1][2:]]))
+    heads = ["network", "type", "raw, bytes", *(f"{name} %" for name in (*presets, *PEERS))]
+    _common.save_table(arguments.results, "lossless", about, heads, sizes, keys=2)
+    _common.print_table(heads, sizes)
+    print()
+    doubled = [name for preset in presets for name in (preset, f"{preset}, 2 threads")]
+    _common.print_table(["network", "type", *doubled, *PEERS], speeds)
     _common.write_json(arguments.json, about, rows=results)
 
 

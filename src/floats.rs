@@ -33,6 +33,8 @@ const MOST_PARTS: u32 = 4;
 const MANY: usize = 1 << 16;
 /// Values that are decoded in turn: a multiple of the lanes.
 const BLOCK: usize = 1 << 10;
+/// Values among which escapes are looked for one by one, where there are any.
+const PART: usize = 64;
 
 /// Scales of rows and columns.
 #[derive(Clone, Default)]
@@ -353,7 +355,7 @@ impl Choice {
     fn finish<P: Pattern>(self, mantissa: u32, width: usize, patterns: &[P], out: &mut Vec<u8>) {
         let Self { low, joined, base, scales, symbols, numbers, tables, .. } = self;
         let mut escaped = Vec::new();
-        for (symbols, patterns) in symbols.chunks(BLOCK).zip(patterns.chunks(BLOCK)) {
+        for (symbols, patterns) in symbols.chunks(PART).zip(patterns.chunks(PART)) {
             if symbols.contains(&ESCAPE) {
                 let pairs = symbols.iter().zip(patterns);
                 escaped.extend(pairs.filter(|(symbol, _)| **symbol == ESCAPE).map(|(_, pattern)| *pattern));
@@ -650,8 +652,10 @@ impl<M: Decode + Join, P: Pattern> Task<M> for Decoding<'_, P> {
                 run.count -= end - done;
                 done = end;
             }
-            if symbols.contains(&ESCAPE) {
-                restore(symbols, &mut escapes, patterns)?;
+            for (symbols, patterns) in symbols.chunks(PART).zip(patterns.chunks_mut(PART)) {
+                if symbols.contains(&ESCAPE) {
+                    restore(symbols, &mut escapes, patterns)?;
+                }
             }
             start += patterns.len();
         }

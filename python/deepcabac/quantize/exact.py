@@ -54,6 +54,8 @@ _FAST_FROM = 1 << 16
 _FAST_SAMPLE = 1 << 14
 #: Elements of a tensor on which several steps are tried.
 _SMALL = 1 << 12
+#: Tensors of fewer elements are tried as levels with preset fast too: the head of a chunk would be a large part of them.
+_TINY = 1 << 8
 _PIECE = 1 << 20
 
 _NAMES = {CODEBOOK: "codebook", STEPS: "difference", DIFFERENCES: "difference", UNCHANGED: "same"}
@@ -144,7 +146,7 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
         form = _leveled(array, sample, zeros, preset)
     else:
         form = _symbols(array)
-        if array.ndim != 2 and (preset == "default" or array.size < _SMALL):
+        if array.ndim != 2 and (preset == "default" or array.size < _TINY):
             other = _leveled(array, sample, zeros, preset)
             sizes = [len(_piece(one, array.dtype, sample, preset)) for one in (form, other)]
             form = other if sizes[1] < _LEVELS_GAIN * sizes[0] else form
