@@ -356,7 +356,7 @@ impl Choice {
         let Self { low, joined, base, scales, symbols, numbers, tables, .. } = self;
         let mut escaped = Vec::new();
         for (symbols, patterns) in symbols.chunks(PART).zip(patterns.chunks(PART)) {
-            if symbols.contains(&ESCAPE) {
+            if escapes_any(symbols) {
                 let pairs = symbols.iter().zip(patterns);
                 escaped.extend(pairs.filter(|(symbol, _)| **symbol == ESCAPE).map(|(_, pattern)| *pattern));
             }
@@ -653,7 +653,7 @@ impl<M: Decode + Join, P: Pattern> Task<M> for Decoding<'_, P> {
                 done = end;
             }
             for (symbols, patterns) in symbols.chunks(PART).zip(patterns.chunks_mut(PART)) {
-                if symbols.contains(&ESCAPE) {
+                if escapes_any(symbols) {
                     restore(symbols, &mut escapes, patterns)?;
                 }
             }
@@ -661,6 +661,16 @@ impl<M: Decode + Join, P: Pattern> Task<M> for Decoding<'_, P> {
         }
         (decoder.finished() && raw.finished() && escapes.next().is_none()).then_some(())
     }
+}
+
+/// Whether any of these values is escaped.
+#[inline(always)]
+fn escapes_any(symbols: &[u8]) -> bool {
+    let mut any = false;
+    for symbol in symbols {
+        any |= *symbol == ESCAPE;
+    }
+    any
 }
 
 /// Puts escaped values in their places.
