@@ -3,8 +3,8 @@
     python bench/lossless.py --peers PYTHON [--repeat 5] [--small]
 
 PYTHON belongs to an environment that has the peers (see peers/lossless_worker.py). Everyone gets the same
-floating-point tensors: as they are, and cast to float16 and bfloat16. Times are the processor's, on one thread, arrays in memory to
-bytes and back; those on two threads are ours by the clock. MB are of raw values.
+floating-point tensors: as they are, and cast to float16 and bfloat16. Times are the processor's, on one thread, arrays
+in memory to bytes and back; those on two threads are ours by the clock. MB are of raw values.
 """
 
 from __future__ import annotations

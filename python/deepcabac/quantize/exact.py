@@ -54,7 +54,7 @@ _FAST_FROM = 1 << 16
 _FAST_SAMPLE = 1 << 14
 #: Elements of a tensor on which several steps are tried.
 _SMALL = 1 << 12
-#: Tensors of fewer elements are tried as levels with preset fast too: the head of a chunk would be a large part of them.
+#: Tensors of fewer elements are tried as levels with preset fast too: a chunk's head would be a large part of them.
 _TINY = 1 << 8
 _PIECE = 1 << 20
 
