@@ -491,6 +491,14 @@ def update(head: bytes = b"\x09", name: bytes = b"old.dcb", **others: Any) -> by
     return exact(head, **{"params": None, "behind": bytes(32) + blob(name), **others})
 
 
+def changes(
+    first: int = 0, codes: bytes = b"\x20", code: bytes = b"\x80", dtype: int = 2, shape: tuple[int, ...] = (16, 20)
+) -> bytes:
+    """An update of which some values changed, or with something else about it."""
+    rest = varint(first) + blob(codes) + varint(len(code)) + struct.pack("<I", zlib.crc32(code))
+    return Parts(code, plain_index([entry(b"w", dtype, shape, 13, rest)]) + bytes(32) + blob(b"old.dcb")).file()
+
+
 DECODES_NOT = "does not decode"
 FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
     "exact-and-a-base": ("exact values, and a base", "bytes too many", lambda: exact(behind=bytes(33))),
@@ -638,6 +646,13 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
         "is stored with method 10",
         lambda: update(b"\x0a" + struct.pack("<f", 1), params=PLAIN, dtype=8),
     ),
+    "changes-no-rates": ("changes without rates", "rates of change", lambda: changes(codes=b"")),
+    "changes-rate-64": ("a rate beyond the largest", "rates of change", lambda: changes(codes=b"\x20\x40")),
+    "changes-exponents": ("rates of 257 exponents", "rates of change", lambda: changes(codes=bytes(257))),
+    "changes-first": ("a rate of the exponent after the last", "rates of change", lambda: changes(256)),
+    "changes-first-2-to-62": ("a rate of exponent 2^62", "rates of change", lambda: changes(1 << 62)),
+    "changes-of-integers": ("integers with two exponents", "rates of change", lambda: changes(codes=bytes(2), dtype=8)),
+    "changes-too-few-chunks": ("one chunk of 2^40 values", "ends early", lambda: changes(shape=(1 << 40,))),
     "update-quantized-refinement": (
         "quantised differences with refinement bits",
         "that its method does not have",
@@ -651,6 +666,11 @@ for label, (what, says, make_falsehood) in FALSEHOODS.items():
 @attack("update-without-base.dcb", "legal: an update, and no base", "give it as base", OptionError)
 def _() -> bytes:
     return update(name=b"")
+
+
+@attack("changes-mega.dcb", "legal: 2^18 values in a byte, and no base", "give it as base", OptionError)
+def _() -> bytes:
+    return changes(shape=(1 << 18,))
 
 
 @attack("update-tera.dcb", "2^40 values like the base's, and no base", "max_bytes", LimitError)

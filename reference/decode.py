@@ -32,7 +32,8 @@ MAGIC = bytes.fromhex("894443420D0A1A0A")
 LEVELS_MAGIC = bytes.fromhex("DC01")
 RAW, LEVELS, TIED, EQUAL = 0, 1, 2, 12
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK = range(3, 7)
-STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE = UPDATES = range(7, 11)
+STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, CHANGES = 7, 8, 9, 10, 13  # of updates
+UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, CHANGES)
 SYMBOLS = 11
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 RAW_CHUNK = 1 << 20
@@ -965,6 +966,8 @@ class Tensor:
     most_frequent: int = 0
     width: int = 0
     whole: int = 0  # data type of a tensor that is stored as its parts (4.5)
+    first: int = 0  # of changes (11.4), as is the next
+    rates: bytes = b""
 
     @property
     def bits(self) -> int:
@@ -1059,7 +1062,7 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
 def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
     """Fields and chunks of an exact tensor or an update (10.1, 11.1)."""
     method = tensor.method
-    check(FLOAT <= method <= SYMBOLS, "method")
+    check(FLOAT <= method <= CODEBOOK or method == SYMBOLS or method in UPDATES, "method")
     floats = (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE, SYMBOLS)
     check(method not in floats or code in MANTISSA, "type of a float")
     check(method != QUANTIZED_DIFFERENCE or code in FLOATS, "type of a difference")
@@ -1089,6 +1092,8 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
     if method == QUANTIZED_DIFFERENCE:
         tensor.step_size = np.float32(struct.unpack("<f", fields.take(4))[0])
         check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
+    if method == CHANGES:
+        parse_changes(fields, tensor)
     if method in (*REFINED, QUANTIZED_DIFFERENCE):
         tensor.params = Params(fields.blob())
         each = tensor.params.chunk_levels
@@ -1101,6 +1106,19 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
         check(coded > 0 and (refinement == 0 or method in REFINED), "lengths of a chunk")
         check(held <= (8 * coded if method == SYMBOLS else 11400 * (coded + 8)), "a chunk cannot hold its values")
         tensor.chunks.append(Chunk(coded + refinement, held, fields.u32(), refinement))
+
+
+def parse_changes(fields: Fields, tensor: Tensor) -> None:
+    """Rates and chunks of a tensor of which some values changed (11.4)."""
+    tensor.first, tensor.rates = fields.varint(), fields.blob()
+    exponents = 1 << tensor.bits - 1 - tensor.mantissa if tensor.mantissa else 1
+    check(len(tensor.rates) >= 1 and tensor.first + len(tensor.rates) <= exponents, "exponents of rates")
+    check(all(code < 64 for code in tensor.rates), "codes of rates")
+    left = tensor.size
+    while left > 0:
+        held, length = min(left, 1 << 18), fields.varint()
+        tensor.chunks.append(Chunk(length, held, fields.u32() if length else 0))
+        left -= held
 
 
 @dataclass
@@ -1469,6 +1487,121 @@ def decode_symbol_chunk(tensor: Tensor, count: int, data: bytes) -> list[int]:
     return patterns
 
 
+BLOCK, LINE = 1 << 14, 1 << 16  # places of a block, and of a line of four (11.4)
+
+
+def bounds(interval: int, contexts: list[int]) -> list[int]:
+    """What is left of an interval at the beginning of a line and at the end of each of its blocks (11.4)."""
+    share, found = (1 << 32) - 1, [interval]
+    for context in contexts:
+        share = share * max(context, 1 << 27) >> 32
+        found.append(interval * share >> 32)
+    return found
+
+
+def left_at(line: list[int], place: int) -> int:
+    """What is left at a place; nothing beyond the line."""
+    if place > LINE:
+        return 0
+    block = min(place // BLOCK, 3)
+    if place == LINE:
+        return line[4]
+    each = line[block] - line[block + 1] >> 14
+    return line[block] - each * (place - block * BLOCK)
+
+
+def learn_blocks(contexts: list[int], passed: int) -> None:
+    """The contexts of a line learn how many blocks lie before the place."""
+    for k in range(4):
+        if k <= passed:
+            contexts[k] = adapted(contexts[k], 1 if k < passed else 0)
+
+
+def rate_of(code: int) -> int:
+    """Places of a value (11.4)."""
+    return (4 + code % 4) * 2 ** (code // 4) // 4
+
+
+class ChangeModel:
+    """Contexts of a chunk of changes, and the codes of its values' rates (11.4)."""
+
+    def __init__(self, tensor: Tensor, old: list[int]) -> None:
+        self.lines = [[0x80000100] * 4 for _ in range(2)]
+        self.sizes = [[self.initial(code)] * 4 for code in range(64)]
+        self.lengths = [0x80000100] * 63
+        exponents = 1 << tensor.bits - 1 - tensor.mantissa if tensor.mantissa else 1
+        last = tensor.first + len(tensor.rates) - 1
+        fields = [(pattern >> tensor.mantissa) % exponents for pattern in old]
+        self.codes = [tensor.rates[min(max(field, tensor.first), last) - tensor.first] for field in fields]
+
+    @staticmethod
+    def initial(code: int) -> int:
+        """The first context of the sizes of steps."""
+        cube = (rate_of(code) // 16) ** 3
+        probability = 2**22 * cube // (cube + 10 * 2**30)
+        return min(max(probability, 2**11), 2**22 - 2**11) * 2**10 + 0x100
+
+
+def decode_changes(tensor: Tensor, chunk: bytes, old: list[int]) -> list[int]:
+    """Patterns of a chunk of which some values changed (11.4)."""
+    decoder, model, patterns = Decoder(chunk), ChangeModel(tensor, old), list(old)
+    at = 0
+    while True:
+        passed = 0  # lines
+        while True:
+            contexts = model.lines[min(passed, 1)]
+            line = bounds(decoder.range, contexts)
+            if decoder.code >= line[4]:
+                break
+            check(passed <= len(old), "lines without a change")
+            take_places(decoder, line, LINE, LINE + 1)
+            learn_blocks(contexts, 4)
+            passed += 1
+        block = sum(decoder.code < bound for bound in line[1:4])
+        into = max(line[block] - 1 - decoder.code, 0) // (line[block] - line[block + 1] >> 14)
+        place = passed * LINE + block * BLOCK + min(into, BLOCK - 1)
+        start = 0
+        while at < len(old) and start + rate_of(model.codes[at]) <= place:
+            start += rate_of(model.codes[at])
+            at += 1
+        end = start + rate_of(model.codes[at]) - passed * LINE if at < len(old) else LINE
+        first, end = max(start - passed * LINE, 0), min(end, LINE)
+        take_places(decoder, line, first, end)
+        learn_blocks(contexts, (first + end) // (2 * BLOCK))
+        if at == len(old):
+            decoder.finish()
+            return patterns
+        moved = in_order(tensor, old[at]) + decode_step(decoder, model.sizes[model.codes[at]], model.lengths)
+        patterns[at] = in_order(tensor, moved % (1 << tensor.bits))
+        at += 1
+
+
+def take_places(decoder: Decoder, line: list[int], start: int, end: int) -> None:
+    """A step that takes the places from ``start`` to before ``end`` of a line (11.4)."""
+    above, below = left_at(line, start), left_at(line, end)
+    decoder.code = (decoder.code - below) % 2**64
+    decoder.range = above - below
+    decoder.end_step()
+
+
+def decode_step(decoder: Decoder, sizes: list[int], lengths: list[int]) -> int:
+    """By how many representable numbers a value moved (11.4)."""
+
+    def ones(contexts: list[int]) -> int:
+        for k in range(len(contexts)):
+            one = decide(decoder, contexts, k)
+            decoder.end_step()
+            if not one:
+                return k
+        return len(contexts)
+
+    size = 1 + ones(sizes)
+    if size == 5:
+        count = ones(lengths)
+        size = 4 + (1 << count | decoder.raw(count))
+    return -size if decoder.raw(1) else size
+
+
 def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
     """The elements of a tensor of exact values or of an update (10, 11)."""
     if tensor.method == UNCHANGED:
@@ -1491,6 +1624,9 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
             continue
         if tensor.method == CODEBOOK:
             patterns += [tensor.entries[index] for index in decode_indices(tensor, chunk.count, coded)]
+            continue
+        if tensor.method == CHANGES:
+            patterns += decode_changes(tensor, coded, old)
             continue
         assert tensor.params is not None
         levels = chunk_decoder(tensor.params)(tensor.params, chunk.count, coded)

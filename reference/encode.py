@@ -13,25 +13,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from decode import (
+    BLOCK,
     ESCAPE,
     LEVELS_MAGIC,
+    LINE,
     MAGIC,
     VISIT,
     Bits,
+    ChangeModel,
     Model,
     Params,
     Site,
     SparseModel,
     SymbolSets,
+    Tensor,
     adapted,
+    bounds,
     code_bytes,
     code_strips,
+    in_order,
     index_of,
+    learn_blocks,
+    left_at,
     level_of,
     low_bits,
     model_of,
     next_state,
     parse_table,
+    rate_of,
     signed32,
     strip_levels,
 )
@@ -207,6 +216,56 @@ def encode_fast_chunk(params: Params, levels: Sequence[int]) -> bytes:
             encoder.given = iter([[levels[first + j * count + k] for j in range(strips)] for k in range(count)])
             code_strips(encoder, params, strips, count, encoder.models)
     return encoder.finish()
+
+
+def encode_changes(tensor: Tensor, old: Sequence[int], new: Sequence[int]) -> bytes:
+    """Code a chunk of changes (A.3): patterns of the base, and what they become."""
+    encoder, model, start = Encoder(), ChangeModel(tensor, list(old)), 0
+    for before, after, code in zip(old, new, model.codes, strict=True):
+        if before == after:
+            start += rate_of(code)
+            continue
+        encode_place(encoder, model, start, start + rate_of(code))
+        start = 0
+        step = (in_order(tensor, after) - in_order(tensor, before)) % 2**tensor.bits
+        if step >= 2 ** (tensor.bits - 1):
+            step -= 2**tensor.bits
+        encode_unary(encoder, model.sizes[code], min(abs(step), 5) - 1)
+        if abs(step) > 4:
+            count = (abs(step) - 4).bit_length() - 1
+            encode_unary(encoder, model.lengths, count)
+            encoder.raw(abs(step) - 4 - 2**count, count)
+        encoder.raw(int(step < 0), 1)
+    encode_place(encoder, model, start, start // LINE * LINE + LINE)
+    return encoder.finish()
+
+
+def encode_place(encoder: Encoder, model: ChangeModel, start: int, end: int) -> None:
+    """Code that what comes next is at one of these places (A.3)."""
+    contexts = model.lines[0]
+    while start >= LINE or end - LINE > LINE - start:
+        encode_part(encoder, contexts, LINE, LINE + 1)
+        learn_blocks(contexts, 4)
+        contexts = model.lines[1]
+        start, end = max(start - LINE, 0), end - LINE
+    end = min(end, LINE)
+    encode_part(encoder, contexts, start, end)
+    learn_blocks(contexts, (start + end) // (2 * BLOCK))
+
+
+def encode_part(encoder: Encoder, contexts: list[int], start: int, end: int) -> None:
+    """A step that takes a part of a line (11.4)."""
+    line = bounds(encoder.range, contexts)
+    encoder.low += left_at(line, end)
+    encoder.range = left_at(line, start) - left_at(line, end)
+    encoder.end_step()
+
+
+def encode_unary(encoder: Encoder, contexts: list[int], ones: int) -> None:
+    """So many ones, and a zero if there are more contexts."""
+    for k in range(min(ones + 1, len(contexts))):
+        decide(encoder, contexts, k, int(k < ones))
+        encoder.end_step()
 
 
 def levels_of(params: Params, indices: Sequence[int]) -> list[int]:

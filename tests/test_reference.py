@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import deepcabac
 from deepcabac import _core
+from deepcabac.quantize import exact
 from deepcabac.quantize.scales import scale_factors
 
 ROOT = Path(__file__).parents[1]
@@ -328,6 +329,50 @@ def test_infinite_and_undefined_predictions() -> None:
     for value, expected in [(np.inf, 2**23), (-np.inf, -(2**23)), (np.nan, 0), (1e30, 2**23), (-1.9, -1), (0.9, 0)]:
         block.predictions[1] = value
         assert block.prediction(1) == expected
+
+
+@st.composite
+def changed_chunks(draw: st.DrawFn) -> tuple[np.dtype[Any], np.ndarray, np.ndarray, int, bytes]:
+    """A type, patterns of a base and what they become, and rates: of their first exponent, and codes."""
+    dtype = decode.DTYPES[draw(st.integers(1, 14))]
+    bits, size = 8 * dtype.itemsize, draw(st.integers(0, 300))
+    exponents = exact.exponents(dtype)
+    first = draw(st.integers(0, exponents - 1))
+    codes = bytes(draw(st.lists(st.integers(0, 63), min_size=1, max_size=min(exponents - first, 40))))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    pattern = np.dtype(f"<u{dtype.itemsize}")
+    before = rng.integers(0, 2**bits - 1, size, pattern, endpoint=True)
+    largest = draw(st.sampled_from([1, 3, 9, 2 ** (bits - 1)]))
+    step = rng.integers(1, largest, size, pattern, endpoint=True)
+    step[rng.random(size) >= draw(st.sampled_from([0, 0.02, 0.3, 1]))] = 0
+    after = before ^ step if draw(st.booleans()) else before + step
+    return dtype, before, after, first, codes
+
+
+@given(case=changed_chunks())
+@settings(max_examples=60, deadline=None)
+def test_any_changes(case: tuple[np.dtype[Any], np.ndarray, np.ndarray, int, bytes]) -> None:
+    """Chunks of changes of the core: the reference encoder writes them too, and the reference decoder reads them."""
+    dtype, before, after, first, codes = case
+    tensor = decode.Tensor("", dtype, before.shape, decode.CHANGES, first=first, rates=codes)
+    rates, bits = _core.Rates(first, codes), exact.mantissa(dtype)
+    code = _core.encode_changes(rates, bits, before, after)
+    if not code:
+        assert (before == after).all()
+        return
+    old, new = before.tolist(), after.tolist()
+    assert code == encode.encode_changes(tensor, old, new)
+    assert decode.decode_changes(tensor, code, old) == new
+    out = np.empty_like(before)
+    assert _core.decode_changes(rates, bits, before, code, out) and (out == after).all()
+    places, values = _core.list_changes(rates, bits, before, code)  # type: ignore[misc]
+    assert (places == np.flatnonzero(before != after)).all() and (values == after[places]).all()
+    for damaged in (code[:-1], code + b"\0", bytes(8) + code, b"\xff" * 8 + code[8:], bytes([code[0] ^ 64]) + code[1:]):
+        good = _core.decode_changes(rates, bits, before, damaged, out)
+        try:
+            assert decode.decode_changes(tensor, damaged, old) == out.tolist() and good
+        except decode.Damaged:
+            assert not good
 
 
 def test_reference_encoder_writes_the_same_bytes() -> None:

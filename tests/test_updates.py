@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -15,7 +16,7 @@ from deepcabac import cli, errors
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "reference"))
-decode = importlib.import_module("decode")
+decode, encode = importlib.import_module("decode"), importlib.import_module("encode")
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 DTYPES += [np.int64, np.int8, np.uint32, np.uint8]
 
@@ -90,6 +91,84 @@ def test_rows_that_did_not_change_cost_next_to_nothing():
     assert len(data) < 100 * 64 * 4 * 0.75
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_few_changes_take_few_bytes_whatever_they_are(dtype):
+    """The base's exponents say where to expect them; values become any others, NaN and negative zero among them."""
+    random = np.random.default_rng(3)
+    base = {"w": (random.normal(size=(300, 500)) * 8 + 20).astype(dtype)}
+    new = {"w": base["w"].copy()}
+    pattern = new["w"].reshape(-1).view(f"<u{new['w'].itemsize}")
+    places = random.choice(pattern.size, 1500, replace=False)
+    pattern[places[:1480]] += pattern.dtype.type(1)
+    pattern[places[1480:]] = random.integers(0, 2 ** (8 * pattern.itemsize) - 1, 20, pattern.dtype, endpoint=True)
+    pattern[places[-2:]] = [0, 1 << 8 * pattern.itemsize - 1]
+    data = deepcabac.compress(new, base=base, lossless=True)
+    assert same_bits(deepcabac.decompress(data, base=base), new)
+    # One in a hundred: 0.08 bits each for where, one for the direction.
+    assert len(data) < 1500 * (8.1 + 1.3) / 8 + 20 * 8 + 200
+    with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=None) as opened:
+        assert opened.info("w").coding == "changes"
+
+
+def test_a_step_of_an_optimiser_takes_what_its_entropy_is():
+    """Weights of many sizes in bfloat16, moved by as much: small ones change far more often."""
+    random = np.random.default_rng(4)
+    weights = random.normal(size=(400, 1000)).astype(np.float32) * 0.04
+    base = {"w": weights.astype(ml_dtypes.bfloat16)}
+    new = {"w": (weights + random.normal(size=weights.shape).astype(np.float32) * 3e-6).astype(ml_dtypes.bfloat16)}
+    before, after = (one["w"].view(np.uint16).astype(np.int64) for one in (base, new))
+    step, exponents = np.where(before >> 15, before - after, after - before), before >> 7 & 255
+    entropy = 0.0
+    for exponent in np.unique(exponents):
+        counts = np.unique(step[exponents == exponent], return_counts=True)[1]
+        entropy -= (counts * np.log2(counts / counts.sum())).sum() / 8
+    data = deepcabac.compress(new, base=base, lossless=True)
+    assert same_bits(deepcabac.decompress(data, base=base), new)
+    assert len(data) < 1.04 * entropy + 200
+
+
+def test_what_changed_widely_is_coded_as_a_difference_or_alone():
+    random = np.random.default_rng(5)
+    base = {"w": random.normal(size=(200, 300)).astype(np.float32)}
+    for by, coding in ((1e-3, "difference"), (10, "coded")):
+        new = {"w": (base["w"] + by * random.normal(size=(200, 300))).astype(np.float32)}
+        data = deepcabac.compress(new, base=base, lossless=True)
+        assert same_bits(deepcabac.decompress(data, base=base if coding == "difference" else None), new)
+        with deepcabac.dcb.reader.open_bytes(data, max_bytes=None, threads=None) as opened:
+            assert opened.info("w").coding == coding
+
+
+def test_damage_in_changes_is_found_or_does_not_decode_to_nonsense():
+    """Every byte of a chunk of changes turned, its checksum made right: an error, or values of the type."""
+    base = {"w": np.random.default_rng(6).normal(size=(50, 60)).astype(ml_dtypes.bfloat16)}
+    new = {"w": base["w"].copy()}
+    new["w"].view(np.uint16)[::3, ::11] += 1
+    data = deepcabac.compress(new, base=base, lossless=True)
+    offset = int.from_bytes(data[16:24], "little")
+    fields = decode.Fields(data[offset:])
+    count = fields.varint()
+    plain = bytearray(decode.decode_bytes(fields.rest(), count))
+    crc = zlib.crc32(data[32:offset]).to_bytes(4, "little")
+    at = plain.index(crc)
+    outcomes = set()
+    for place in range(32, offset):
+        for bit in (1, 128):
+            payload = bytearray(data[32:offset])
+            payload[place - 32] ^= bit
+            plain[at : at + 4] = zlib.crc32(payload).to_bytes(4, "little")
+            hostile = encode.write_file(bytes(plain), bytes(payload))
+            try:
+                arrays = deepcabac.decompress(hostile, base=base)
+                assert arrays["w"].shape == (50, 60)
+                assert same_bits(decode.read_file(hostile, base=base), arrays)
+                outcomes.add("other values")
+            except errors.DamagedFileError:
+                with pytest.raises(decode.Damaged):
+                    decode.read_file(hostile, base=base)
+                outcomes.add("damaged")
+    assert "damaged" in outcomes
+
+
 def test_a_quantised_update_reaches_its_sqnr():
     base = base_arrays()
     new = moved(base)
@@ -150,7 +229,7 @@ def test_a_chain_finds_its_files_beside_it(chain):
     with deepcabac.open_file(folder / "v2.dcb") as opened:
         assert opened.base_name == "v1.dcb" and len(opened.base_digest) == 64
         assert opened["float16"].tobytes() == versions[2]["float16"].tobytes()
-        assert opened.info("float16").update and opened.info("float16").coding == "difference"
+        assert opened.info("float16").update and opened.info("float16").coding in ("difference", "changes")
 
 
 def test_a_chain_may_be_named(chain, tmp_path_factory):

@@ -39,6 +39,7 @@ _KINDS = {
     "i4": "int32_t[]",
     "u1": "uint8_t[]",
     "u2": "uint16_t[]",
+    "u4": "uint32_t[]",
     "u8": "uint64_t[]",
 }
 #: Results of up to so many bytes are written to memory that a thread keeps.

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ._border import bytes_pointer, checked, deliver, ffi, is_undamaged, lib, pointer, result, structure, structures
 from ._native_types import (
+    DcChanges,
     DcCodebook,
     DcExact,
     DcFit,
@@ -425,3 +426,66 @@ def decode_indices(
     return is_undamaged(
         lib.dc_decode_indices(book, bytes_pointer(code), len(code), pointer(indices), indices.size)
     )
+
+
+#: Values in every chunk of changes but the last.
+CHANGE_CHUNK = int(lib.dc_change_chunk())
+#: Codes of a rate; exponents that a type has, at most.
+RATE_CODES, MOST_EXPONENTS = 64, 1 << 11
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How often the values of a base change, by their exponents (``src/coding/changes.rs``)."""
+
+    first: int  #: the exponent of the first code
+    codes: bytes  #: one for each exponent from there on
+
+    def of(self, base: npt.NDArray[Any], mantissa: int) -> Pointer[DcChanges]:
+        """The C structure for these values of a base: unsigned patterns."""
+        return structure(
+            DcChanges(
+                base=pointer(base.view(np.uint8)),
+                count=base.size,
+                codes=bytes_pointer(self.codes),
+                codes_length=len(self.codes),
+                first=self.first,
+                mantissa=mantissa,
+                item=base.dtype.itemsize,
+            )
+        )
+
+
+def fit_changes(mantissa: int, base: npt.NDArray[Any], patterns: npt.NDArray[Any]) -> Rates:
+    """Rates that suit the change from ``base`` to as many ``patterns``, of floats with so many bits of mantissa (or 0)."""
+    given, values, first = Rates(0, b"").of(base, mantissa), pointer(patterns.view(np.uint8)), ffi.new("uintptr_t *")
+    codes = deliver(lambda out: lib.dc_fit_changes(given, values, first, out), MOST_EXPONENTS)
+    return Rates(first[0], codes)
+
+
+def encode_changes(rates: Rates, mantissa: int, base: npt.NDArray[Any], patterns: npt.NDArray[Any]) -> bytes:
+    """The code of the change of one chunk from ``base`` to ``patterns``; empty if there is none."""
+    given, values = rates.of(base, mantissa), pointer(patterns.view(np.uint8))
+    return deliver(lambda out: lib.dc_encode_changes(given, values, out), base.nbytes // 8 + 64)
+
+
+def decode_changes(
+    rates: Rates, mantissa: int, base: npt.NDArray[Any], code: bytes | memoryview, patterns: npt.NDArray[Any]
+) -> bool:
+    """Fill ``patterns``, as many as ``base`` has; whether ``code`` was exactly the code of a change."""
+    given, values = rates.of(base, mantissa), pointer(patterns.view(np.uint8))
+    return is_undamaged(lib.dc_decode_changes(given, bytes_pointer(code), len(code), values))
+
+
+def list_changes(
+    rates: Rates, mantissa: int, base: npt.NDArray[Any], code: bytes | memoryview
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any]] | None:
+    """Places in the chunk where values change, and what they become; None if ``code`` is damaged."""
+    places, values = np.empty(base.size, np.uint32), np.empty_like(base)
+    found: Pointer[int] = ffi.new("uintptr_t *")
+    given, become = rates.of(base, mantissa), pointer(values.view(np.uint8))
+    if not is_undamaged(
+        lib.dc_list_changes(given, bytes_pointer(code), len(code), pointer(places), become, found)
+    ):
+        return None
+    return places[: found[0]].copy(), values[: found[0]].copy()

@@ -30,6 +30,7 @@ _SCALARS: dict[Any, str] = {
     int: "uintptr_t",
     np.uint8: "uint8_t",
     np.uint16: "uint16_t",
+    np.uint32: "uint32_t",
     np.uint64: "uint64_t",
     np.int32: "int32_t",
     np.float32: "float",
@@ -188,6 +189,19 @@ class DcFloats:
 
 
 @dataclass(kw_only=True)
+class DcChanges:
+    """Values of a base, and the rates at which they change."""
+
+    base: Pointer[np.uint8]
+    count: Size
+    codes: Pointer[np.uint8]
+    codes_length: Size
+    first: Size
+    mantissa: UInt8
+    item: UInt8
+
+
+@dataclass(kw_only=True)
 class DcCodebook:
     """A codebook, as far as its indices' code depends on it."""
 
@@ -246,6 +260,7 @@ _STRUCTURES = (
     DcJob,
     DcExact,
     DcFloats,
+    DcChanges,
     DcCodebook,
     DcNncTensor,
     DcLayer,
@@ -306,6 +321,26 @@ class Library(Protocol):
     ) -> Status: ...
     def dc_decode_indices(
         self, book: Pointer[DcCodebook], coded: Bytes, coded_length: Size, indices: Pointer[np.uint16], count: Size, /
+    ) -> Status: ...
+
+    # src/ffi/changes.rs
+    def dc_change_chunk(self, /) -> Size: ...
+    def dc_fit_changes(
+        self, given: Pointer[DcChanges], values: Pointer[np.uint8], first: Pointer[int], out: Out, /
+    ) -> Status: ...
+    def dc_encode_changes(self, given: Pointer[DcChanges], values: Pointer[np.uint8], out: Out, /) -> Status: ...
+    def dc_decode_changes(
+        self, given: Pointer[DcChanges], coded: Bytes, coded_length: Size, values: Pointer[np.uint8], /
+    ) -> Status: ...
+    def dc_list_changes(
+        self,
+        given: Pointer[DcChanges],
+        coded: Bytes,
+        coded_length: Size,
+        places: Pointer[np.uint32],
+        values: Pointer[np.uint8],
+        found: Pointer[int],
+        /,
     ) -> Status: ...
 
     # src/ffi/streams.rs

@@ -37,6 +37,47 @@ fn scale(range: u64, p: u32) -> u64 {
     ((u128::from(range) * u128::from(u64::from(p) << 32)) >> 64) as u64
 }
 
+/// log2 of the places in a block of a line.
+pub const BLOCK_BITS: u32 = 14;
+/// Places of a line: [`GROUP`] blocks.
+pub const LINE: u64 = (GROUP as u64) << BLOCK_BITS;
+/// Least probability of a block's end, so that the parts of later blocks do not get too small.
+const LEAST_ONWARDS: u32 = 1 << 27;
+
+/// A line of places laid out on a range: where something that may happen at any place happens first. A block's context is the
+/// probability that it is not in that block, if it was in none before; inside a block all places are as likely.
+///
+/// What is left of the range falls along the line: by a part for each place, and to what the contexts leave at each block's end.
+/// Probabilities of reaching a block's end are at least `2^12 - 4` of 2^32, and those of being in a block at least 63 (with
+/// contexts from 2^27 to `2^32 - 2^21 + 2^10`). With `range >= 2^56` a place has at least `2^15`.
+#[derive(Clone, Copy)]
+pub struct Line([u64; GROUP + 1]);
+
+impl Line {
+    #[inline(always)]
+    fn new(range: u64, contexts: &[u32; GROUP]) -> Self {
+        let mut ends = [range; GROUP + 1];
+        // Products of probabilities first, which do not wait for the range.
+        let mut onwards = u32::MAX;
+        for k in 0..GROUP {
+            onwards = ((u64::from(onwards) * u64::from(contexts[k].max(LEAST_ONWARDS))) >> 32) as u32;
+            ends[k + 1] = scale(range, onwards);
+        }
+        Self(ends)
+    }
+
+    /// What is left of the range from a place on; beyond the line nothing.
+    #[inline(always)]
+    fn left(&self, place: u64) -> u64 {
+        let block = (place >> BLOCK_BITS) as usize;
+        if block >= GROUP {
+            return if place == LINE { self.0[GROUP] } else { 0 };
+        }
+        let each = (self.0[block] - self.0[block + 1]) >> BLOCK_BITS;
+        self.0[block] - each * (place & ((1 << BLOCK_BITS) - 1))
+    }
+}
+
 /// Bits by which `range` must be shifted left to be at least `2^56` again: a multiple of 8, at most 56.
 #[inline(always)]
 fn normalisation(range: u64) -> u32 {
@@ -101,6 +142,19 @@ impl Encoder {
     pub fn bit(&mut self, p: u32, one: bool) {
         let bound = scale(self.range, p);
         if one { self.take(0, bound) } else { self.take(bound, self.range) }
+    }
+
+    /// A line laid out on the present range, for [`Encoder::part`].
+    #[inline(always)]
+    #[must_use]
+    pub fn line(&self, contexts: &[u32; GROUP]) -> Line {
+        Line::new(self.range, contexts)
+    }
+
+    /// Codes that something is between two places of the present line, `from < to`.
+    #[inline(always)]
+    pub fn part(&mut self, line: &Line, from: u64, to: u64) {
+        self.take(line.left(to), line.left(from));
     }
 
     #[inline(always)]
@@ -240,6 +294,37 @@ impl Decoder {
         let (from, to) = if one { (0, bound) } else { (bound, self.range) };
         self.take(from, to);
         one
+    }
+
+    /// A line laid out on the present range, for [`Decoder::place`].
+    #[inline(always)]
+    #[must_use]
+    pub fn line(&self, contexts: &[u32; GROUP]) -> Line {
+        Line::new(self.range, contexts)
+    }
+
+    /// The place on the present line that the code points at, [`LINE`] if it is beyond. Nothing is read yet:
+    /// [`Decoder::part`] says which places mean the same.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(&self, line: &Line) -> u64 {
+        let ends = &line.0;
+        if self.code < ends[GROUP] {
+            return LINE;
+        }
+        let mut block = 0;
+        for end in &ends[1..GROUP] {
+            block += usize::from(self.code < *end);
+        }
+        let each = (ends[block] - ends[block + 1]) >> BLOCK_BITS;
+        let into = (ends[block] - 1).saturating_sub(self.code) / each;
+        ((block as u64) << BLOCK_BITS) + into.min((1 << BLOCK_BITS) - 1)
+    }
+
+    /// Reads that something is between two places of the present line, `from < to`.
+    #[inline(always)]
+    pub fn part(&mut self, line: &Line, from: u64, to: u64) {
+        self.take(line.left(to), line.left(from));
     }
 
     #[inline(always)]

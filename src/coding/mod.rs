@@ -5,6 +5,7 @@ pub mod binarisation;
 #[allow(dead_code)] // as rans
 pub(crate) mod bits;
 pub mod bytes;
+pub mod changes;
 pub mod codebook;
 pub mod fast;
 pub mod lanes;

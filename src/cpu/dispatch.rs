@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use crate::chunk::{self, Sums};
+use crate::coding::changes::{self, Found, Rates};
 use crate::coding::lanes::{self, Job};
 use crate::coding::rans::{self, Decode};
 #[cfg(target_arch = "x86_64")]
@@ -101,6 +102,24 @@ pub fn decode_floats<P: Pattern>(mantissa: u32, width: usize, bytes: &[u8], patt
     floats::decode_on::<Portable, P>(mantissa, width, bytes, patterns)
 }
 
+/// Appends the code of the changes from `base` to `values`, as many, to `out`.
+pub fn encode_changes<P: Pattern>(rates: &Rates, base: &[P], values: &[P], out: &mut Vec<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::encode_changes(rates, base, values, out);
+    }
+    changes::encode_on::<P, Portable>(rates, base, values, out);
+}
+
+/// Decodes changes: see [`changes::decode_on`].
+pub fn decode_changes<P: Pattern>(rates: &Rates, base: &[P], code: &[u8], found: &mut Found<'_, P>) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return avx2::decode_changes(rates, base, code, found);
+    }
+    changes::decode_on::<P, Portable>(rates, base, code, found)
+}
+
 /// Decodes the next tensor of a unit of the standard: see [`unit::decode_on`].
 pub fn nnc_decode(
     decoder: &mut UnitDecoder,
@@ -189,6 +208,16 @@ pub(crate) mod avx2 {
         (
             form: exact::Form, zeros: bool, width: usize, patterns: &[P], levels: &mut [i32], out: &mut Vec<u8>
         )
+    );
+    with_features!(
+        /// [`changes::encode_on`] on this machine.
+        encode_changes<P: exact::Pattern>, encode_changes_avx2, changes::encode_on::<_, Avx2>,
+        (rates: &Rates, base: &[P], values: &[P], out: &mut Vec<u8>)
+    );
+    with_features!(
+        /// [`changes::decode_on`] on this machine.
+        decode_changes<P: exact::Pattern>, decode_changes_avx2, changes::decode_on::<_, Avx2>,
+        (rates: &Rates, base: &[P], code: &[u8], found: &mut Found<'_, P>) -> bool
     );
     with_features!(
         /// [`unit::decode_on`] on this machine.

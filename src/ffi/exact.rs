@@ -58,6 +58,7 @@ macro_rules! for_item {
         }
     };
 }
+pub(super) use for_item;
 
 /// The form and origin that a caller describes.
 ///

@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod changes;
 pub mod exact;
 pub mod levels;
 pub mod streams;

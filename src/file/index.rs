@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::coding::{arithmetic, bytes, codebook};
+use crate::coding::{arithmetic, bytes, changes, codebook};
 use crate::exact;
 use crate::file::error::{Error, bad_index, quoted};
 use crate::file::fields::Fields;
@@ -254,6 +254,7 @@ fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Res
             read_chunks(fields, place, &tensor, Parts::Both { refined: true, empty: false })?
         }
         Method::Update { .. } if number == UNCHANGED => Vec::new(),
+        Method::Update { .. } if number == CHANGES => read_changed_chunks(fields, place, &tensor)?,
         Method::Update { .. } => {
             let refined = number != QUANTIZED_DIFFERENCE;
             read_chunks(fields, place, &tensor, Parts::Both { refined, empty: true })?
@@ -270,7 +271,8 @@ const STEPS: u8 = 7;
 const DIFFERENCES: u8 = 8;
 const UNCHANGED: u8 = 9;
 const QUANTIZED_DIFFERENCE: u8 = 10;
-/// The number of the method after those.
+const CHANGES: u8 = 13;
+/// The number of the method after the first of those.
 const SYMBOLS: u8 = 11;
 
 /// Number of the method of tensors with the values of another one, and how many may have those of one: each takes memory.
@@ -285,7 +287,7 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
         1 | QUANTIZED_DIFFERENCE => dtype.has_levels(),
         3 | 4 | DIFFERENCES | SYMBOLS => is_float,
         5 => !is_float,
-        _ => number <= QUANTIZED_DIFFERENCE || number == EQUAL,
+        _ => number <= QUANTIZED_DIFFERENCE || number == EQUAL || number == CHANGES,
     };
     if !fits {
         let (name, dtype) = (quoted(name), dtype.name());
@@ -315,6 +317,16 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
             Method::Update { chunk: chunk(&read_params(fields)?) }
         }
         UNCHANGED => Method::Update { chunk: 0 },
+        CHANGES => {
+            let (first, codes) = (fields.varint()?, fields.blob()?);
+            let exponents = if is_float { 1u64 << (8 * dtype.item() as u32 - 1 - dtype.mantissa()) } else { 1 };
+            let within = first.checked_add(codes.len() as u64).is_some_and(|end| end <= exponents);
+            if !within || codes.is_empty() || codes.iter().any(|code| usize::from(*code) >= changes::CODES) {
+                let (name, dtype) = (quoted(name), dtype.name());
+                return Err(bad_index(&format!("tensor {name} has rates of change that do not fit its type {dtype}")));
+            }
+            Method::Update { chunk: changes::CHUNK as u64 }
+        }
         SYMBOLS => {
             let (width, rows) = (fields.varint()?, fields.varint()?);
             if !rows_are_sound(width, rows) {
@@ -464,6 +476,21 @@ fn read_chunks(fields: &mut Fields, place: &mut Place, tensor: &Tensor, parts: P
             return Err(bad_index("a chunk has refinement bits that its method does not have"));
         }
         chunks.push(place.chunk(coded, refinement, fields.u32()?)?);
+    }
+    Ok(chunks)
+}
+
+/// Chunks of changes (FORMAT.md, 11.4): a few bytes can say that little of many values changed.
+fn read_changed_chunks(fields: &mut Fields, place: &mut Place, tensor: &Tensor) -> Result<Vec<Chunk>, Error> {
+    let count = tensor.size().div_ceil(tensor.chunk_size());
+    if count > fields.left() as u64 {
+        return Err(bad_index("it ends early"));
+    }
+    let mut chunks = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let coded = fields.varint()?;
+        let crc = if coded > 0 { fields.u32()? } else { 0 };
+        chunks.push(place.chunk(coded, 0, crc)?);
     }
     Ok(chunks)
 }

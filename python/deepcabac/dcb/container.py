@@ -348,7 +348,8 @@ def _write_entry(entry: Entry) -> bytes:
         parts += [struct.pack("<f", entry.step), blob(entry.row_scales), blob(entry.column_scales)]
         parts.append(write_chunks(entry.params, entry.chunks))
     elif entry.form is not None:
-        parts += [form_bytes(entry.form, entry.dtype.itemsize), *(parted_bytes(chunk) for chunk in entry.chunks)]
+        parts.append(form_bytes(entry.form, entry.dtype.itemsize))
+        parts += [parted_bytes(chunk, entry.method) for chunk in entry.chunks]
     else:
         parts += [struct.pack("<I", chunk.crc) for chunk in entry.chunks]
     return b"".join(parts)
@@ -457,6 +458,8 @@ def form_bytes(form: Form, item: int) -> bytes:
         parts.append(steps.astype(steps.dtype.newbyteorder(">")).view(np.uint8).reshape(steps.size, -1).T.tobytes())
     if form.method == exact.SYMBOLS:
         parts += [varint(form.width), varint(form.rows)]
+    if form.rates is not None:
+        parts += [varint(form.rates.first), blob(form.rates.codes)]
     if form.method == exact.QUANTIZED_DIFFERENCE:
         parts.append(struct.pack("<f", form.step))
     if form.params:
@@ -467,7 +470,7 @@ def form_bytes(form: Form, item: int) -> bytes:
 def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> Form:
     """How the values of a tensor are coded, every field in its range."""
     item, floats = dtype.itemsize, exact.mantissa(dtype) > 0
-    if not exact.FLOAT <= method <= exact.SYMBOLS:
+    if not (exact.FLOAT <= method <= exact.SYMBOLS or method == exact.CHANGES):
         raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
     wrong = floats if method == exact.INTEGERS else method in _FLOATS and not floats
     if wrong or (method == exact.QUANTIZED_DIFFERENCE and dtype not in _QUANTIZED):
@@ -494,6 +497,11 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
         if not (1 <= width <= exact.MOST_WIDTH and rows >= 1 and width * rows <= exact.MOST_VALUES):
             raise cursor.damaged(f"tensor {name!r} has rows of {width}, {rows} in a chunk")
         return Form(method, width=width, rows=rows)
+    if method == exact.CHANGES:
+        first, codes = cursor.varint(), bytes(cursor.blob())
+        if not 1 <= len(codes) <= exact.exponents(dtype) - first or max(codes) >= _core.RATE_CODES:
+            raise cursor.damaged(f"tensor {name!r} has rates of change that do not fit its type {dtype}")
+        return Form(method, rates=_core.Rates(first, codes))
     step = cursor.unpack("<f")[0] if method == exact.QUANTIZED_DIFFERENCE else 0.0
     if method == exact.QUANTIZED_DIFFERENCE and not (math.isfinite(step) and step > 0):
         raise cursor.damaged(f"tensor {name!r} has step {step}")
@@ -501,9 +509,10 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
     return Form(method, exponent, centre, params=params, step=step)
 
 
-def parted_bytes(chunk: Chunk) -> bytes:
-    """What an index says about a chunk of levels and refinement bits."""
-    lengths = varint(chunk.length - chunk.refinement) + varint(chunk.refinement)
+def parted_bytes(chunk: Chunk, method: int) -> bytes:
+    """What an index says about a chunk of levels and refinement bits, or of changes."""
+    lengths = varint(chunk.length - chunk.refinement)
+    lengths += b"" if method == exact.CHANGES else varint(chunk.refinement)
     return lengths + struct.pack("<I", chunk.crc) if chunk.length else lengths
 
 
@@ -512,16 +521,18 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
     if form.method == exact.UNCHANGED:
         return ()
     each = form.chunk_size
-    if -(-size // each) * 2 > cursor.left:
+    changes = form.method == exact.CHANGES
+    if -(-size // each) * (1 if changes else 2) > cursor.left:
         raise cursor.damaged("it ends early")
     chunks = []
     for start in range(0, size, each):
-        code, refinement = cursor.varint(), cursor.varint()
+        code, refinement = cursor.varint(), 0 if changes else cursor.varint()
         if code == 0 and not (form.method in exact.UPDATES and refinement == 0):
             raise cursor.damaged("a chunk has no bytes")
+        # A few bytes can say that little changed: the base has the memory that the values take.
         # A symbol comes with at least one bit that is copied.
         most = 8 * code if form.method == exact.SYMBOLS else _core.most_levels(code)
-        if code and min(each, size - start) > most:
+        if code and not changes and min(each, size - start) > most:
             raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
         if refinement and form.method not in exact.REFINED:
             raise cursor.damaged("a chunk has refinement bits that its method does not have")

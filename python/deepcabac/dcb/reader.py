@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -63,7 +64,7 @@ class TensorInfo:
     row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
     column_scales: int = 0  #: likewise, one for each place in such a slice, or none
     coder: str | None = None  #: "binary", that with "regression", "fast" or "sparse", if quantized
-    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference", "changes" or "same"
     update: bool = False  #: whether it is stored as a difference to the tensor of that name in the file's base
     equal_to: str | None = None  #: an earlier tensor with the same values, which share no memory
 
@@ -99,6 +100,15 @@ class QuantizedTensor:
             if self.column_scales is not None:
                 rows *= self.column_scales
             return values.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What changes in a chunk of a base's tensor."""
+
+    where: slice  #: elements of the flat tensor
+    places: npt.NDArray[np.uint32]  #: numbers of those that change, in there
+    patterns: Array  #: what they become, as unsigned integers
 
 
 class OpenFile:
@@ -341,6 +351,42 @@ class OpenFile:
                 except DamagedFileError as error:
                     yield entry.name, str(error)
 
+    def prepare(self) -> dict[str, list[Changed] | None]:
+        """Decode everything once, and keep what changes: for each tensor the changed places of its base, by chunk.
+
+        None stands for a tensor that has to be decoded as a whole; it was, and what came of it was left. Tied and equal
+        tensors are not among them. After this a file is known to be good, and can be applied in place. Raises as
+        :meth:`__getitem__` does.
+        """
+        found: dict[str, list[Changed] | None] = {}
+        with naming(self._name), pool(self._threads) as executor:
+            for entry in self._index.entries:
+                if entry.method == exact.UNCHANGED:
+                    self._base_of(entry)
+                    found[entry.name] = []
+                elif entry.method == exact.CHANGES:
+                    base = self._base_of(entry)
+                    assert base is not None
+                    numbers = [number for number, chunk in enumerate(entry.chunks) if chunk.length]
+                    lists = executor.map(partial(self._listed, entry, base.reshape(-1)), numbers)
+                    found[entry.name] = list(lists)
+                elif entry.tied_to < 0:
+                    found[entry.name] = None
+            whole = [entry for entry in self._index.entries if found.get(entry.name, []) is None]
+            deque(self._decode(whole, executor), maxlen=0)
+        return found
+
+    def _listed(self, entry: Entry, base: Array, number: int) -> Changed:
+        chunk, where = entry.chunks[number], entry.chunk_range(number)
+        data = self._read(chunk.offset, chunk.length)
+        chunk.check(data, entry.name)
+        assert entry.form is not None
+        found = exact.changed(entry.form, data, base[where])
+        if found is None:
+            raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
+        check_bytes(entry, found[1].view(entry.dtype))
+        return Changed(where, *found)
+
     def close(self) -> None:
         """Close the file, and its base."""
         self._file.close()
@@ -448,8 +494,12 @@ class OpenFile:
             if form is not None and form.method == exact.SYMBOLS:
                 symbols.append((entry, exact.floats(form, entry.dtype, exact.patterns(flat[where]), data)))
                 continue
-            if form is not None and form.method == exact.CODEBOOK:
-                if not exact.decode(form, data, flat[where]):
+            if form is not None and form.method in (exact.CODEBOOK, exact.CHANGES):
+                if form.method == exact.CODEBOOK:
+                    fine = exact.decode(form, data, flat[where])
+                else:
+                    fine = exact.change(form, data, flat[where], part.owner.base_flat[where])
+                if not fine:
                     raise DamagedFileError(f"tensor {entry.name!r} is damaged: a chunk does not decode")
                 check_bytes(entry, flat[where])
                 continue

@@ -68,7 +68,7 @@ class TensorReport:
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
     raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
-    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference" or "same"
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference", "changes" or "same"
     reason: str = ""  #: why it is exact
     role: str = ""  #: "optimizer" for the state of one
     remark: Remark | None = None  #: what the error does to parts of it
@@ -321,6 +321,8 @@ class _Writer:
             held += nbytes
         while waiting:
             finish()
+        if self._index.is_update:
+            self._index.base_digest = self._digest.value
         stored = self._index.write()
         Index.read(stored, range(container.HEADER.size, self._offset))  # what a reader would refuse is not written
         self._file.write(stored)
@@ -402,13 +404,14 @@ class _Writer:
             form = Form(exact.QUANTIZED_DIFFERENCE, params=result.params, step=result.step)
             codes = [(code, 0) for code in result.codes]
         chunks = self._write(code for code, _ in codes)
-        chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
+        if any(count for _, count in codes):
+            chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
         bits = result.bits if isinstance(result, PackedCodes) else 0
         entry = _entry(spec, form.method, bits, chunks=chunks, form=form)
         if entry.needs_base:
             assert work.base is not None and self._base is not None
             self._digest.add(spec.name, work.base)
-            self._index.base_digest, self._index.base_name = self._digest.value, self._base.name
+            self._index.base_name = self._base.name
         return entry
 
     def _tie(self, spec: TensorSpec) -> None:

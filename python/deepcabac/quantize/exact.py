@@ -25,10 +25,11 @@ from ..checkpoint.base import DTYPES, EXACT_DTYPES, Array, bits_of
 
 #: Methods of exact values, and those of updates, as an index numbers them (FORMAT.md, 13.1).
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK, STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, SYMBOLS = range(3, 12)
+CHANGES = 13
 #: Methods that code levels and refinement bits.
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 #: Methods that need the base of an update.
-UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE)
+UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, CHANGES)
 
 #: Most entries of a codebook, and of one that the encoder tries.
 MOST_ENTRIES, _TRIED_ENTRIES = 1 << 12, 1 << 10
@@ -58,7 +59,19 @@ _SMALL = 1 << 12
 _TINY = 1 << 8
 _PIECE = 1 << 20
 
-_NAMES = {CODEBOOK: "codebook", STEPS: "difference", DIFFERENCES: "difference", UNCHANGED: "same"}
+#: Elements from which rates of change are fitted.
+_RATES_SAMPLE = 1 << 19
+#: Changes that take so small a part of a tensor's bytes are taken without a look at differences: these take longer and
+#: are seldom smaller, but where whole rows changed.
+_SMALL_CHANGE = 1 / 4
+
+_NAMES = {
+    CODEBOOK: "codebook",
+    STEPS: "difference",
+    DIFFERENCES: "difference",
+    UNCHANGED: "same",
+    CHANGES: "changes",
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class Form:
     rows: int = 0  #: rows in a chunk (CODEBOOK, SYMBOLS)
     params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED_DIFFERENCE)
     step: float = 0.0  #: distance between two reconstruction values of a difference (QUANTIZED_DIFFERENCE)
+    rates: _core.Rates | None = None  #: how often values change, by the exponents of the base's (CHANGES)
 
     @property
     def name(self) -> str:
@@ -83,6 +97,8 @@ class Form:
     @property
     def chunk_size(self) -> int:
         """Elements in every chunk but the last."""
+        if self.method == CHANGES:
+            return _core.CHANGE_CHUNK
         return self.width * self.rows if self.method in (CODEBOOK, SYMBOLS) else _core.chunk_levels(self.params)
 
 
@@ -96,6 +112,12 @@ _MANTISSAS = {
 def mantissa(dtype: np.dtype[Any]) -> int:
     """Bits of the mantissa of a floating-point type of at least a byte that has a sign; 0 for other types."""
     return _MANTISSAS.get(dtype, 0)
+
+
+def exponents(dtype: np.dtype[Any]) -> int:
+    """Exponents that values of a type have; 1 if it is not a floating-point type."""
+    bits = mantissa(dtype)
+    return 1 << 8 * dtype.itemsize - 1 - bits if bits else 1
 
 
 def patterns(array: Array) -> Array:
@@ -115,7 +137,8 @@ class Coded:
     def coded_bytes(self) -> int:
         """Bytes of the chunks and of what the index says about them."""
         entries = 0 if self.form.entries is None else self.form.entries.nbytes
-        return sum(len(code) + 7 for code, _ in self.codes) + len(self.form.params) + entries + 6
+        rates = 0 if self.form.rates is None else len(self.form.rates.codes)
+        return sum(len(code) + 7 for code, _ in self.codes) + len(self.form.params) + entries + rates + 6
 
 
 def encode(array: Array, run: Run, base: Array | None = None, preset: str = "default") -> Coded | None:
@@ -313,10 +336,36 @@ def _encode_detailed(flat: Array, form: Form, dtype: np.dtype[Any], run: Run, ba
 
 
 def _encode_update(array: Array, base: Array, run: Run, preset: str) -> Coded:
+    """What changed of the base, or the difference to it, whichever is smaller."""
+    coded = _encode_changes(array, base, run)
+    if coded is None:
+        return Coded(Form(UNCHANGED), [])
+    if coded.coded_bytes <= _SMALL_CHANGE * array.nbytes and preset != "small":
+        return coded
+    difference = _encode_difference(array, base, run, preset)
+    return min(coded, difference, key=lambda one: one.coded_bytes)
+
+
+def _encode_changes(array: Array, base: Array, run: Run) -> Coded | None:
+    """What changed of the base; None if nothing did."""
+    flat, reference, bits = patterns(array), patterns(base), mantissa(array.dtype)
+    runs = _core.sample_runs(array.shape, flat.size, _RATES_SAMPLE)
+    sampled = (flat[runs[0]], reference[runs[0]]) if len(runs) == 1 else [
+        np.concatenate([one[run] for run in runs]) for one in (flat, reference)
+    ]
+    rates = _core.fit_changes(bits, sampled[1], sampled[0])
+
+    def chunk(start: int) -> tuple[bytes, int]:
+        where = slice(start, start + _core.CHANGE_CHUNK)
+        return _core.encode_changes(rates, bits, reference[where], flat[where]), 0
+
+    codes = run(_calls(chunk, flat, _core.CHANGE_CHUNK))
+    return Coded(Form(CHANGES, rates=rates), codes) if any(code for code, _ in codes) else None
+
+
+def _encode_difference(array: Array, base: Array, run: Run, preset: str) -> Coded:
     """The difference to the base: in representable numbers or scaled by the base's exponents, whichever is smaller."""
     flat, reference = patterns(array), patterns(base)
-    if np.array_equal(flat, reference):
-        return Coded(Form(UNCHANGED), [])
     runs = _core.sample_runs(array.shape, flat.size)
     changed, before = (np.concatenate([one[run] for run in runs]) for one in (flat, reference))
     best: tuple[int, Form] | None = None
@@ -358,6 +407,20 @@ def decode(form: Form, code: bytes | memoryview, out: Array) -> bool:
         return False
     patterns(out)[:] = form.entries[indices]
     return True
+
+
+def change(form: Form, code: bytes | memoryview, out: Array, base: Array) -> bool:
+    """Fill ``out`` with ``base`` (both flat) and the changes that a chunk holds. Returns whether it was one."""
+    assert form.rates is not None
+    return _core.decode_changes(form.rates, mantissa(out.dtype), patterns(base), code, patterns(out))
+
+
+def changed(
+    form: Form, code: bytes | memoryview, base: Array
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[Any]] | None:
+    """Where a chunk of the flat ``base`` changes, and the patterns there; None if ``code`` is damaged."""
+    assert form.rates is not None
+    return _core.list_changes(form.rates, mantissa(base.dtype), patterns(base), code)
 
 
 def join(

@@ -18,13 +18,16 @@ from .calibration import calibrate
 from .folding import fold_batch_norm
 from .models import load_model, save_model
 from .posterior import fisher, variational
+from .publishing import Publisher, apply
 from .sparsity import MagnitudePruning, VariationalDropout, sparsify
 from .tensors import load, load_file, save, save_file
 
 __all__ = [
     "Curvature",
     "MagnitudePruning",
+    "Publisher",
     "VariationalDropout",
+    "apply",
     "calibrate",
     "correction",
     "fisher",
