@@ -222,54 +222,58 @@ def least(call: Callable[[], Any], repeat: int, children: bool = False) -> tuple
 
 def measure_steps(repeat: int) -> list[dict[str, Any]]:
     """Bytes and speed of simulated steps."""
+    return [row for size in (1e-6, 3e-6) for row in measure_step(size, repeat)]
+
+
+def measure_step(size: float, repeat: int) -> list[dict[str, Any]]:
+    """The same of one step."""
     rows: list[dict[str, Any]] = []
-    for size in (1e-6, 3e-6):
-        base, new = step_files(size)
-        raw = sum(array.nbytes for array in new.values())
-        changed = sum(int((patterns(base[key]) != patterns(new[key])).sum()) for key in new)
-        print(f"steps of {size:g}: {200 * changed / raw:.2f} % of the weights change; {raw:,} bytes")
+    base, new = step_files(size)
+    raw = sum(array.nbytes for array in new.values())
+    changed = sum(int((patterns(base[key]) != patterns(new[key])).sum()) for key in new)
+    print(f"steps of {size:g}: {200 * changed / raw:.2f} % of the weights change; {raw:,} bytes")
 
-        def add(
-            label: str, nbytes: float, seconds: tuple[float, ...] = (), raw: int = raw, size: float = size
-        ) -> None:
-            speeds, percent = [raw / 1e6 / one for one in seconds], 100 * nbytes / raw
-            rows.append({"step": size, "what": label, "bytes": round(nbytes), "percent": percent, "MB/s": speeds})
-            shown = "".join(f"{speed:8.0f} MB/s" for speed in speeds)
-            print(f"  {label:46} {round(nbytes):>11,} {percent:7.3f} %{shown}", flush=True)
+    def add(
+        label: str, nbytes: float, seconds: tuple[float, ...] = ()
+    ) -> None:
+        speeds, percent = [raw / 1e6 / one for one in seconds], 100 * nbytes / raw
+        rows.append({"step": size, "what": label, "bytes": round(nbytes), "percent": percent, "MB/s": speeds})
+        shown = "".join(f"{speed:8.0f} MB/s" for speed in speeds)
+        print(f"  {label:46} {round(nbytes):>11,} {percent:7.3f} %{shown}", flush=True)
 
-        add("entropy given the base's exponent", conditional_entropy(base, new))
-        encode, data = least(lambda: deepcabac.compress(new, base=base, lossless=True, threads=1), repeat)
-        decode, back = least(lambda: deepcabac.decompress(data, base=base, threads=1), repeat)
-        if any(back[key].tobytes() != new[key].tobytes() for key in new):
-            raise SystemExit("the update is not lossless")
-        add("deepcabac: compress, decompress", len(data), (encode, decode))
-        tensors = {key: to_torch(key, array.copy()) for key, array in base.items()}
-        publisher = deepcabac.torch.Publisher(tensors, threads=1)
-        model = {key: tensor.clone() for key, tensor in tensors.items()}
-        publisher.publish()
-        later = {key: to_torch(key, array) for key, array in new.items()}
-        publish = apply = float("inf")
-        for _ in range(repeat):
-            for key, tensor in tensors.items():
-                tensor.copy_(later[key])
-                model[key].copy_(to_torch(key, base[key].copy()))
-            seconds, data = least(lambda: publisher.publish(whole=False), 1)
-            publish = min(publish, seconds)
-            seconds, _ = least(lambda data=data: deepcabac.torch.apply(data, model, threads=1), 1)
-            apply = min(apply, seconds)
-            for key, tensor in tensors.items():
-                tensor.copy_(to_torch(key, base[key].copy()))
-            publisher.publish(whole=False)
-        if any(not torch.equal(model[key], later[key]) for key in later):
-            raise SystemExit("apply is not lossless")
-        add("deepcabac.torch: publish, apply", len(data), (publish, apply))
-        peers = (("zstd -3 of XOR", xor, from_xor), ("zstd -3 of gaps and values", lists, from_lists))
-        for label, make, undo in peers:
-            seconds, plain = least(lambda make=make: make(base, new), repeat)
-            coding, coded = least(lambda plain=plain: zstd(plain), repeat, children=True)
-            decoding, _ = least(lambda coded=coded: unzstd(coded), repeat, children=True)
-            restoring, _ = least(lambda plain=plain, undo=undo: undo(base, plain), repeat)
-            add(label, len(coded), (seconds + coding, decoding + restoring))
+    add("entropy given the base's exponent", conditional_entropy(base, new))
+    encode, data = least(lambda: deepcabac.compress(new, base=base, lossless=True, threads=1), repeat)
+    decode, back = least(lambda: deepcabac.decompress(data, base=base, threads=1), repeat)
+    if any(back[key].tobytes() != new[key].tobytes() for key in new):
+        raise SystemExit("the update is not lossless")
+    add("deepcabac: compress, decompress", len(data), (encode, decode))
+    tensors = {key: to_torch(key, array.copy()) for key, array in base.items()}
+    publisher = deepcabac.torch.Publisher(tensors, threads=1)
+    model = {key: tensor.clone() for key, tensor in tensors.items()}
+    publisher.publish()
+    later = {key: to_torch(key, array) for key, array in new.items()}
+    publish = apply = float("inf")
+    for _ in range(repeat):
+        for key, tensor in tensors.items():
+            tensor.copy_(later[key])
+            model[key].copy_(to_torch(key, base[key].copy()))
+        seconds, data = least(lambda: publisher.publish(whole=False), 1)
+        publish = min(publish, seconds)
+        seconds, _ = least(lambda data=data: deepcabac.torch.apply(data, model, threads=1), 1)
+        apply = min(apply, seconds)
+        for key, tensor in tensors.items():
+            tensor.copy_(to_torch(key, base[key].copy()))
+        publisher.publish(whole=False)
+    if any(not torch.equal(model[key], later[key]) for key in later):
+        raise SystemExit("apply is not lossless")
+    add("deepcabac.torch: publish, apply", len(data), (publish, apply))
+    peers = (("zstd -3 of XOR", xor, from_xor), ("zstd -3 of gaps and values", lists, from_lists))
+    for label, make, undo in peers:
+        seconds, plain = least(lambda make=make: make(base, new), repeat)
+        coding, coded = least(lambda plain=plain: zstd(plain), repeat, children=True)
+        decoding, _ = least(lambda coded=coded: unzstd(coded), repeat, children=True)
+        restoring, _ = least(lambda plain=plain, undo=undo: undo(base, plain), repeat)
+        add(label, len(coded), (seconds + coding, decoding + restoring))
     return rows
 
 

@@ -161,7 +161,7 @@ def fast_recorder(text: dict[str, Any], chunks: list[tuple[bytes, int, list[tupl
 
 
 def update_in_units() -> tuple[bytes, dict[str, np.ndarray]]:
-    """What no golden file has: an update of method 8, with a chunk and a row that are the base's. The second: its base."""
+    """What no golden file has: an update of method 8, with a chunk and a row that are its base's; and the base."""
     base = {"t": np.array([[1, -3, 5e-3], [8, 0, 1e9], [2, 1e-7, -6], [1, -1, 0.1], [3, 2, 1]], np.float32)}
     record = bytes([0, 96, 3, 2])
     (chunk,) = encode.encode_chunks(decode.Params(record), [1, -70, -(2**24), 2**23, 5, -9])

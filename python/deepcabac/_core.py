@@ -457,8 +457,9 @@ class Rates:
 
 
 def fit_changes(mantissa: int, base: npt.NDArray[Any], patterns: npt.NDArray[Any]) -> Rates:
-    """Rates that suit the change from ``base`` to as many ``patterns``, of floats with so many bits of mantissa (or 0)."""
-    given, values, first = Rates(0, b"").of(base, mantissa), pointer(patterns.view(np.uint8)), ffi.new("uintptr_t *")
+    """Rates that suit the change from ``base`` to as many ``patterns``, with so many bits of mantissa (0: integers)."""
+    given, values = Rates(0, b"").of(base, mantissa), pointer(patterns.view(np.uint8))
+    first: Pointer[int] = ffi.new("uintptr_t *")
     codes = deliver(lambda out: lib.dc_fit_changes(given, values, first, out), MOST_EXPONENTS)
     return Rates(first[0], codes)
 
