@@ -100,6 +100,16 @@ def regressed() -> bytes:
     return Parts(payload, forge.plain_index(entries)).file()
 
 
+def exact() -> bytes:
+    """Floating-point values as symbols: scales, escapes, runs of zero bits, several types; and a codebook."""
+    rng = np.random.default_rng(8)
+    matrix = rng.normal(size=(40, 30)) * 2 ** rng.normal(size=30)
+    matrix[::7] = matrix[::7].astype(np.float16)
+    matrix[5, 5:8] = np.inf, 0, 1e-30
+    tensors = {kind: matrix.astype(kind) for kind in ("float64", "float32", "float16")}
+    return deepcabac.compress({**tensors, "few": np.sign(matrix)}, lossless=True)
+
+
 def network() -> bytes:
     """The example network."""
     from safetensors.numpy import load_file
@@ -207,6 +217,7 @@ def seeds() -> list[Seed]:
         ("scaled", scaled(), open_file, damage_behind_checksums, 2),
         ("medium", medium(), open_file, damage_behind_checksums, 2),
         ("regressed", regressed(), open_file, damage_behind_checksums, 2),
+        ("exact", exact(), open_file, damage_behind_checksums, 2),
         ("levels", some_levels(), open_levels, damaged_levels_behind_checksums, 2),
     ]
     if EXAMPLE.exists():

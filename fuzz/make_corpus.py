@@ -21,7 +21,7 @@ def seeds() -> dict[str, bytes]:
     files = {"small": mutate.small(), "scaled": mutate.scaled(), "good": make.good(), "good-scaled": make.scaled()}
     golden = Path(__file__).parents[1] / "tests" / "golden"
     files |= {name: (golden / f"{name}.dcb").read_bytes() for name in ("exact", "update_lossless", "update_quantized")}
-    files["regressed"] = mutate.regressed()
+    files |= {"regressed": mutate.regressed(), "symbols": mutate.exact()}
     levels = {"some": mutate.some_levels(), "good": make.good_levels()}
     for attack in make.ATTACKS:
         kind = files if attack.name.endswith(".dcb") else levels
