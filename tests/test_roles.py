@@ -245,3 +245,17 @@ def test_constants_of_a_graph_come_back_exactly_and_weights_do_not(tmp_path):
     with open_checkpoint(path) as source:
         result = writer.compress(source, io.BytesIO(), Options())
     assert {one.name: one.reason for one in result.tensors} == {"w": "", "grid": "a constant of the graph"}
+
+
+def test_the_optimizer_can_be_dropped_on_the_command_line_but_not_from_a_nnc_file(tmp_path):
+    torch = pytest.importorskip("torch")
+    from command_line import run
+
+    model, optimizer = trained(OPTIMIZERS["Adam"])
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    kept = run("compress", str(tmp_path / "a.pt"), "-o", str(tmp_path / "kept.dcb"))
+    assert kept.stderr.startswith("note: optimizer state is kept exactly: ") and kept.stderr.count("\n") == 1
+    dropped = run("compress", str(tmp_path / "a.pt"), "-o", str(tmp_path / "dropped.dcb"), "--optimizer", "drop")
+    assert (dropped.exit_code, dropped.stderr) == (0, "")
+    refused = run("compress", str(tmp_path / "a.pt"), "-o", str(tmp_path / "a.nnc"), "--optimizer", "drop")
+    assert refused.exit_code == 2 and refused.stderr.startswith("error: --optimizer is for .dcb files")

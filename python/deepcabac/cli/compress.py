@@ -323,5 +323,7 @@ def _check_together(models: tuple[Path, ...], is_dcb: bool) -> None:
     if len(models) > 1 and (given("curvature") or given("importance")):
         name = "curvature" if given("curvature") else "importance"
         raise click.UsageError(f"--{name} was measured on one model: give one MODEL")
+    if not is_dcb and given("optimizer"):
+        raise click.UsageError("--optimizer is for .dcb files: leave it out, or compress the model's checkpoint alone")
     if is_dcb and (given("qp") or given("vector_qp")):
         raise click.UsageError("--qp and --vector-qp are for .nnc files: add --format nnc, or choose --sqnr instead")

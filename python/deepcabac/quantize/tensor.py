@@ -179,8 +179,8 @@ class TensorQuantizer:
             if result.sqnr < 0.99 * target.value:
                 return Decision(None, target, f"stored exactly: {spec.dtype} cannot reach {_asked(target)}")
             if result.sqnr > 1.01 * target.value and result.error > 0:
-                few = "too few elements" if tensor.flat.size < _FEW else "its values are too uneven"
-                note = f"{result.sqnr:.2f} dB instead of {target.value:g}: {few} to come closer"
+                why = "too few elements to come closer" if tensor.flat.size < _FEW else "no step comes closer"
+                note = f"{result.sqnr:.2f} dB instead of {target.value:g}: {why}"
         return Decision(result, target, note)
 
     def _quantize_uneven(self, target: Target, uneven: Spread, tensor: Measured, run: Run) -> Decision:
