@@ -114,7 +114,8 @@ def right_checksums(parts: Parts) -> bytes | None:
         elif old.method == RAW:
             rest = b"".join(struct.pack("<I", chunk.crc) for chunk in chunks)
         elif old.form is not None:
-            rest = form_bytes(old.form, old.dtype.itemsize) + b"".join(parted_bytes(chunk, old.method) for chunk in chunks)
+            rest = form_bytes(old.form, old.dtype.itemsize)
+            rest += b"".join(parted_bytes(chunk, old.method) for chunk in chunks)
         entries.append(entry(old.name.encode(), dtype_code(old.dtype), old.shape, old.method, rest))
     behind = index.base_digest + blob(index.base_name.encode()) if index.is_update else b""
     return Parts(parts.payload, plain_index(entries, kind=index.kind.encode(), extra=index.extra) + behind).file()
