@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
-from safetensors.torch import save_file
 
 import deepcabac
 from deepcabac import OptionError, UnsupportedError
@@ -21,7 +20,9 @@ from deepcabac.cli import program
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5.12")
 
-import deepcabac.torch  # noqa: E402 - only with torch
+from safetensors.torch import save_file  # noqa: E402 - only with torch
+
+import deepcabac.torch  # noqa: E402
 from deepcabac.transformers import LazyStateDict, save_pretrained  # noqa: E402
 
 transformers.logging.set_verbosity_error()
