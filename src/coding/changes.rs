@@ -423,7 +423,7 @@ mod tests {
                     .iter()
                     .map(|value| {
                         let step = if random.below(one_in) == 0 { 1 + random.next() % size } else { 0 };
-                        P::of(if random.next() % 2 == 0 {
+                        P::of(if random.next().is_multiple_of(2) {
                             value.wide() ^ step
                         } else {
                             value.wide().wrapping_sub(step)
