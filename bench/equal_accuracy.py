@@ -1,6 +1,7 @@
 """Bytes at an equal metric: five trained networks, compressed by measured curvature, next to NNCodec 2.1.3.
 
     python bench/equal_accuracy.py [--models FOLDER] [--baselines FILE] [--only NAME] [--cache FOLDER] [--plot FILE]
+    python bench/equal_accuracy.py --data-free [--no-test] ...    # rules for what each tensor gets: data_free.py
 
 For each network: `deepcabac.torch.calibrate` on samples that are not the test's, then `deepcabac.save_file` with that
 curvature at a fixed grid of SQNRs, biases and batch norms corrected afterwards; the file's bytes, and what the
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import _common
+import data_free
 import networks_torch
 import torch
 from networks_torch import Trained
@@ -566,6 +568,8 @@ def parse_arguments() -> argparse.Namespace:
     options.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves: FILE as .png and as .svg")
     options.add_argument("--cache", type=Path, metavar="FOLDER", help="keep calibrations here between runs")
     options.add_argument("--states", type=int, metavar="N", help="of the trellis (default: the package's)")
+    options.add_argument("--data-free", action="store_true", help="compare rules that use no data instead")
+    options.add_argument("--no-test", action="store_true", help="with --data-free: only the divergence, not the test")
     options.add_argument("--preset", default="default", help="fast, default or small")
     options.add_argument(
         "--sqnr", type=float, action="append", metavar="DB", help="instead of each network's grid; can be repeated"
@@ -585,6 +589,14 @@ def main() -> None:
     about["settings"] = f"preset {arguments.preset}, {states} states, "
     about["settings"] += f"{torch.get_num_threads()} threads in PyTorch, all cores in deepcabac"
     about["sources"] = _sources()
+    if arguments.data_free:
+        _common.print_head("Rules without data", data_free.CAVEATS, about)
+        with tempfile.TemporaryDirectory(prefix="deepcabac-cache-") as folder:
+            cache = arguments.cache or Path(folder)
+            cache.mkdir(parents=True, exist_ok=True)
+            places = (arguments.models, cache, about, not arguments.no_test, arguments.json, arguments.results)
+            data_free.run(chosen, baselines, *places)
+        return
     about["peer"] = "; ".join(dict.fromkeys(name for case in chosen for name in baselines[case.name].points))
     _common.print_head("Bytes at an equal metric", CAVEATS, about)
     rows: list[Row] = []

@@ -1,10 +1,10 @@
 """Trained networks compressed at several qualities: bytes against the network's own metric.
 
-    python bench/networks.py [--models FOLDER] [--data FOLDER] [--sqnr 30 --sqnr 25] [--only NAME] [--json FILE]
+    python bench/networks.py [--models FOLDER] [--data FOLDER] [--quality 30 --quality 25] [--only NAME] [--json FILE]
 
 For each network and quality: `deepcabac compress`'s function writes a .dcb file, `deepcabac decompress`'s restores the
 checkpoint from it, and the network's own evaluation script measures that, in a process of its own. Everything is the
-default but the SQNR, which is the same for all networks. The scripts need torch, safetensors, tokenizers and pillow.
+default but the quality, which is the same for all networks. The scripts need torch, safetensors, tokenizers and pillow.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import _common
 
 import deepcabac
 from deepcabac.checkpoint import open_checkpoint
-from deepcabac.options import DEFAULT_SQNR
+from deepcabac.options import DEFAULT_QUALITY
 
-QUALITIES = (35.0, DEFAULT_SQNR, 25.0, 20.0)
+QUALITIES = (35.0, DEFAULT_QUALITY, 25.0, 20.0)
 CAVEATS = (
     "Bytes are whole files: the float32 checkpoint as it is, the .dcb file with names, metadata and index.",
     "The same setting for every network: nothing was chosen on these data, and compressing uses no data.",
@@ -57,10 +57,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Row:
-    """A network at a quality; ``sqnr`` is None for the checkpoint itself."""
+    """A network at a quality; ``quality`` is None for the checkpoint itself."""
 
     network: str
-    sqnr: float | None
+    quality: float | None
     bytes: int
     ratio: float
     bits: float  #: a weight, of the whole file
@@ -71,9 +71,9 @@ class Row:
 
     def cells(self) -> list[str]:
         """For the table."""
-        default = " (default)" if self.sqnr == DEFAULT_SQNR else ""
-        quality = "float32" if self.sqnr is None else f"{self.sqnr:g} dB{default}"
-        change = "" if self.sqnr is None else f"{self.value - self.original:+.{self.digits}f}"
+        default = " (default)" if self.quality == DEFAULT_QUALITY else ""
+        quality = "float32" if self.quality is None else f"{self.quality:g}{default}"
+        change = "" if self.quality is None else f"{self.value - self.original:+.{self.digits}f}"
         return [
             self.network,
             quality,
@@ -136,22 +136,22 @@ def measure(network: Network, qualities: list[float], folder: Path) -> list[Row]
     with open_checkpoint(network.checkpoint) as checkpoint:
         weights = sum(spec.size for spec in checkpoint.specs)
 
-    def row(sqnr: float | None, weights_file: Path, size: int) -> Row:
+    def row(quality: float | None, weights_file: Path, size: int) -> Row:
         value = network.evaluate(weights_file)
-        quality = "float32" if sqnr is None else f"{sqnr:g} dB"
-        _common.note(f"{network.name}, {quality}: {size:,} bytes, {network.metric} {value:.{network.digits}f}")
+        shown = "float32" if quality is None else f"{quality:g}"
+        _common.note(f"{network.name}, {shown}: {size:,} bytes, {network.metric} {value:.{network.digits}f}")
         original = rows[0].value if rows else value
         ratio, bits = raw_bytes / size, 8 * size / weights
-        return Row(network.name, sqnr, size, ratio, bits, network.metric, value, network.digits, original)
+        return Row(network.name, quality, size, ratio, bits, network.metric, value, network.digits, original)
 
     rows: list[Row] = []
     rows.append(row(None, network.checkpoint, raw_bytes))
-    for sqnr in qualities:
-        options = deepcabac.Options() if sqnr == DEFAULT_SQNR else deepcabac.Options(sqnr=sqnr)
+    for quality in qualities:
+        options = deepcabac.Options() if quality == DEFAULT_QUALITY else deepcabac.Options(quality=quality)
         target = folder / "model.dcb"
         small, _ = deepcabac.compress_checkpoint(network.checkpoint, target, options=options, overwrite=True)
         restored = deepcabac.decompress_checkpoint(small, folder / "restored.safetensors", overwrite=True)
-        rows.append(row(sqnr, restored, small.stat().st_size))
+        rows.append(row(quality, restored, small.stat().st_size))
     return rows
 
 
@@ -160,9 +160,9 @@ def at_default(rows: list[Row]) -> list[list[str]]:
     lines = []
     original: Row | None = None
     for row in rows:
-        if row.sqnr is None:
+        if row.quality is None:
             original = row
-        if row.sqnr == DEFAULT_SQNR and original is not None:
+        if row.quality == DEFAULT_QUALITY and original is not None:
             _, _, size, ratio, bits, metric, value, change = row.cells()
             before = original.cells()
             lines.append([row.network, metric, before[2], before[6], size, ratio, bits, value, change])
@@ -177,7 +177,7 @@ def parse_arguments() -> argparse.Namespace:
         "--data", type=Path, metavar="FOLDER", help="where mnist_test.npz may be (default: data beside the models)"
     )
     options.add_argument(
-        "--sqnr", type=float, action="append", metavar="DB", help=f"can be repeated (default: {QUALITIES})"
+        "--quality", type=float, action="append", metavar="Q", help=f"can be repeated (default: {QUALITIES})"
     )
     options.add_argument("--only", metavar="TEXT", help="only networks with TEXT in their name")
     return options.parse_args()
@@ -195,7 +195,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="deepcabac-networks-") as folder:
         for network in chosen:
-            rows += measure(network, arguments.sqnr or list(QUALITIES), Path(folder))
+            rows += measure(network, arguments.quality or list(QUALITIES), Path(folder))
     heads = ["network", "quality", "bytes", "ratio", "bits per weight", "metric", "value", "change"]
     _common.print_table(heads, [row.cells() for row in rows])
     _common.save_table(arguments.results, "qualities", about, heads, [row.cells() for row in rows], keys=2)

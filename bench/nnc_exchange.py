@@ -97,7 +97,7 @@ def dcb_at(tensors: dict[str, Any], level: float, qp: int) -> bytes:
     """A .dcb file with this error of its matrices."""
     step = 2.0 ** (qp / 4)
     for _ in range(6):
-        code = deepcabac.compress(tensors, step=step, depthwise=0.0)
+        code = deepcabac.compress(tensors, step=step)
         ratio = error(tensors, deepcabac.decompress(code)) / level
         if abs(math.log(ratio)) < 1e-3:
             break

@@ -363,7 +363,7 @@ def test_a_size_that_optimizer_state_exceeds_is_refused_with_what_to_do():
 
 def test_the_log_says_why_a_tensor_is_exact(caplog):
     with caplog.at_level("INFO", logger="deepcabac"):
-        report({"bias": normal(64), "w": normal(64, 64)})
+        report({"bias": normal(64), "w": normal(64, 64)}, sqnr=30)
     assert caplog.messages[0].startswith("bias: exact (a vector), 256 to ")
     assert "w: quantized at 30.0 dB, 16,384 to " in caplog.messages[1]
 
@@ -394,8 +394,8 @@ def test_tensors_that_become_almost_all_zero_are_named():
 
 def test_a_tensor_much_worse_than_the_others_is_named_unless_it_was_asked_for():
     tensors = {name: normal(64, 64, seed=seed) for seed, name in enumerate("abcd")}
-    assert report(tensors, overrides={"a": {"sqnr": 8}}).notes == []
-    (note,) = report(tensors, overrides={"a": {"offset": -20}}).notes
+    assert report(tensors, sqnr=30, overrides={"a": {"sqnr": 8}}).notes == []
+    (note,) = report(tensors, sqnr=30, overrides={"a": {"offset": -20}}).notes
     assert note.startswith("much worse than the others, at 30.0 dB: a (")
 
 
@@ -419,8 +419,8 @@ def test_no_row_of_a_direction_of_weight_norm_becomes_zero(direction, gain):
     lengths *= np.sqrt(np.square(back, dtype=float).sum((1, 2)))
     assert (np.delete((array * back).sum((1, 2)), 30) > 0.999 * np.delete(lengths, 30)).all()
     even = normal(64, 32, 3)
-    alone = len(deepcabac.compress({"m.weight_g": np.ones((64, 1, 1), F4), "m.else": even}))
-    assert len(deepcabac.compress({"m.weight_g": np.ones((64, 1, 1), F4), "m.weight_v": even})) <= alone + 8
+    alone = len(deepcabac.compress({"m.weight_g": np.ones((64, 1, 1), F4), "m.else": even}, sqnr=30))
+    assert len(deepcabac.compress({"m.weight_g": np.ones((64, 1, 1), F4), "m.weight_v": even}, sqnr=30)) <= alone + 8
 
 
 # --- equal tensors ---------------------------------------------------------------------------------------------------

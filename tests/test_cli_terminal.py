@@ -40,8 +40,9 @@ def test_help_lists_options_under_headings_the_common_ones_first():
         "Other options",
     ]
     parts = re.split(r"^\S.*:$", text, flags=re.MULTILINE)
-    assert all(option in parts[1] for option in ("--output", "--force", "--sqnr", "--size", "--lossless", "--preset"))
-    assert "--format" in parts[1] and all(option in parts[4] for option in ("--qp", "--vector-qp"))
+    common = ("--output", "--force", "--format", "--quality", "--size", "--lossless", "--preset")
+    assert all(option in parts[1] for option in common)
+    assert all(option in parts[4] for option in ("--qp", "--vector-qp"))
     flags = re.findall(r"--[a-z-]+", text)
     assert not {"--sigma", "--lambda", "--grid", "--scan-order", "--tca", "--codebook", "--level"} & set(flags)
 
@@ -72,7 +73,7 @@ def test_a_shell_gets_a_completion_script_and_completes_commands_options_and_fil
         result = process(env=os.environ | {"_DEEPCABAC_COMPLETE": f"{shell}_source"})
         assert result.returncode == 0 and b"_DEEPCABAC_COMPLETE=" in result.stdout
     assert completed("deepcabac ", 1) == [f"plain,{name}" for name in sorted(deepcabac_commands())]
-    assert completed("deepcabac compress --s", 2) == ["plain,--sqnr", "plain,--size", "plain,--step", "plain,--states"]
+    assert completed("deepcabac compress --s", 2) == ["plain,--size", "plain,--step", "plain,--sqnr", "plain,--states"]
     assert completed("deepcabac compress --preset ", 3) == ["plain,fast", "plain,default", "plain,small"]
     assert completed("deepcabac compress mo", 2) == ["file,mo"]
     assert completed("deepcabac decompress --base mo", 3) == ["file,mo"]

@@ -169,7 +169,7 @@ def test_the_core_does_what_a_slow_computation_does(height, width, groups, coupl
     expected, nearest_tie = slow_levels(weights, columns, rows)
     assert nearest_tie > 1e-5  # else float32 decides: take another seed
     errors = np.zeros((height, width), np.float32) if coupled else None
-    coupled_by = _core.Coupling(columns, rows, errors, height)
+    coupled_by = _core.Coupling(columns[:, None], None, rows, errors, height)
     params = bytes([0, 96]) + bytes([*([width & 127 | 128, width >> 7] if width > 127 else [width]), chunk_rows])
     levels = np.empty(height * width, np.int32)
     for first in range(0, height, chunk_rows):

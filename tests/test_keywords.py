@@ -83,7 +83,7 @@ def test_an_unknown_keyword_is_an_error_that_names_the_nearest(tmp_path, call):
 
 
 def test_an_unknown_keyword_unlike_any_lists_them_all():
-    with pytest.raises(OptionError, match="unknown option 'zzz': choose from sqnr, bits, size"):
+    with pytest.raises(OptionError, match="unknown option 'zzz': choose from quality, sqnr, bits"):
         deepcabac.compress(TENSORS, zzz=1)
 
 

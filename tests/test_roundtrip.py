@@ -175,7 +175,7 @@ def test_a_size_is_reached_within_one_percent(tmp_path, size):
     assert (tmp_path / "m.dcb").stat().st_size == report.file_bytes == pytest.approx(size, rel=0.01)
 
 
-@pytest.mark.parametrize("size", [1, 100, 3_000, 10**9])
+@pytest.mark.parametrize("size", [1, 100, 2_000, 10**9])
 def test_a_size_that_cannot_be_reached_is_an_error_that_says_what_can(tmp_path, size):
     with pytest.raises(deepcabac.OptionError, match="come closest"):
         deepcabac.save_file({"a": normal(200, 300), "exact": np.arange(2000)}, tmp_path / "m.dcb", size=size)

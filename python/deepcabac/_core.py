@@ -226,7 +226,8 @@ def quantize(
 class Coupling:
     """How errors in a matrix of [height, width] weights add up: factors of their cost (``src/feedback.rs``)."""
 
-    columns: npt.NDArray[np.float32]  #: [groups, width, width], unit upper triangular
+    columns: npt.NDArray[np.float32]  #: [groups, blocks, width / blocks, width / blocks], unit upper triangular
+    common: npt.NDArray[np.float32] | None  #: [width], the factor beside these blocks; None if it is zero
     rows: npt.NDArray[np.float32] | None  #: [height, height], unit upper triangular; None if rows are independent
     errors: npt.NDArray[np.float32] | None  #: [height, width], zeros; filled row by row; None with ``rows``
     height: int
@@ -247,7 +248,7 @@ def quantize_coupled(
     Chunks of a matrix with ``coupling.rows`` are to be quantised in order. Chosen levels are written to ``levels``.
     """
     sums = result(DcSums)
-    groups, width, _ = coupling.columns.shape
+    groups, blocks, block, _ = coupling.columns.shape
     given = structure(
         DcQuantizeCoupled(
             params=bytes_pointer(params),
@@ -255,9 +256,11 @@ def quantize_coupled(
             weights=pointer(weights),
             count=weights.size,
             height=coupling.height,
-            width=width,
+            width=blocks * block,
+            block=block,
             first_row=first_row,
             columns=pointer(coupling.columns),
+            common=pointer(coupling.common),
             group_rows=coupling.height // groups,
             rows=pointer(coupling.rows),
             errors=pointer(coupling.errors),

@@ -133,8 +133,10 @@ class DcQuantizeCoupled:
     count: Size
     height: Size
     width: Size
+    block: Size
     first_row: Size
     columns: Pointer[np.float32]
+    common: Pointer[np.float32]
     group_rows: Size
     rows: Pointer[np.float32]
     errors: Pointer[np.float32]

@@ -100,7 +100,7 @@ def save_file(
     takes. What is no weight is stored exactly, such as integers, complex numbers, scalars, small vectors, optimizer
     state and masks. ``metadata``, strings by name, is what safetensors files hold besides tensors.
 
-    ``settings`` are the fields of :class:`Options` by name: ``sqnr=30`` (dB, the default), ``bits=``, ``size=``,
+    ``settings`` are the fields of :class:`Options` by name: ``quality=30`` (the default), ``bits=``, ``size=``,
     ``step=`` or ``lossless=True``; ``rate_distortion=``, ``quantizer=``, ``states=``, ``overrides=``, ``threads=``.
 
     With a ``base`` (a checkpoint or .dcb file, a list of the files of a chain of updates, oldest first, or arrays by

@@ -29,7 +29,7 @@ def save_file(
 ) -> Report:
     """:func:`deepcabac.save_file`: arrays by name, compressed into a .dcb file, with ``metadata``, strings by name.
 
-    ``settings`` are the fields of :class:`deepcabac.Options` by name; the default, ``sqnr=30``, rounds weights, and
+    ``settings`` are the fields of :class:`deepcabac.Options` by name; the default, ``quality=30``, rounds weights, and
     ``lossless=True`` keeps every bit.
     """
     return files.save_file(tensor_dict, filename, metadata=metadata, **settings)

@@ -25,31 +25,35 @@ PRESETS = ("fast", "default", "small")
 #: States of the trellis, at least, where size is all that counts.
 _SMALL_STATES = 64
 
-DEFAULT_SQNR = 30.0
+#: Of the network as a whole, and of each tensor where that is asked for.
+DEFAULT_QUALITY = 30.0
 #: Of differences to a base: what they lack, the next update can bring.
 DEFAULT_UPDATE_SQNR = 10.0
 #: What differences of vectors (biases, norms, running statistics) get above that: they are few and matter.
 VECTOR_UPDATE_SQNR = 12.0
-#: A depthwise kernel's few weights are all that its channel has, and channels differ in size by orders of magnitude, so
-#: noise at 30 dB of the tensor drowns the small ones: EfficientNet-Lite0 fell from 88.5 to 62 % on calibration images.
-#: 10 dB more cost it 1 % in size and brought 87 %.
-DEFAULT_DEPTHWISE = 10.0
 #: SQNR that can be asked for, in dB. Above it float32 has no more to give.
 MAX_SQNR = 120.0
-#: SQNR of a tensor whose offset would take it lower, in dB.
-LEAST_SQNR = 0.5
-TARGETS = ("sqnr", "bits", "size", "step")
+#: SQNR of a tensor that would get less, in dB; and least quality of a network, of which some tensors get much more.
+LEAST_SQNR, LEAST_QUALITY = 0.5, -40.0
+TARGETS = ("quality", "sqnr", "bits", "size", "step")
 _PER_TENSOR = ("sqnr", "step", "exact", "offset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to compress. At most one target is given; without one it is ``sqnr=30``."""
+    """How to compress. At most one target is given; without one it is ``quality=30``."""
 
+    quality: float | None = None
+    """Quality of the network as a whole. 6 more are about one bit per weight more, and half the error. Which tensors
+    get more of it than others follows from what is expected of networks, or was measured (``curvature``,
+    ``importance``). The number is about the average SQNR of the weights in dB. Of differences to a base it is their
+    SQNR."""
     sqnr: float | None = None
-    """Signal-to-quantisation-noise ratio of every quantised tensor, in dB: 10 log10(sum w^2 / sum (w - w')^2)."""
+    """Signal-to-quantisation-noise ratio, 10 log10(sum w^2 / sum (w - w')^2) in dB, the same for every quantised
+    tensor. At the same size a network loses more than with ``quality``. With a ``curvature`` or ``importance`` it means
+    the same as ``quality``."""
     bits: float | None = None
-    """Size of the whole file in bits per element. The SQNR, one for all tensors, that gives this size is searched."""
+    """Size of the whole file in bits per element. The ``quality`` that gives this size is searched."""
     size: int | None = None
     """Size of the whole file in bytes. Searched like ``bits``."""
     step: float | None = None
@@ -57,8 +61,6 @@ class Options:
     The trellis uses two quantisers, half a step apart, and has 0.9 dB less noise than a single one with this step."""
     lossless: bool = False
     """Every tensor comes back bit for bit. With a base, so does every difference."""
-    depthwise: float = DEFAULT_DEPTHWISE
-    """Extra SQNR for depthwise convolution kernels, [channels, 1, ...], in dB. 0 treats them like other tensors."""
     rate_distortion: float = 1.0
     """The price of a bit (lambda), as a multiple of the one theory gives (:attr:`quantizations`). With 0 every weight
     takes its nearest level, whatever that costs."""
@@ -86,12 +88,12 @@ class Options:
     state dict."""
     curvature: Mapping[str, Factors] | None = None
     """What ``deepcabac.torch.calibrate`` measured, a :class:`deepcabac.Curvature`. Bits then go where they matter, and
-    levels compensate for each other's errors. ``sqnr`` becomes an average over the network, weighted by curvature."""
+    levels compensate for each other's errors. ``quality`` is then an average weighted by curvature."""
     importance: Mapping[str, Any] | None = None
     """For each tensor an array of its shape: how much the squared error of each weight costs the network, F >= 0. An
     example is the diagonal of the Fisher matrix (``deepcabac.torch.fisher``). Levels minimise
-    ``F (w - w')^2 + lambda bits``. ``sqnr`` becomes an average over the network in which each weight counts F times. A
-    bit has one price everywhere, which gives the steps. Tensors without an array are quantised as usual."""
+    ``F (w - w')^2 + lambda bits``. ``quality`` becomes an average over the network in which each weight counts F times.
+    A bit has one price everywhere, which gives the steps. Tensors without an array are quantised as usual."""
     threads: int | None = None
     """Number of threads; by default one per core. The bytes do not depend on it."""
 
@@ -101,6 +103,11 @@ class Options:
         given = [name for name in TARGETS if getattr(self, name) is not None] + ["lossless"] * self.lossless
         if len(given) > 1:
             raise OptionError(f"choose one of {' and '.join(given)}: each fixes the quality")
+        if self.quality is not None and not (_is_number(self.quality) and LEAST_QUALITY <= self.quality <= MAX_SQNR):
+            raise OptionError(
+                f"quality must be a number from {LEAST_QUALITY:g} to {MAX_SQNR:g}, by default {DEFAULT_QUALITY:g}, "
+                f"not {self.quality!r}"
+            )
         _check_positive("sqnr", self.sqnr, MAX_SQNR, "dB")
         _check_positive("bits", self.bits, 64, "bits per element")
         _check_positive("size", self.size, 1 << 62, "bytes")
@@ -109,8 +116,6 @@ class Options:
             raise OptionError(f"size must be a whole number of bytes, not {self.size!r}")
         if not (_is_number(self.rate_distortion) and 0 <= self.rate_distortion <= 100):
             raise OptionError(f"rate_distortion must be between 0 and 100, not {self.rate_distortion!r}")
-        if not (_is_number(self.depthwise) and 0 <= self.depthwise <= 60):
-            raise OptionError(f"depthwise must be between 0 and 60 dB, not {self.depthwise!r}")
         if self.quantizer not in _QUANTIZERS:
             raise OptionError(f"quantizer must be one of {', '.join(_QUANTIZERS)}, not {self.quantizer!r}")
         if self.preset not in PRESETS:
@@ -143,6 +148,12 @@ class Options:
         return cls(**given) if options is None else replace(options, **given)
 
     @property
+    def is_by_rule(self) -> bool:
+        """Whether tensors get what is expected to be right for them, as far as nothing was measured."""
+        chosen = self.lossless or self.step is not None or self.sqnr is not None
+        return not chosen and self.curvature is None
+
+    @property
     def quantizations(self) -> list[Quantization]:
         """How weights may become levels, the way that was asked for first.
 
@@ -166,12 +177,11 @@ class Options:
 
     def for_tensor(self, name: str, shape: tuple[int, ...], is_difference: bool = False) -> Target:
         """The target of the tensor called ``name``, or of its difference to a base."""
-        raised = float(self.depthwise) if _is_depthwise(shape) else 0.0
-        default = DEFAULT_SQNR
+        raised, default = 0.0, DEFAULT_QUALITY
         if is_difference:
             raised, default = VECTOR_UPDATE_SQNR if is_vector(shape) else 0.0, DEFAULT_UPDATE_SQNR
-        shown = 0.0 if is_difference else raised
-        target = Target("sqnr", min(float(self.sqnr or default) + raised, MAX_SQNR), raised=shown)
+        asked = self.quality if self.sqnr is None else self.sqnr
+        target = Target("sqnr", min(float(default if asked is None else asked) + raised, MAX_SQNR))
         if self.lossless:
             target = Target("exact")
         elif self.step is not None:
@@ -194,13 +204,12 @@ class Options:
             return target
         if target.kind == "step":
             return replace(target, value=target.value * 10 ** (-offset / 20))
-        return replace(target, value=min(max(target.value + offset, LEAST_SQNR), MAX_SQNR))
+        return replace(target, value=min(max(target.value + offset, LEAST_QUALITY), MAX_SQNR))
 
 
 class SearchFields(TypedDict, total=False):
     """Fields of :class:`Options` other than targets, by name: for type checkers and editors."""
 
-    depthwise: float
     rate_distortion: float
     quantizer: Literal["trellis", "scalar"]
     preset: Literal["fast", "default", "small"]
@@ -215,6 +224,7 @@ class SearchFields(TypedDict, total=False):
 class OptionFields(SearchFields, total=False):
     """All fields of :class:`Options`, by name: the keywords ``**settings`` of functions that compress."""
 
+    quality: float | None
     sqnr: float | None
     bits: float | None
     size: int | None
@@ -245,22 +255,12 @@ class Target:
 
     kind: Literal["sqnr", "step", "exact"]
     value: float = 0.0
-    raised: float = 0.0  #: dB of ``value`` that are due to the tensor's shape
     forced: bool = False  #: asked for by name: applies to small 1-D tensors too, and is not moved to reach a file size
-
-    def by_measure(self) -> Target:
-        """The same where it was measured what matters, of which ``raised`` is a guess."""
-        return replace(self, value=self.value - self.raised, raised=0.0)
 
 
 def is_vector(shape: tuple[int, ...]) -> bool:
     """Whether all dimensions but one are 1: biases to be broadcast, class tokens, gains of weight_norm."""
     return bool(shape) and math.prod(shape) == max(shape)
-
-
-def _is_depthwise(shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of this shape holds depthwise kernels (or those of a first layer with one input channel)."""
-    return len(shape) >= 3 and shape[0] > 1 and shape[1] == 1 and 1 < math.prod(shape[2:]) <= 128
 
 
 def _is_number(value: Any) -> bool:

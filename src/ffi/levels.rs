@@ -289,10 +289,14 @@ pub struct DcQuantizeCoupled {
     pub height: usize,
     /// Columns of the matrix.
     pub width: usize,
+    /// Columns of a block of the columns' factor; `width` if that is given whole.
+    pub block: usize,
     /// Which row is the first of these.
     pub first_row: usize,
-    /// The unit upper triangular factor of the columns, `[width][width]`, for each group of rows.
+    /// Blocks of the unit upper triangular factor of the columns, `[width / block][block][block]`, for each group of rows.
     pub columns: *const f32,
+    /// What the factor has beside its blocks, `[width]`, or null: zeros.
+    pub common: *const f32,
     /// Rows in a group.
     pub group_rows: usize,
     /// The same of the rows, `[height][height]`, or null: rows are independent.
@@ -322,20 +326,23 @@ pub unsafe extern "C" fn dc_quantize_coupled(
     guarded(|| {
         // SAFETY: valid by this function's contract.
         let (given, sums) = unsafe { (one(given)?, one_mut(sums)?) };
-        let &DcQuantizeCoupled { count, height, width, first_row, group_rows, rate_weight, limit, .. } = given;
+        let &DcQuantizeCoupled { count, height, width, block, first_row, group_rows, rate_weight, limit, .. } = given;
         // SAFETY: as above.
         let (params, weights) = unsafe { (input(given.params, given.params_length)?, input(given.weights, count)?) };
         // SAFETY: as above.
         let levels = unsafe { output(given.levels, count)? };
         let params = Params::read(params)?;
         let inside = width > 0 && count.is_multiple_of(width) && count / width <= height.checked_sub(first_row)?;
-        if !inside || params.width != width || group_rows == 0 || !height.is_multiple_of(group_rows) {
+        let blocks = block > 0 && width.is_multiple_of(block);
+        if !inside || !blocks || params.width != width || group_rows == 0 || !height.is_multiple_of(group_rows) {
             return None;
         }
         let (square, matrix) = (height.checked_mul(height)?, height.checked_mul(width)?);
-        let factors = (height / group_rows).checked_mul(width.checked_mul(width)?)?;
+        let factors = (height / group_rows).checked_mul(width.checked_mul(block)?)?;
         // SAFETY: as above.
         let columns = unsafe { input(given.columns, factors)? };
+        // SAFETY: as above.
+        let common = unsafe { optional(given.common, width)? }.unwrap_or_default();
         // SAFETY: as above.
         let rows = unsafe { optional(given.rows, square)? }.unwrap_or_default();
         // SAFETY: as above.
@@ -345,7 +352,7 @@ pub unsafe extern "C" fn dc_quantize_coupled(
         }
         let mut coded = Vec::new();
         let quantizer = Quantizer { keeps_zeros: given.keeps_zeros, ..Quantizer::new(1.0, rate_weight, limit) };
-        let coupling = Coupling { width, columns, group_rows, rows, first_row, errors };
+        let coupling = Coupling { width, block, columns, common, group_rows, rows, first_row, errors };
         *sums = dispatch::quantize(&params, weights, quantizer, Some(coupling), Some(levels), &mut coded).into();
         // SAFETY: as above.
         unsafe { deliver(&coded, out) }

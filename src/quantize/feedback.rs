@@ -17,11 +17,19 @@ const BLOCK: usize = 64;
 const REACH: usize = 128;
 
 /// The matrix that a chunk is a part of, and its factors.
+///
+/// `U` is given in square blocks along its diagonal. Beside them it is zero, or what it has in column j is the same in
+/// all rows: the factor of a matrix that is the sum of such blocks and of a matrix of ones has that form.
 pub struct Coupling<'a> {
     /// Columns.
     pub width: usize,
-    /// `U` of each group of rows, `[groups][width][width]`: what an error in column l (row of `U`) adds in column j.
+    /// Columns of a block of `U`, a divisor of `width`; `width` if `U` is given whole.
+    pub block: usize,
+    /// Blocks of the `U` of each group of rows, `[groups][width / block][block][block]`: what an error in column l (row of
+    /// `U`) adds in column j.
     pub columns: &'a [f32],
+    /// What an error in an earlier block adds in each column, `[width]`; or empty: nothing.
+    pub common: &'a [f32],
     /// Rows of a group.
     pub group_rows: usize,
     /// `V`, `[rows][rows]`, likewise; or empty: rows are independent.
@@ -33,11 +41,11 @@ pub struct Coupling<'a> {
 }
 
 impl Coupling<'_> {
-    /// Row `column` of the `U` of the row that the chunk's `index`-th weight lies in.
+    /// Row `column` of the block of `U` that it lies in, for the row that the chunk's `index`-th weight lies in.
     #[inline(always)]
     fn factors(&self, index: usize, column: usize) -> &[f32] {
         let group = (self.first_row + index / self.width) / self.group_rows;
-        &self.columns[(group * self.width + column) * self.width..][..self.width]
+        &self.columns[(group * self.width + column) * self.block..][..self.block]
     }
 }
 
@@ -52,6 +60,12 @@ pub struct Feedback<'a> {
     row: Vec<f32>,
     /// What the rows above add to them.
     above: Vec<f32>,
+    /// Sum of the row's errors, as far as they are decided, and of those in the blocks of `U` before the first that is
+    /// not decided as a whole.
+    sum: f32,
+    before: f32,
+    /// First column of that block.
+    undecided: usize,
     /// First weight of the present block.
     start: usize,
     /// Errors of the survivors since then, `[weight][state]`.
@@ -72,6 +86,9 @@ impl<'a> Feedback<'a> {
             limit,
             row: vec![0.0; width],
             above: vec![0.0; width],
+            sum: 0.0,
+            before: 0.0,
+            undecided: 0,
             start: 0,
             errors: Vec::with_capacity(REACH),
             tile: Vec::with_capacity(REACH),
@@ -81,13 +98,21 @@ impl<'a> Feedback<'a> {
     /// The target of the `index`-th weight, the levels of all before it being decided.
     #[inline(always)]
     pub(crate) fn target(&self, index: usize) -> f32 {
-        self.row[index % self.coupling.width].clamp(-self.limit, self.limit)
+        self.unbounded(index % self.coupling.width).clamp(-self.limit, self.limit)
+    }
+
+    #[inline(always)]
+    fn unbounded(&self, column: usize) -> f32 {
+        let Some(factor) = self.coupling.common.get(column) else { return self.row[column] };
+        let errors = if column < self.undecided + self.coupling.block { self.before } else { self.sum };
+        self.row[column] + factor * errors
     }
 
     #[inline(always)]
     fn begin_row(&mut self, index: usize) {
         let (width, coupling) = (self.coupling.width, &self.coupling);
         self.row.copy_from_slice(&self.weights[index..index + width]);
+        (self.sum, self.before, self.undecided) = (0.0, 0.0, 0);
         if coupling.rows.is_empty() {
             return;
         }
@@ -136,9 +161,16 @@ impl Targets for Feedback<'_> {
         let reach = REACH.min(self.coupling.width - column);
         self.tile.clear();
         self.tile.resize(reach, [0.0; REACH]);
+        let coupling = &self.coupling;
         for row in 0..reach {
-            let factors = &self.coupling.factors(index, column + row)[column..column + reach];
-            for (tile, factor) in self.tile.iter_mut().zip(factors) {
+            let place = (column + row) % coupling.block;
+            let inside = (coupling.block - place).min(reach - row);
+            let factors = &coupling.factors(index, column + row)[place..place + inside];
+            for (tile, factor) in self.tile[row..].iter_mut().zip(factors) {
+                tile[row] = *factor;
+            }
+            let common = coupling.common.get(column + row + inside..).unwrap_or_default();
+            for (tile, factor) in self.tile[row + inside..].iter_mut().zip(common) {
                 tile[row] = *factor;
             }
         }
@@ -146,22 +178,27 @@ impl Targets for Feedback<'_> {
 
     #[inline(always)]
     fn decided(&mut self, index: usize, level: i32) {
-        let (width, level) = (self.coupling.width, level as f32);
+        let (width, block, level) = (self.coupling.width, self.coupling.block, level as f32);
         let column = index % width;
         if !self.coupling.rows.is_empty() {
             let row = self.coupling.first_row + index / width;
-            self.coupling.errors[row * width + column] = self.row[column] - level - self.above[column];
+            self.coupling.errors[row * width + column] = self.unbounded(column) - level - self.above[column];
         }
         let error = self.weights[index] - level;
+        let place = column % block;
         let factors = self.coupling.factors(index, column);
-        for (target, factor) in self.row[column + 1..].iter_mut().zip(&factors[column + 1..]) {
+        for (target, factor) in self.row[column + 1..].iter_mut().zip(&factors[place + 1..]) {
             *target += error * factor;
+        }
+        self.sum += error;
+        if place + 1 == block {
+            (self.before, self.undecided) = (self.sum, column + 1);
         }
     }
 
     #[inline(always)]
     fn targets<const N: usize>(&mut self, index: usize) -> [f32; N] {
-        let mut targets = [self.row[index % self.coupling.width]; N];
+        let mut targets = [self.unbounded(index % self.coupling.width); N];
         let factors = &self.tile[index - self.start];
         for (errors, factor) in self.errors.iter().zip(factors) {
             for (target, error) in targets.iter_mut().zip(errors) {
@@ -219,6 +256,25 @@ mod tests {
         factors
     }
 
+    /// Some of what errors in earlier blocks add.
+    fn common(random: &mut Random, width: usize) -> Vec<f32> {
+        (0..width).map(|_| 0.3 * number(random) / (width as f32).sqrt()).collect()
+    }
+
+    /// The whole of the matrices that [`Coupling`] has in blocks: `[groups][width][width]`.
+    fn whole(blocks: &[f32], common: &[f32], groups: usize, width: usize, block: usize) -> Vec<f32> {
+        let mut factors = Vec::with_capacity(groups * width * width);
+        for row in 0..groups * width {
+            let start = row % width / block * block;
+            factors.extend((0..width).map(|column| match column.checked_sub(start) {
+                Some(place) if place < block => blocks[row * block + place],
+                Some(_) => common.get(column).copied().unwrap_or_default(),
+                None => 0.0,
+            }));
+        }
+        factors
+    }
+
     /// `E U` of one row, in column j, and what rows above add to it: plain sums, as the head of this file has them.
     struct Direct<'a> {
         width: usize,
@@ -250,17 +306,28 @@ mod tests {
     fn targets_of_survivors_are_those_of_a_direct_computation() {
         const N: usize = 8;
         let random = &mut Random(7);
-        for (height, width, groups, coupled) in
-            [(3, 5, 1, true), (6, 70, 3, false), (4, 300, 1, true), (4, 9, 4, true), (2, 64, 1, false), (1, 1, 1, true)]
-        {
-            let columns = factors(random, groups, width);
+        for (height, width, groups, coupled, block) in [
+            (3, 5, 1, true, 5),
+            (6, 70, 3, false, 70),
+            (4, 300, 1, true, 300),
+            (4, 9, 4, true, 9),
+            (2, 64, 1, false, 64),
+            (1, 1, 1, true, 1),
+            (3, 180, 1, false, 9),
+            (3, 200, 1, true, 25),
+            (4, 90, 2, false, 1),
+            (2, 300, 1, false, 100),
+        ] {
+            let blocks = factors(random, groups * (width / block), block);
+            let common = if block < width { common(random, width) } else { Vec::new() };
+            let columns = whole(&blocks, &common, groups, width, block);
             let rows = if coupled { factors(random, 1, height) } else { Vec::new() };
             let direct = Direct { width, group_rows: height / groups, height, columns: &columns, rows: &rows };
             let weights: Vec<f32> = (0..height * width).map(|_| 4.0 * number(random)).collect();
             let mut eu = vec![0.0; if coupled { height * width } else { 0 }];
             let group_rows = height / groups;
-            let coupling =
-                Coupling { width, columns: &columns, group_rows, rows: &rows, first_row: 0, errors: &mut eu };
+            let (columns, common, rows, errors) = (&blocks[..], &common[..], &rows[..], &mut eu[..]);
+            let coupling = Coupling { width, block, columns, common, group_rows, rows, first_row: 0, errors };
             let mut feedback = Feedback::new(&weights, false, coupling, 1e6);
             let mut decided = vec![0.0; height * width];
             let mut start = 0;
@@ -322,7 +389,10 @@ mod tests {
                 for (lambda, limit) in [(0.0, 1 << 24), (0.3, 1 << 24), (0.1, 8)] {
                     let resolution = Resolution::Coarse;
                     let params = Params { coder, resolution, mean_log: 96, width, chunk_rows: 5, row, kernel, states };
-                    let columns = factors(random, groups, width);
+                    let block = if kernel.is_some() { 9.min(width / 2) } else { width };
+                    let block = if width.is_multiple_of(block) { block } else { width };
+                    let columns = factors(random, groups * (width / block), block);
+                    let common = if block < width { common(random, width) } else { Vec::new() };
                     let rows = factors(random, 1, height);
                     let weights: Vec<f32> = (0..height * width).map(|_| 20.0 * number(random)).collect();
                     let code = |portable: bool| {
@@ -331,8 +401,10 @@ mod tests {
                         let chunks = weights.chunks(5 * width).zip(levels.chunks_mut(5 * width));
                         for (chunk, (weights, levels)) in chunks.enumerate() {
                             let group_rows = height / groups;
-                            let (columns, rows, errors) = (&columns, &rows, &mut errors);
-                            let coupling = Coupling { width, columns, group_rows, rows, first_row: 5 * chunk, errors };
+                            let (columns, common, rows, errors) = (&columns, &common, &rows, &mut errors);
+                            let first_row = 5 * chunk;
+                            let coupling =
+                                Coupling { width, block, columns, common, group_rows, rows, first_row, errors };
                             let quantizer = Quantizer::new(1.0, lambda, limit);
                             let mut coded = Vec::new();
                             let sums = if portable {

@@ -158,7 +158,7 @@ def predicted() -> bytes:
         "long": weights(53, 1200),
     }
     overrides = {"sparse": {"sqnr": 15}, "scaled columns": {"sqnr": 55}}
-    return deepcabac.compress(tensors, overrides=overrides, quantizer="scalar")
+    return deepcabac.compress(tensors, sqnr=30, overrides=overrides, quantizer="scalar")
 
 
 def trellis(states: int, sqnr: float) -> Callable[[], bytes]:
@@ -299,7 +299,8 @@ def from_checkpoint(files: Mapping[str, bytes], model: str) -> bytes:
         for name, data in files.items():
             (Path(folder) / name).write_bytes(data)
         path = Path(folder) / "out.dcb"
-        deepcabac.compress_checkpoint(Path(folder) / model, path, options=deepcabac.Options(quantizer="scalar"))
+        options = deepcabac.Options(quantizer="scalar", sqnr=30)
+        deepcabac.compress_checkpoint(Path(folder) / model, path, options=options)
         return path.read_bytes()
 
 

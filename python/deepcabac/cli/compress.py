@@ -13,7 +13,7 @@ import click
 from .. import files, folders
 from ..nnc import files as nnc_files
 from ..nnc.writing import DEFAULT_QP, DEFAULT_VECTOR_QP
-from ..options import DEFAULT_DEPTHWISE, DEFAULT_SQNR, DEFAULT_STATES, PRESETS, Options
+from ..options import DEFAULT_QUALITY, DEFAULT_STATES, PRESETS, Options
 from . import report
 from .cluster import DASK, refuse_for_files, workers
 from .nnc import is_nnc, nnc_made, nnc_settings
@@ -42,7 +42,7 @@ from .parameters import (
 from .places import Outputs, each, is_compressed, measured_options, name_of, naming_paths, reading, writing
 from .report import printable
 
-_TARGETS = ("sqnr", "bits", "size", "step", "lossless")
+_TARGETS = ("quality", "sqnr", "bits", "size", "step", "lossless")
 
 
 @click.command(
@@ -51,7 +51,7 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
     epilog=examples(
         "deepcabac compress model.safetensors",
         "deepcabac compress model.onnx -o small.dcb --size 4MB",
-        "deepcabac compress model.pt --sqnr 35 --tensor '*.embed*=sqnr:45'",
+        "deepcabac compress model.pt --quality 35 --tensor '*.embed*=sqnr:45'",
         "deepcabac compress model.npz --tensor 'head.*=exact'",
         "deepcabac compress model.safetensors --curvature model.curvature --bits 3",
         "deepcabac compress *.safetensors -o small/",
@@ -69,12 +69,11 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
 )
 @FORCE
 @option(
-    "--sqnr",
+    "--quality",
     type=float,
-    metavar="DB",
+    metavar="Q",
     callback=checked,
-    help=f"Signal-to-noise ratio of each quantised tensor in dB; higher is better and larger. [default: "
-    f"{DEFAULT_SQNR:g}]",
+    help=f"Quality of the network as a whole; 6 more are about one bit per weight. [default: {DEFAULT_QUALITY:g}]",
 )
 @option("--size", type=parse_bytes, metavar="BYTES", callback=checked, help="Size of the file, e.g. 500kB or 2MiB.")
 @option("--bits", type=float, metavar="B", callback=checked, help="Size of the file in bits per weight.")
@@ -111,14 +110,12 @@ _TARGETS = ("sqnr", "bits", "size", "step", "lossless")
     help="Distance between two values of a quantiser, in the weights' own unit.",
 )
 @option(
-    "--depthwise",
+    "--sqnr",
     type=float,
     metavar="DB",
-    default=DEFAULT_DEPTHWISE,
-    show_default=True,
     callback=checked,
     heading=QUALITY,
-    help="Added to the SQNR of depthwise convolution kernels, which are small and fragile.",
+    help="Signal-to-noise ratio in dB, the same for each quantised tensor.",
 )
 @option(
     "--rate-distortion",
@@ -208,10 +205,10 @@ def compress(
 ) -> None:
     """Make a small .dcb file from each checkpoint MODEL.
 
-    Choose the quality with one of --sqnr, --size, --bits, --step and --lossless.
-    --size and --bits search for the SQNR that gives this size to within 1 %. With
-    --curvature the SQNR is an average, each tensor weighted by how much it matters;
-    with --importance each weight is.
+    Choose the quality with one of --quality, --size, --bits, --lossless, --sqnr and
+    --step. --size and --bits search for the quality that gives this size to within
+    1 %. Which tensors get more of it is decided by what is known of networks, or by
+    what was measured on this one: --curvature, --importance.
 
     What is no weight stays exact, bit for bit: integers and bools, vectors below
     16,384 elements (biases, norms), tensors below 128 elements, optimizer state,
@@ -309,9 +306,8 @@ def _check_together(models: tuple[Path, ...], is_dcb: bool) -> None:
     for number, name in enumerate(_TARGETS):
         refuse_together(name, _TARGETS[number + 1 :], "each fixes the quality")
     nothing = "when every tensor is exact, nothing is quantised"
-    quantised = ("overrides", "depthwise", "rate_distortion", "quantizer", "states", "curvature", "importance")
+    quantised = ("overrides", "rate_distortion", "quantizer", "states", "curvature", "importance")
     refuse_together("lossless", quantised, nothing)
-    refuse_together("step", ["depthwise"], "with one step for all tensors there is no SQNR to add to")
     refuse_together("curvature", ["step"], "by curvature, every tensor gets its own step")
     refuse_together("curvature", ["importance"], "each says which errors matter")
     refuse_together("curvature", ["base"], "what a difference does was not measured")
@@ -326,4 +322,4 @@ def _check_together(models: tuple[Path, ...], is_dcb: bool) -> None:
     if not is_dcb and given("optimizer"):
         raise click.UsageError("--optimizer is for .dcb files: leave it out, or compress the model's checkpoint alone")
     if is_dcb and (given("qp") or given("vector_qp")):
-        raise click.UsageError("--qp and --vector-qp are for .nnc files: add --format nnc, or choose --sqnr instead")
+        raise click.UsageError("--qp and --vector-qp are for .nnc files: add --format nnc, or choose --quality instead")

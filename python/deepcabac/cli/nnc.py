@@ -16,7 +16,7 @@ from .report import plural, printable, table
 
 #: Parameters of ``compress`` that mean nothing to a .nnc file.
 _DCB_ONLY = (
-    *("sqnr", "bits", "size", "step", "overrides", "depthwise", "states", "preset"),
+    *("quality", "sqnr", "bits", "size", "step", "overrides", "states", "preset"),
     *("curvature", "importance", "lossless"),
 )
 

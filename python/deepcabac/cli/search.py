@@ -142,5 +142,5 @@ def search(
 
 
 #: Settings of compress that a search leaves as they are.
-_FIXED = ("overrides", "preset", "depthwise", "quantizer", "states", "curvature", "importance", "threads")
+_FIXED = ("overrides", "preset", "quantizer", "states", "curvature", "importance", "threads")
 search.params += [parameter for parameter in compress.params if parameter.name in _FIXED]

@@ -20,14 +20,15 @@ import numpy as np
 from .. import showing
 from .._parallel import Run, Tally, pool
 from ..checkpoint import packing
-from ..checkpoint.base import OPTIMIZER, Array, TensorSpec, as_parts, has_odd_bytes, packed_bytes
+from ..checkpoint.base import OPTIMIZER, WEIGHT, Array, TensorSpec, as_parts, has_odd_bytes, packed_bytes
 from ..errors import OptionError, similar
-from ..options import DEFAULT_SQNR, MAX_SQNR, Options
+from ..options import DEFAULT_QUALITY, LEAST_QUALITY, LEAST_SQNR, MAX_SQNR, Options
 from ..quantize import choice, exact
 from ..quantize.coupling import Calibrated
 from ..quantize.exact import Coded, Form
 from ..quantize.importance import Weighted
 from ..quantize.packed import PackedCodes
+from ..quantize.prior import Prior
 from ..quantize.spread import Remark
 from ..quantize.steps import Quantized
 from ..quantize.tensor import Decision, TensorQuantizer
@@ -67,7 +68,6 @@ class TensorReport:
     coded_bytes: int
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
-    raised: float = 0.0  #: dB above the common SQNR, for a depthwise convolution
     coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference", "changes" or "same"
     reason: str = ""  #: why it is exact
     role: str = ""  #: "optimizer" for the state of one
@@ -129,9 +129,6 @@ class Report:
             notes.append(
                 "most weights are 8-bit integers already, which are exact and shrink little: start from the float model"
             )
-        raised = [tensor.raised for tensor in self.tensors if tensor.raised]
-        if raised:
-            notes.append(f"{len(raised)} depthwise convolutions got {raised[0]:g} dB more, because they are fragile")
         if self.dropped == 0:
             notes.append("there is no optimizer state to leave out")
         state = [tensor for tensor in self.tensors if tensor.role == OPTIMIZER and tensor.method == "exact"]
@@ -207,8 +204,13 @@ def compress(
         calibrated = Calibrated(options.curvature, source)
     weighted = None if options.importance is None else Weighted(options.importance, options, source)
     coupled = calibrated is not None
+    expected = None
+    if options.is_by_rule and base is None:
+        targets = {spec.name: options.for_tensor(spec.name, spec.shape) for spec in source.specs}
+        common = [name for name, one in targets.items() if one.kind == "sqnr" and not one.forced]
+        expected = Prior(source, [name for name in common if roles.get(name, WEIGHT) == WEIGHT])
     decisions: dict[str, Decision] | None = None if correct is None else {}
-    quantizer = TensorQuantizer(options, calibrated, weighted, roles)
+    quantizer = TensorQuantizer(options, calibrated, weighted, roles, expected)
     with pool(options.threads) as executor:
 
         def writer_of(source: Source) -> _Writer:
@@ -217,10 +219,11 @@ def compress(
 
         def attempt(options: Options) -> Report:
             nonlocal quantizer
-            quantizer = TensorQuantizer(options, calibrated, weighted, roles)
+            quantizer = TensorQuantizer(options, calibrated, weighted, roles, expected)
             return writer_of(source).run(keep=decisions)
 
-        report = attempt(options) if size is None else _reach(int(size), options, attempt)
+        least = LEAST_SQNR if expected is None else LEAST_QUALITY
+        report = attempt(options) if size is None else _reach(int(size), options, attempt, least)
         if correct is not None and decisions is not None:
             decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
             corrected = Corrected(source, correct(decoded))
@@ -447,7 +450,6 @@ class _Writer:
                 entry.coded_bytes,
                 quantized.sqnr if quantized else None,
                 decision.note if decision else "",
-                decision.target.raised if quantized and decision else 0.0,
                 entry.coding,
                 decision.reason if decision and quantized is None else "",
                 self._roles.get(entry.name, ""),
@@ -500,29 +502,29 @@ def _in_turn(calls: list[Callable[[], Any]]) -> list[Any]:
     return [call() for call in calls]
 
 
-def _reach(wanted: int, options: Options, attempt: Callable[[Options], Report]) -> Report:
-    """Code with that SQNR for all tensors that makes a file of ``wanted`` bytes."""
-    # log2(size) is close to linear in dB piece by piece, so: bracket, then regula falsi with bisection as a net.
-    low: tuple[float, int | None] = (0.5, None)
+def _reach(wanted: int, options: Options, attempt: Callable[[Options], Report], least: float) -> Report:
+    """Code with that quality, at least ``least``, that makes a file of ``wanted`` bytes."""
+    # log2(size) is close to linear in it piece by piece, so: bracket, then regula falsi with bisection as a net.
+    low: tuple[float, int | None] = (least, None)
     high: tuple[float, int | None] = (MAX_SQNR, None)
-    sqnr = DEFAULT_SQNR
+    quality = DEFAULT_QUALITY
     for _ in range(_PASSES):
-        report = attempt(replace(options, bits=None, size=None, sqnr=sqnr))
+        report = attempt(replace(options, bits=None, size=None, quality=quality))
         if abs(report.file_bytes - wanted) <= _SIZE_TOLERANCE * wanted:
             return report
         if report.file_bytes > wanted:
-            high = (sqnr, report.file_bytes)
+            high = (quality, report.file_bytes)
         else:
-            low = (sqnr, report.file_bytes)
-        following = _next_sqnr(low, high, wanted, report)
+            low = (quality, report.file_bytes)
+        following = _next_quality(low, high, wanted, report)
         if following is None:
             break
-        sqnr = following
+        quality = following
     if abs(report.file_bytes - wanted) <= 0.01 * wanted:
         return report
     exact = sum(tensor.coded_bytes for tensor in report.tensors if tensor.method == "exact")
     raise OptionError(
-        f"no quality gives a file of {wanted:,} bytes: {report.file_bytes:,} come closest, at {sqnr:.1f} dB; "
+        f"no quality gives a file of {wanted:,} bytes: {report.file_bytes:,} come closest, at {quality:.1f}; "
         f"{exact:,} of them are tensors stored exactly{_of_optimizers(report)}"
     )
 
@@ -532,10 +534,10 @@ def _of_optimizers(report: Report) -> str:
     return f", {state:,} optimizer state (optimizer='drop' leaves it out)" if state else ""
 
 
-def _next_sqnr(
+def _next_quality(
     low: tuple[float, int | None], high: tuple[float, int | None], wanted: int, report: Report
 ) -> float | None:
-    """The SQNR to try between a file that is too small and one that is too large; None if there is nothing between."""
+    """The quality to try between a file that is too small and one that is too large; None if nothing is between."""
     if high[0] - low[0] < 0.02:
         return None
     if low[1] is None or high[1] is None:
@@ -545,9 +547,9 @@ def _next_sqnr(
         here, size = (low[0], low[1]) if low[1] is not None else (high[0], int(high[1] or 0))
         # 6.02 dB a bit, and a little further, so that the other side is found.
         guess = here + 6.02 * 8 * (wanted - size) / elements * 1.05
-        edge = 0.5 if low[1] is None else MAX_SQNR
+        edge = low[0] if low[1] is None else MAX_SQNR
         if here == edge:
             return None
-        return min(max(guess, 0.5), MAX_SQNR)
+        return min(max(guess, low[0]), MAX_SQNR)
     share = (wanted - low[1]) / (high[1] - low[1])
     return low[0] + (high[0] - low[0]) * min(max(share, 0.05), 0.95)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -60,12 +60,15 @@ class Plan:
     """How to quantise a tensor, at any quality."""
 
     importance: float  #: loss per squared error of a weight, on average
-    columns: Float32 | None = None  #: [groups, d, d], U
+    columns: Float32 | None = None  #: U, [groups, d, d]; or its blocks, [groups, blocks, d / blocks, d / blocks]
     diagonal: Float64 | None = None  #: [groups, d], D
     rows: Float32 | None = None  #: [r, r], V
     row_scales: Scales = field(default_factory=no_scales)  #: [r] or none: log2 in 1/SCALE_STEPS
     column_scales: Scales = field(default_factory=no_scales)  #: [d] or none
     largest_step: float = math.inf
+    common: Float32 | None = None  #: [d], what U has in each column above its block; None: zeros
+    #: Arrays, the squares in which add up to what the layer's outputs see of a matrix; None: by U and D
+    seen: Callable[[Float32], list[Float32]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -299,7 +302,7 @@ def quantize(array: Array, plan: Plan, step: float, how: Quantization, run: Run)
     """
     if plan.columns is None:
         return _quantize_apart(array, plan, step, how, run)
-    height, width = array.shape[0], plan.columns.shape[-1]
+    height, width = array.shape[0], math.prod(plan.columns.shape[1:-1])
     weights = array.reshape(height, width).astype(np.float32, copy=False)
     scales = np.ones((height, width), np.float32)
     if plan.row_scales.size:
@@ -314,7 +317,8 @@ def quantize(array: Array, plan: Plan, step: float, how: Quantization, run: Run)
     each = _core.chunk_levels(params)
     levels = np.empty(array.size, np.int32)
     errors = None if plan.rows is None else np.zeros((height, width), np.float32)
-    coupled = _core.Coupling(plan.columns, plan.rows, errors, height)
+    blocks = plan.columns if plan.columns.ndim == 4 else plan.columns[:, None]
+    coupled = _core.Coupling(blocks, plan.common, plan.rows, errors, height)
     # By the smallest scale: by the largest, it would cut what rows and columns with smaller ones need.
     limit = max(8, level_limit(array.dtype, step * float(scales.min())))
 
@@ -345,7 +349,7 @@ def _quantize_apart(array: Array, plan: Plan, step: float, how: Quantization, ru
         tensor = measure(array, Target("step", step, forced=True), run)
         assert tensor is not None
         return steps.quantize(tensor, step, how, run)
-    factors = scale_factors(plan.row_scales)
+    factors = scale_factors(plan.row_scales).reshape(-1, *(1,) * (array.ndim - 1))
     weights = array.astype(np.float32, copy=False)
     tensor = measure(weights / factors, Target("step", step, forced=True), run)
     assert tensor is not None
@@ -387,14 +391,24 @@ def _gain(weights: Float32, values: Float32, plan: Plan) -> float:
     Levels chosen for their cost are too small on average. That the least squared error asks for smaller values still
     does not matter here: what all layers lose together adds up, noise does not.
     """
+    own = other = 0.0
+    if plan.seen is not None:
+        for one, two, both in zip(*map(plan.seen, (weights, values, weights + values)), strict=True):
+            energy = _core.measure(one)[0]
+            own += energy
+            other += (_core.measure(both)[0] - energy - _core.measure(two)[0]) / 2
+        return _bounded(own, other)
     assert plan.columns is not None and plan.diagonal is not None
     groups, width, _ = plan.columns.shape
     sizes = scale_factors(plan.column_scales).astype(np.float64) if plan.column_scales.size else np.ones(width)
-    own = other = 0.0
     for group in range(groups):
         rows = slice(group * len(weights) // groups, (group + 1) * len(weights) // groups)
         upper = plan.columns[group] * (sizes / sizes[:, None]).astype(np.float32)
         seen = weights[rows] @ upper
         own += float((seen * seen * plan.diagonal[group]).sum())
         other += float((seen * (values[rows] @ upper) * plan.diagonal[group]).sum())
+    return _bounded(own, other)
+
+
+def _bounded(own: float, other: float) -> float:
     return min(max(own / other, 0.8), 1.25) if other > 0 else 1.0

@@ -11,11 +11,12 @@ import numpy as np
 from .. import _core
 from .._parallel import Run
 from ..checkpoint.base import Array, TensorSpec
-from ..options import Options, Quantization, Target, is_vector
+from ..options import LEAST_SQNR, Options, Quantization, Target, is_vector
 from . import choice, coupling, exact, packed, steps
 from .coupling import Calibrated
 from .exact import Coded
 from .importance import TINY, Weighted
+from .prior import Prior
 from .spread import Remark, Spread, directions, remark, spread
 from .steps import Measured, Quantized
 
@@ -42,7 +43,7 @@ class TensorQuantizer:
     """Decides how tensors are stored, one at a time and independently of each other. Safe to use from several threads.
 
     ``calibrated`` and ``weighted`` are what the options' curvature and importance say of the whole model, ``roles``
-    what :func:`choice.roles` says.
+    what :func:`choice.roles` says, ``expected`` what is expected of it where nothing was measured.
     """
 
     def __init__(
@@ -51,8 +52,10 @@ class TensorQuantizer:
         calibrated: Calibrated | None = None,
         weighted: Weighted | None = None,
         roles: Mapping[str, str] = {},
+        expected: Prior | None = None,
     ) -> None:
         self._options, self._calibrated, self._weighted, self._roles = options, calibrated, weighted, roles
+        self._expected = expected
 
     def target(self, spec: TensorSpec) -> Target:
         """What the tensor is to reach."""
@@ -118,6 +121,8 @@ class TensorQuantizer:
         """
         if target.kind == "exact" or array.dtype not in (np.float32, np.float64) or array.ndim == 0:
             return None
+        if target.kind == "sqnr":
+            target = replace(target, value=max(target.value, LEAST_SQNR))
         with np.errstate(all="ignore"):  # what is not finite is seen by the measuring
             difference = (array - base).astype(np.float32)
             tensor = steps.measure(difference.reshape(-1, 1) if array.ndim == 1 else difference, target, run)
@@ -144,23 +149,29 @@ class TensorQuantizer:
         # An SQNR that was asked for by name is that of the tensor alone, in which all weights count the same.
         own = target.kind == "exact" or (target.forced and target.kind == "sqnr")
         if self._weighted and spec.name in self._weighted and not own:
-            target = target.by_measure()
             return Decision(self._weighted.quantize(spec.name, array, target, run), target)
         plan = None
         if self._calibrated and target.kind == "sqnr" and not target.forced:
             plan = self._calibrated.plan(spec.name, array)
         if plan is not None:
-            target = replace(target.by_measure(), forced=True)
+            target = replace(target, forced=True)
         tensor = steps.measure(array, target, run)
         if tensor is None:
             return Decision(None, target)
         if plan is not None and self._calibrated is not None:
             return self._quantize_by(plan, self._calibrated.slope(target.value), array, target, tensor, run)
+        if self._expected is not None and target.kind == "sqnr" and not target.forced:
+            plan = self._expected.plan(spec.name, array)
+            if plan is not None and spread(array, tensor.sample, tensor.energy) is None:
+                slope = self._expected.slope(target.value)
+                return self._quantize_by(plan, slope, array, replace(target, forced=True), tensor, run)
         return self._quantize_to(target, spec, tensor, run)
 
     def _quantize_to(self, target: Target, spec: TensorSpec, tensor: Measured, run: Run) -> Decision:
         """The tensor quantised to an SQNR or a step of its own."""
         uneven = None
+        if target.kind == "sqnr":
+            target = replace(target, value=max(target.value, LEAST_SQNR))
         if target.kind == "sqnr" and not target.forced and tensor.energy > 0:
             array = tensor.flat.reshape(tensor.shape)
             if self._roles.get(spec.name) == choice.DIRECTION:
@@ -220,8 +231,9 @@ class TensorQuantizer:
     ) -> Decision:
         """The tensor quantised such that a bit buys ``slope`` of loss."""
         hows = self._options.quantizations
-        # So few levels that the path through a trellis has no freedom yet.
-        how = hows[-1] if tensor.flat.size < TINY else hows[0]
+        # So few levels, or other than zero, that the path through a trellis has no freedom.
+        few = tensor.flat.size < TINY or (self._expected is not None and steps.is_pruned(tensor.sample))
+        how = hows[-1] if few else hows[0]
         step = plan.step(slope, how) if tensor.energy > 0 else 1.0
         if step is None:
             note = "stored exactly: the step that its curvature asks for is beyond float32 arithmetic"

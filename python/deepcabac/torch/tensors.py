@@ -35,7 +35,7 @@ def save_file(
 
     Tensors may be on any device, be non-contiguous, require gradients, or share memory (then they are tied and stored
     once). :func:`save_model` takes whole models and nested state dicts. ``settings`` are the fields of
-    :class:`deepcabac.Options` by name; the default, ``sqnr=30``, rounds weights, and ``lossless=True`` keeps every bit.
+    :class:`deepcabac.Options` by name; the default, ``quality=30``, rounds weights, ``lossless=True`` keeps every bit.
 
     Raises :class:`OptionError`, :class:`UnsupportedError` (sparse, quantised, complex or meta tensors) or
     :class:`CheckpointError` (the file cannot be written).

@@ -54,7 +54,9 @@ _TRUST = 0.5
 #: A loss too small to be seen is taken to be this share of what may be lost.
 _UNSEEN = 0.05
 
-METHODS = ("curvature", "importance", "dc-v2", "sqnr", "sensitivity")
+METHODS = ("curvature", "importance", "dc-v2", "quality", "sensitivity", "sqnr")
+#: Without being asked for.
+_USUAL = METHODS[:-1]
 
 OnTrial = Callable[["SearchProgress"], None]
 
@@ -134,9 +136,9 @@ def search(
     by default the output's name with .search.csv. After an interruption, the same call continues from there. Delete
     the file if ``evaluate`` has changed.
 
-    ``methods`` are the ways to choose steps, by default all that apply: ``"curvature"`` and ``"importance"``
-    need ``curvature=`` and ``importance=``; ``"dc-v2"`` has one step for all tensors, and lambda; ``"sqnr"`` the same
-    quality for each tensor; ``"sensitivity"`` refines the best of them by
+    ``methods`` are the ways to choose steps, by default all that apply but ``"sqnr"``: ``"curvature"`` and
+    ``"importance"`` need ``curvature=`` and ``importance=``; ``"quality"`` is what :func:`save_file` does without them;
+    ``"dc-v2"`` has one step for all tensors, and lambda; ``"sqnr"`` one SQNR; ``"sensitivity"`` refines the best by
     measuring how much parts of the network matter (by default if nothing else says so). ``grid=True`` tries every
     combination of a full grid instead, however many evaluations that takes.
 
@@ -337,9 +339,10 @@ def _curves(source: Source, options: Options, methods: Sequence[str] | None) -> 
     for method, known in needs.items():
         if methods is not None and method in methods and known is None:
             raise OptionError(f"the method {method!r} needs {method}=")
-    wanted = [method for method in METHODS if methods is None or method in methods]
-    # With a curvature or importance, "sqnr" is what those make of it; with a curvature there is no common step.
-    covered = {"sqnr"} if options.curvature is not None or options.importance is not None else set()
+    wanted = [method for method in METHODS if method in (_USUAL if methods is None else methods)]
+    # With a curvature or importance, these are what those make of it; with a curvature there is no common step.
+    measured = options.curvature is not None or options.importance is not None
+    covered = {"sqnr", "quality"} if measured else set()
     if options.curvature is not None:
         covered.add("dc-v2")
     curves = []
@@ -353,8 +356,10 @@ def _curves(source: Source, options: Options, methods: Sequence[str] | None) -> 
 
 
 def _curves_of(method: str, source: Source) -> list[_Curve]:
-    if method in ("curvature", "importance", "sqnr"):
+    if method == "sqnr":
         return [_Curve(method, lambda quality: {"sqnr": _short(quality)})]
+    if method in ("curvature", "importance", "quality"):
+        return [_Curve(method, lambda quality: {"quality": _short(quality)})]
     if method == "dc-v2":
         spread = _spread(source)
 
