@@ -160,7 +160,9 @@ class TensorQuantizer:
             return Decision(None, target)
         if plan is not None and self._calibrated is not None:
             return self._quantize_by(plan, self._calibrated.slope(target.value), array, target, tensor, run)
-        if self._expected is not None and target.kind == "sqnr" and not target.forced:
+        # Directions of weight_norm are divided by the norms of their rows, which must not become zero.
+        direction = self._roles.get(spec.name) == choice.DIRECTION
+        if self._expected is not None and target.kind == "sqnr" and not target.forced and not direction:
             plan = self._expected.plan(spec.name, array)
             if plan is not None and spread(array, tensor.sample, tensor.energy) is None:
                 slope = self._expected.slope(target.value)
