@@ -181,7 +181,7 @@ def test_a_graph_that_does_not_fit_the_tensors_is_damage(here, call):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_int8_weights_give_the_same_within_rounding(here, dtype):
     onnx.save(model(dtype), "m.onnx")
-    deepcabac.compress_checkpoint("m.onnx")
+    deepcabac.compress_checkpoint("m.onnx", options=deepcabac.Options(sqnr=30))
     deepcabac.decompress_checkpoint("m.dcb", "float.onnx")
     deepcabac.decompress_checkpoint("m.dcb", "int8.onnx", int8=True)
     onnx.checker.check_model("int8.onnx", full_check=True)
@@ -260,7 +260,7 @@ def test_initializers_that_are_inputs_too_stay_floats(here):
     proto = model()
     proto.graph.input.append(helper.make_tensor_value_info("w1", TensorProto.FLOAT, [1024, 60]))
     onnx.save(proto, "m.onnx")
-    deepcabac.compress_checkpoint("m.onnx")
+    deepcabac.compress_checkpoint("m.onnx", options=deepcabac.Options(sqnr=30))
     deepcabac.decompress_checkpoint("m.dcb", "int8.onnx", int8=True)
     assert {"w1", "kernel_levels"} <= {one.name for one in onnx.load("int8.onnx").graph.initializer}
 
