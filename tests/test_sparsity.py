@@ -77,7 +77,7 @@ def test_pruned_tensors_have_a_coder_of_their_own(tmp_path, preset, coder):
     random = np.random.default_rng(0)
     dense = random.standard_normal((300, 400)).astype(np.float32)
     pruned = np.where(np.abs(dense) > 2, dense, 0)
-    deepcabac.save_file({"dense": dense, "pruned": pruned}, tmp_path / "m.dcb", preset=preset)
+    deepcabac.save_file({"dense": dense, "pruned": pruned}, tmp_path / "m.dcb", preset=preset, sqnr=30)
     with deepcabac.open_file(tmp_path / "m.dcb") as file:
         info = {name: file.info(name) for name in file}
         back = file["pruned"]
