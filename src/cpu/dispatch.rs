@@ -6,6 +6,7 @@
 use crate::chunk::{self, Sums};
 use crate::coding::changes::{self, Found, Rates};
 use crate::coding::lanes::{self, Job};
+#[cfg(test)]
 use crate::coding::rans::{self, Decode};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::avx2::Avx2;
@@ -30,7 +31,7 @@ pub fn decode(jobs: &mut [Job]) {
 }
 
 /// Decodes the next symbols: see [`Decode::decode`].
-#[allow(dead_code)] // as `coding::rans`
+#[cfg(test)]
 pub(crate) fn symbols(decoder: &mut rans::Decoder, numbers: Option<&[u8]>, symbols: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if available() {
@@ -187,6 +188,7 @@ pub(crate) mod avx2 {
     );
     with_features!(
         /// [`Decode::decode`] with vectors.
+        #[cfg(test)]
         symbols, symbols_avx2, crate::cpu::symbols::decode,
         (decoder: &mut rans::Decoder, numbers: Option<&[u8]>, symbols: &mut [u8])
     );
