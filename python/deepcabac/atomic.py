@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
 import os
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from _typeshed import ReadableBuffer
+    from typing_extensions import Self  # in typing itself only from Python 3.11 on
 
 
 def reason(error: BaseException) -> str:
@@ -68,7 +70,30 @@ class _TemporaryFile(io.FileIO):
             raise CheckpointError(f"{self._target}: cannot be written: {reason(error)}") from error
 
 
-class AtomicFile:
+class Committed(abc.ABC):
+    """Something under construction: as a context manager it commits when the block ends, and aborts when it raises."""
+
+    @abc.abstractmethod
+    def commit(self) -> None:
+        """Put it in place."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Remove what was made so far. Safe to call more than once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+class AtomicFile(Committed):
     """A file under construction: a temporary in the target's folder until :meth:`commit` renames it into place.
 
     ``file`` is binary, buffered, seekable, and open for reading and writing. Used as a context manager it commits
@@ -136,17 +161,6 @@ class AtomicFile:
         with contextlib.suppress(OSError):
             self._temporary.unlink()
 
-    def __enter__(self) -> AtomicFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.commit()
-        else:
-            self.abort()
-
 
 def commit_together(files: list[AtomicFile]) -> None:
     """Commit several files, in order, only after every one of them is completely written.
@@ -165,7 +179,7 @@ def commit_together(files: list[AtomicFile]) -> None:
         raise
 
 
-class AtomicFolder:
+class AtomicFolder(Committed):
     """A folder under construction: a temporary one beside its target until :meth:`commit` puts it in place.
 
     ``path`` is where to write. Used as a context manager it commits when the block ends, and removes everything when
@@ -227,16 +241,10 @@ class AtomicFolder:
         """Remove the temporary folder. Safe to call more than once."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def __enter__(self) -> AtomicFolder:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.commit()
-            return
-        self.abort()
+        super().__exit__(kind, error, trace)
         if isinstance(error, DeepCabacError) and str(self.path) in str(error):
             # What failed is part of the folder that the user named.
             said = str(error).replace(str(self.path), str(self.target))

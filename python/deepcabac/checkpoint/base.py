@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from ..atomic import reading, reason
+from ..atomic import Committed, reading, reason
 from ..errors import CheckpointError, OptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class CheckpointReader(abc.ABC):
         self.close()
 
 
-class CheckpointWriter(abc.ABC):
+class CheckpointWriter(Committed):
     """A checkpoint under construction. As a context manager it commits when the block ends and aborts when the block
     raises.
 
@@ -206,20 +206,6 @@ class CheckpointWriter(abc.ABC):
     @abc.abstractmethod
     def _commit(self) -> None: ...
 
-    @abc.abstractmethod
-    def abort(self) -> None:
-        """Remove every temporary. Safe to call more than once."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.commit()
-        else:
-            self.abort()
 
 
 def _check_specs(specs: list[TensorSpec]) -> None:
