@@ -214,7 +214,8 @@ def is_few(sample: Array) -> bool:
 
 def _repeats(sample: Array, times: int, most: int = 1 << 16) -> bool:
     """Whether values other than zero occur at least so many ``times`` on average, and at ``most`` so many differ."""
-    others = np.sort(sample[sample != 0].astype(np.float64))
+    # numpy sorts float32 several times as fast as float64; every narrower type fits into it.
+    others = np.sort(sample[sample != 0].astype(np.float64 if sample.dtype.itemsize > 4 else np.float32, copy=False))
     distinct = 1 + np.count_nonzero(others[1:] != others[:-1])
     return bool(distinct <= most and distinct * times <= others.size) if others.size else True
 
@@ -255,21 +256,32 @@ def _is_regular(array: Array) -> bool:
     tall = rows[:_STRETCH, : max(_STRETCH // rows.shape[0], 1)].astype(np.float64)
     rounding = 2.0 ** (1 - mantissa(array.dtype))
     for values in (some, tall.T):
-        first = values[:1, :_GLANCE]
-        for lag in range(1, min(_LAGS, values.shape[1] // 8) + 1):
-            if _is_linear(first, lag, rounding) and _is_linear(values, lag, rounding):
+        for lag in _glance(values[0], rounding):
+            counted, regular = _in_step(values[:, : -2 * lag], values[:, lag:-lag], values[:, 2 * lag :], rounding)
+            if counted.sum() >= _FEWEST and regular.sum() > _REGULAR * counted.sum():
                 return True
     return False
 
 
-def _is_linear(values: npt.NDArray[np.float64], lag: int, rounding: float) -> bool:
-    """Whether each value is as far from the one ``lag`` places before as from the one after, nearly everywhere."""
-    before, here, after = values[:, : -2 * lag], values[:, lag:-lag], values[:, 2 * lag :]
+def _glance(row: npt.NDArray[np.float64], rounding: float) -> list[int]:
+    """At which distances the first values of a row go in equal steps; all distances are tried at once."""
+    most = min(_LAGS, row.size // 8)
+    lags = np.arange(1, most + 1)
+    here = np.arange(most, min(row.size, _GLANCE) - most)
+    counted, regular = _in_step(row[here - lags[:, None]], row[here], row[here + lags[:, None]], rounding)
+    return [int(lag) for lag in lags[regular > _REGULAR * counted]]
+
+
+def _in_step(
+    before: npt.NDArray[np.float64], here: npt.NDArray[np.float64], after: npt.NDArray[np.float64], rounding: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each row, how many places are not zeros alone, and at how many of those the steps before and after are equal.
+
+    Zeros among zeros say nothing: pruned weights have many.
+    """
     near = np.abs(before) + np.abs(here) + np.abs(after)
-    regular = np.abs(before - 2 * here + after) <= near * rounding
-    # Zeros among zeros say nothing: pruned weights have many.
-    counted = int(np.count_nonzero(near))
-    return counted >= _FEWEST and bool(np.count_nonzero(regular & (near > 0)) > _REGULAR * counted)
+    regular = (np.abs(before - 2 * here + after) <= near * rounding) & (near > 0)
+    return np.count_nonzero(near, axis=-1), np.count_nonzero(regular, axis=-1)
 
 
 #: A matrix of which only the directions of its rows count.
