@@ -330,7 +330,7 @@ def test_a_report_says_why_a_tensor_is_exact():
         "bias": "a vector",
         "optimizer.state.0.exp_avg": "optimizer state",
         "steps": "not floating point",
-        "nan": "not finite, or beyond float32",
+        "nan": "4,096 of its values are NaN or infinite",
         "one": "a scalar",
     }
 
@@ -488,3 +488,15 @@ def test_updates_keep_what_is_no_weight_exact():
     assert (back["optimizer.state.0.exp_avg_sq"] == new["optimizer.state.0.exp_avg_sq"]).all()
     assert (back["mask"] == new["mask"]).all()
     assert not (back["w"] == new["w"]).all()
+
+
+def test_a_note_names_weights_that_are_not_finite():
+    w, wide = normal(64, 64), normal(64, 64).astype(float)
+    w[0, :2], wide[0, 0] = (np.nan, np.inf), 1e300
+    found = report({"w": w, "fine": normal(64, 64), "wide": wide, "mask": np.triu(np.full((64, 64), -np.inf, F4), 1)})
+    assert found.notes[:2] == [
+        "w: stored exactly: 2 of its values are NaN or infinite",
+        "wide: stored exactly: its values are beyond float32",
+    ]
+    assert not any(note.startswith("mask") for note in found.notes)  # it is no weight
+    assert not report({"w": w}, lossless=True).notes

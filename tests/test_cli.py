@@ -367,7 +367,7 @@ def test_without_a_command_there_is_help_on_stderr():
         ("compress words.safetensors", 2, "words.safetensors: is not a safetensors file"),
         ("compress missing.npz", 2, "missing.npz: no such file"),
         ("compress folder", 2, "folder: holds no weights that can be compressed"),
-        ("compress .", 2, "holds bad.dcb: is compressed already"),
+        ("compress .", 2, "holds bad.dcb: is compressed already; 'deepcabac decompress'"),
         ("compress good.dcb -o new.dcb", 2, "good.dcb: is compressed already; 'deepcabac decompress' restores it"),
         ("compress good.dcb", 2, "good.dcb: is compressed already; 'deepcabac decompress' restores it"),
         ("compress model.npz -o model.npz", 2, "model.npz: is the file to read"),

@@ -128,7 +128,8 @@ def compress_folder(
     coded = {file for _, file in weights}
     for name, file in found:
         if name.endswith(SUFFIX) and begins_compressed(file):
-            raise OptionError(f"{folder}: holds {name}: is compressed already; decompress_folder restores it")
+            advice = "'deepcabac decompress' (in Python, decompress_folder) restores it"
+            raise OptionError(f"{folder}: holds {name}: is compressed already; {advice}")
     if not weights and format == "dcb":
         kinds = ".safetensors, .bin, .pt, .pth, .npz, .onnx or .gguf"
         raise OptionError(f"{folder}: holds no weights that can be compressed, in files of {kinds}")

@@ -89,7 +89,16 @@ class TensorQuantizer:
         coded = exact.encode(array, run, base, self._options.preset)
         if base is None:
             coded = packed.better(array, coded, run, self._options.preset)
-        return replace(decision, result=coded, reason=decision.reason or "not finite, or beyond float32")
+        reason = decision.reason or decision.note.removeprefix("stored exactly: ")
+        if base is not None:
+            reason = reason or "a difference that is kept exactly"
+        if reason:
+            return replace(decision, result=coded, reason=reason)
+        odd = array.size - int(np.count_nonzero(np.isfinite(array)))
+        reason = f"{odd:,} of its values are NaN or infinite" if odd else "its values are beyond float32"
+        # A mask with -inf surprises nobody.
+        note = "" if choice.has_few_values(array) else f"stored exactly: {reason}"
+        return replace(decision, result=coded, reason=reason, note=note)
 
     def _why_exact(self, spec: TensorSpec, array: Array, target: Target, is_difference: bool) -> str:
         """Why a tensor, or its difference to a base, is to be stored exactly; empty if it is to be quantised."""
