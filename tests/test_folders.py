@@ -273,6 +273,53 @@ def test_folders_that_cannot_be_written_or_read(model, tmp_path):
         compress_folder(report.path)
 
 
+def test_a_distributed_checkpoint_of_pytorch_is_refused_with_the_way_which_leads_there(tmp_path):
+    """What torch's own converter makes of it is compressed like any file."""
+    torch = pytest.importorskip("torch")
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    weights = {"model": {"a.weight": torch.randn(60, 50)}, "step": 3}
+    dcp.save(weights, checkpoint_id=tmp_path / "checkpoint" / "step-3")
+    for folder, words in (("checkpoint/step-3", "is a"), ("checkpoint", "holds step-3, which is a")):
+        result = run("compress", tmp_path / folder)
+        assert result.exit_code == 2 and "format_utils dcp_to_torch FOLDER model.pt" in result.stderr
+        assert result.stderr.startswith(f"error: {tmp_path / folder}: {words} distributed checkpoint of PyTorch; ")
+    assert left(tmp_path) == ["checkpoint"]
+    dcp_to_torch_save(tmp_path / "checkpoint" / "step-3", tmp_path / "model.pt")
+    deepcabac.compress_checkpoint(tmp_path / "model.pt", lossless=True)
+    deepcabac.decompress_checkpoint(tmp_path / "model.dcb", tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back["step"] == 3 and torch.equal(back["model"]["a.weight"], weights["model"]["a.weight"])
+
+
+def test_a_folder_of_orbax_is_refused_with_the_way(tmp_path):
+    (tmp_path / "state" / "d").mkdir(parents=True)
+    for name in ("manifest.ocdbt", "_CHECKPOINT_METADATA", "_METADATA", "d/437b27d56d66"):
+        (tmp_path / "state" / name).write_text("{}")
+    with pytest.raises(UnsupportedError, match="checkpoint of Orbax; restore it and give its arrays"):
+        compress_folder(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.weights.h5", "file of Keras; load it in Keras and give deepcabac.save_file"),
+        ("model.keras", "file of Keras; load it in Keras and give deepcabac.save_file"),
+        ("flax_model.msgpack", r"file of Flax; .*msgpack_restore"),
+        ("w.npy", r"single array; .*numpy\.load"),
+        ("__0_0.distcp", "give its folder"),
+        ("model.tflite", "has none of the suffixes of checkpoints: "),
+    ],
+)
+def test_files_that_are_not_read_are_refused_with_the_way(tmp_path, name, words):
+    (tmp_path / name).write_bytes(b"some bytes")
+    with pytest.raises(deepcabac.DeepCabacError, match=words) as error:
+        deepcabac.compress_checkpoint(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: ")
+    assert left(tmp_path) == [name]
+
+
 def test_a_folder_of_which_nothing_can_be_compressed_is_an_error(tmp_path):
     (tmp_path / "model").mkdir()
     save_file({"a": normal(4)}, tmp_path / "model" / "m.safetensors")

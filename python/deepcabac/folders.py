@@ -17,6 +17,7 @@ from . import loadable, showing
 from .atomic import AtomicFolder, reason
 from .checkpoint import CheckpointReader, kind_of_path, open_checkpoint
 from .checkpoint.base import Array, PathLike
+from .checkpoint.elsewhere import way_from_folder
 from .dcb.bases import BaseLike
 from .dcb.container import MAGIC
 from .dcb.reader import OnProgress, OpenFile
@@ -38,7 +39,7 @@ _LEFT_OUT = (".git", "__pycache__")
 #: Files of a training that goes on: small errors in them do harm, and nobody ships them.
 _STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|random_states|training_args)", re.IGNORECASE)
 #: Weights in files of other kinds.
-_OTHER_WEIGHTS = (".h5", ".keras", ".msgpack", ".ot", ".npy", ".tflite", ".nemo", ".pdparams")
+_OTHER_WEIGHTS = (".h5", ".keras", ".msgpack", ".ot", ".npy", ".tflite", ".nemo", ".pdparams", ".distcp")
 
 _log = logging.getLogger(__name__)
 
@@ -131,6 +132,10 @@ def compress_folder(
             advice = "'deepcabac decompress' (in Python, decompress_folder) restores it"
             raise OptionError(f"{folder}: holds {name}: is compressed already; {advice}")
     if not weights and format == "dcb":
+        for place in dict.fromkeys([folder, *(file.parent for _, file in found)]):
+            if (way := way_from_folder(place)) is not None:
+                inside = "" if place == folder else f"holds {place.relative_to(folder).as_posix()}, which "
+                raise UnsupportedError(f"{folder}: {inside}{way}")
         kinds = ".safetensors, .bin, .pt, .pth, .npz, .onnx or .gguf"
         raise OptionError(f"{folder}: holds no weights that can be compressed, in files of {kinds}")
     single = [name for name in ("size", "curvature", "importance") if getattr(chosen, name) is not None]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import CheckpointError, DamagedFileError, OptionError, UnsupportedError
-from . import sharded, skeleton
+from . import elsewhere, sharded, skeleton
 from .base import CheckpointReader, CheckpointWriter, TensorSpec, open_binary, parse_json
 from .gguf_file import GgufReader, GgufWriter
 from .npz import NpzReader, NpzWriter, opaque
@@ -86,6 +86,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     kind = kind_of_path(path)
     if kind is None:
         open_binary(path)[0].close()  # says so if it is missing or a directory, which matters more than its suffix
+        if (way := elsewhere.way_from_file(path)) is not None:
+            raise UnsupportedError(f"{path}: {way}")
         raise CheckpointError(f"{path}: has none of the suffixes of checkpoints: {' '.join(SUFFIXES)}")
     return _READERS[kind](path)
 
