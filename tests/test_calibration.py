@@ -270,7 +270,7 @@ def test_two_tied_linear_layers_keep_whole_rows(tmp_path):
     close(found["0.weight"].rows, share(traces, [folds(out) for out in outs]))
 
 
-def test_a_matrix_that_is_used_as_an_argument_too_has_its_diagonal():
+def test_a_matrix_that_is_used_as_an_argument_too_has_the_factors_of_both_uses():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -281,22 +281,178 @@ def test_a_matrix_that_is_used_as_an_argument_too_has_its_diagonal():
 
     model = Net()
     batches = pairs(model, lambda n: torch.randint(0, 7, (n, 5)))
-    found = measure(model, batches)
-    close(
-        found["embed.weight"].diagonal, sum(g.square() for g in gradients(model, "embed.weight", batches)).numpy() / 12
-    )
-    assert found["embed.weight"].columns is None and any("embed.weight" in note for note in found.notes)
+    found = measure(model, batches)["embed.weight"]
+    same = nn.Sequential(nn.Embedding(7, 3), nn.Tanh(), nn.Linear(3, 7, bias=False))
+    with torch.no_grad():
+        same[0].weight.copy_(model.embed.weight)
+    same[2].weight = same[0].weight
+    known = measure(same, batches)["0.weight"]
+    close(found.columns, known.columns)
+    close(found.rows, known.rows)
 
 
-def test_padding_that_cannot_be_known_gives_the_diagonal():
+def test_padding_that_a_forward_adds_by_itself():
     class Odd(nn.Conv2d):
         def forward(self, x):
             return super().forward(F.pad(x, [3, 0, 0, 3]))
 
     for odd in (Odd(2, 3, 3), Odd(2, 3, 1)):
-        found = measure(nn.Sequential(odd), pairs(odd, lambda n: torch.randn(n, 2, 6, 6)))
-        assert found["0.weight"].columns is None and found["0.weight"].diagonal.shape == tuple(odd.weight.shape)
-        assert any("0.weight has a diagonal" in note for note in found.notes)
+        batches = pairs(odd, lambda n: torch.randn(n, 2, 6, 6))
+        found = measure(nn.Sequential(odd), batches)
+        plain = nn.Conv2d(2, 3, odd.kernel_size)
+        plain.load_state_dict(odd.state_dict())
+        known = measure(plain, [(F.pad(x, [3, 0, 0, 3]), v) for x, v in batches])
+        close(found["0.weight"].columns, known["weight"].columns)
+        close(found["0.weight"].rows, known["weight"].rows)
+
+
+class Function(nn.Module):
+    """Computes something of its input and a parameter."""
+
+    def __init__(self, function, *shape):
+        super().__init__()
+        self.w, self.function = nn.Parameter(torch.randn(*shape)), function
+
+    def forward(self, x):
+        return self.function(x, self.w)
+
+
+def moments(sides):
+    """Sums over positions of [n, positions, d]'s outer products, by fold."""
+    return folds([torch.einsum("nti,ntj->nij", side, side) for side in sides])
+
+
+#: Of x [n, 5, 3] and w [3, 4].
+ROWS_ARE_INPUTS = {
+    "linear": lambda x, w: F.linear(x, w.T),
+    "matmul": torch.matmul,
+    "Conv1D of transformers": lambda x, w: torch.addmm(torch.ones(4), x.view(-1, 3), w).view(*x.shape[:-1], 4),
+    "bmm": lambda x, w: torch.bmm(x, w.expand(len(x), -1, -1)),
+    "baddbmm": lambda x, w: torch.baddbmm(torch.ones(1), x, w.expand(len(x), -1, -1)),
+    "einsum": lambda x, w: torch.einsum("btd,dr->btr", x, w),
+    "from the left": lambda x, w: (w.T @ x.mT).mT,
+    "copied": lambda x, w: x @ w.clone().double().float(),
+}
+#: Of x [n, 5, 4] and w [3, 4].
+ROWS_ARE_OUTPUTS = {
+    "linear": F.linear,
+    "matmul": lambda x, w: x @ w.T,
+    "einsum": lambda x, w: torch.einsum("btd,rd->btr", x, w),
+    "added to, as LoRA does": lambda x, w: F.linear(x, w + torch.ones(3, 2) @ torch.ones(2, 4)),
+    "in parts": lambda x, w: torch.cat([x @ part.T for part in w.split(2)], -1),
+}
+
+
+@pytest.mark.parametrize("how", ROWS_ARE_INPUTS)
+def test_factors_of_functions_of_a_matrix_whose_rows_are_inputs(how):
+    model = Function(ROWS_ARE_INPUTS[how], 3, 4)
+    batches = pairs(model, lambda n: torch.randn(n, 5, 3))
+    found = measure(model, batches)["w"]
+    close(found.rows, moments([x for x, _ in batches]))
+    close(found.columns[:, 0], moments([v for _, v in batches]))
+
+
+@pytest.mark.parametrize("how", ROWS_ARE_OUTPUTS)
+def test_factors_of_functions_of_a_matrix_whose_rows_are_outputs(how):
+    model = Function(ROWS_ARE_OUTPUTS[how], 3, 4)
+    batches = pairs(model, lambda n: torch.randn(n, 5, 4))
+    found = measure(model, batches)["w"]
+    close(found.columns[:, 0] / found.columns.max(), (sums := moments([x for x, _ in batches])) / sums.max())
+    rows = moments([v for _, v in batches])
+    if "LoRA" in how:
+        rows = sum(grad.square().sum(1) for grad in gradients(model, "w", batches)).numpy()
+    elif "parts" in how:  # the rows of one are not known to go with those of another
+        rows[:, :2, 2] = rows[:, 2, :2] = 0
+    close(found.rows, rows)
+
+
+def test_factors_of_stacked_experts():
+    def routed(x, w):  # the first half of the samples to one expert, the second to the other
+        return torch.cat([part @ w[expert] for expert, part in enumerate(x.split(len(x) // 2))])
+
+    def together(x, w):
+        return torch.bmm(torch.stack(x.split(len(x) // 2)), w).flatten(0, 1)
+
+    for function in (routed, together):
+        model = Function(function, 2, 3, 80)
+        batches = pairs(model, lambda n: torch.randn(n, 3), samples=8)
+        found = measure(model, batches)["w"]
+        for expert in range(2):
+            outputs = [v.split(4)[expert] for _, v in batches]
+            wanted = np.stack([sum(v[:2].T @ v[:2] for v in outputs), sum(v[2:].T @ v[2:] for v in outputs)])
+            close(found.columns[:, expert], wanted)
+        close(found.rows, sum(grad.square().sum(2).flatten() for grad in gradients(model, "w", batches)).numpy())
+
+
+def test_factors_of_attention_and_recurrent_layers():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.inside(x, x, x, need_weights=False)[0]
+
+    class Recurrent(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.inside = kind(4, 3, batch_first=True)
+
+        def forward(self, x):
+            return self.inside(x)[0]
+
+    for model, name, height in (
+        (Attention(), "inside.in_proj_weight", 12),
+        (Recurrent(nn.LSTM), "inside.weight_ih_l0", 12),
+        (Recurrent(nn.GRU), "inside.weight_ih_l0", 9),
+    ):
+        batches = pairs(model, lambda n: torch.randn(n, 5, 4))
+        found = measure(model, batches)
+        assert not any("instead" in note for note in found.notes)
+        close(found[name].columns[:, 0], moments([x for x, _ in batches]))
+        assert found[name].rows.shape == (2, height, height)
+        if name.endswith("ih_l0"):  # what the states before were is in the outputs, shifted by one
+            before = [F.pad(model(x).detach(), (0, 0, 1, -1)) for x, _ in batches]
+            close(found["inside.weight_hh_l0"].columns[:, 0], moments(before))
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_factors_of_parametrized_layers(norm):
+    layer = getattr(nn.utils.parametrizations, norm)(nn.Linear(4, 3)).eval()
+    batches = pairs(layer, lambda n: torch.randn(n, 5, 4))
+    found = measure(layer, batches)
+    name = next(name for name, value in layer.named_parameters() if value.shape == (3, 4))
+    close(found[name].columns[:, 0], moments([x for x, _ in batches]))
+    close(found[name].rows, sum(grad.square().sum(1) for grad in gradients(layer, name, batches)).numpy())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_factors_of_transposed_convolutions(groups):
+    model = nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=groups)
+    batches = pairs(model, lambda n: torch.randn(n, 4, 5))
+    found = measure(model, batches)["weight"]
+    # The gradient of the input is a convolution of that of the output: the input lies where its outputs lie.
+    patches = [F.unfold(v[:, :, None], (1, 3), padding=(0, 1), stride=(1, 2)).mT for _, v in batches]
+    wanted = np.stack([moments(part) for part in zip(*(p.chunk(groups, 2) for p in patches), strict=True)], 1)
+    close(found.columns, wanted)
+    if groups == 1:
+        close(found.rows, moments([x.mT for x, _ in batches]))
+
+
+def test_what_has_no_factors_is_named_in_one_note():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.other = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(5, 4))
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x * self.gain + self.other)
+
+    found = measure(Net(), pairs(Net(), lambda n: torch.randn(n, 5, 4), samples=40))
+    assert found.notes == ("a diagonal instead of factors for gain, other (it is not what inputs are multiplied by)",)
+    found = measure(Net(), pairs(Net(), lambda n: torch.randn(n, 5, 4), samples=40), largest=3)
+    assert found.notes == ("a diagonal instead of factors for gain, other, linear.weight (more than 3 columns)",)
 
 
 def test_other_parameters_have_diagonals():
@@ -316,10 +472,13 @@ def test_other_parameters_have_diagonals():
     batches = pairs(model, lambda n: torch.randn(n, 5, 4))
     found = measure(model, batches)
     assert list(found) == list(model.state_dict())
+    assert sum(found[name].diagonal is not None for name in found) == 6
     for name in found:
         grads = gradients(model, name, batches)
-        close(found[name].diagonal, sum(g.square() for g in grads).numpy() / 12)
-        assert found[name].total == pytest.approx(float(found[name].diagonal.sum()), rel=1e-3)
+        squares = sum(g.square() for g in grads).numpy() / 12
+        if found[name].diagonal is not None:
+            close(found[name].diagonal, squares)
+        assert found[name].total == pytest.approx(float(squares.sum()), rel=1e-3)
 
 
 def test_batch_norm_statistics_against_finite_differences():
@@ -489,6 +648,9 @@ def test_recomputed_layers_are_counted_once():
     plain = calibrate(model, [x])["inside.weight"]
     model.recompute = True
     close(calibrate(model, [x])["inside.weight"].columns, plain.columns)
+    model.inside = Function(torch.matmul, 3, 3)
+    found = calibrate(model, [x])
+    assert found["inside.w"].diagonal.shape == (3, 3) and any("gradient checkpointing" in one for one in found.notes)
 
 
 def test_half_precision_is_summed_in_float32():

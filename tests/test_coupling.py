@@ -117,6 +117,24 @@ def test_levels_make_up_for_each_others_errors(quantizer, step, shape, groups, r
 
 
 @both
+def test_stacked_matrices_have_factors_of_their_own(quantizer):
+    matrices, factors, truth = layer(1, (120, 80), 4, "diagonal")
+    weights = matrices.reshape(4, 30, 80)
+    alone = Factors(None, None, factors.total, np.ones((4, 30, 80), np.float32))
+    losses, bits = [], []
+    for chosen in (factors, alone):
+        plan = coupling.plan(weights, chosen)
+        result = coupling.quantize(weights, replace(plan, importance=1.0), 0.12, HOWS[quantizer], at_once)
+        losses.append(loss(matrices - restored(result, (120, 80)), truth))
+        bits.append(8 * sum(map(len, result.codes)) / weights.size)
+    assert losses[0] * 4 ** (bits[0] - bits[1]) < 0.9 * losses[1]
+    data = deepcabac.compress({"w": weights}, curvature=curvature_of(w=factors), sqnr=20)
+    assert deepcabac.decompress(data)["w"].shape == (4, 30, 80)
+    with pytest.raises(OptionError, match="shape"):
+        deepcabac.compress({"w": weights.reshape(4, 40, 60)}, curvature=curvature_of(w=factors))
+
+
+@both
 def test_the_sums_of_the_report_are_those_of_what_is_restored(quantizer):
     weights, factors, _ = layer(2, (30, 40))
     result = coupling.quantize(weights, coupling.plan(weights, factors), 0.05, HOWS[quantizer], at_once)

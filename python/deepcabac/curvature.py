@@ -37,13 +37,14 @@ class Factors:
     A matrix W of r rows (dimension 0) and d columns (the rest, flattened; for a convolution with groups, of one
     group) has ``columns`` and ``rows``, which are sums and matter up to a factor only: scaled to a mean of 1 on their
     diagonals, A and G, they say that a change D of W raises the loss by about ``total / (r d) * trace(G D A D^T) / 2``.
+    Matrices may be stacked in a tensor of more dimensions that is no kernel: d is the last, and each is a group.
     Any other tensor has a ``diagonal``: D raises the loss by about ``sum(diagonal * D^2) / 2``.
     """
 
     columns: Float32 | None
     """[2, groups, d, d]: from even and from odd samples, so that noise in one does not show in the other."""
     rows: Float32 | None
-    """[2, r, r] likewise, or [r] if only the diagonal is known."""
+    """[2, r, r] likewise, or [r], of all groups together, if only the diagonal is known."""
     total: float
     """The sum of the curvature over all elements: the mean over samples of the squared gradient's sum."""
     diagonal: Float32 | None

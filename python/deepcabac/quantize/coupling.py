@@ -26,7 +26,7 @@ from ..errors import OptionError
 from ..options import Quantization, Target
 from ..source import Source
 from . import steps
-from .scales import SCALE_STEPS, Scales, no_scales, row_width, scale_factors
+from .scales import SCALE_STEPS, Scales, matrix_shape, no_scales, scale_factors
 from .steps import FLOAT_DTYPES, Quantized, is_pruned, largest, level_limit, measure, round_step
 
 Float64 = npt.NDArray[np.float64]
@@ -153,6 +153,8 @@ def _check(name: str, shape: tuple[int, ...], factors: Factors) -> None:
     fits = factors.diagonal is None or factors.diagonal.shape == shape
     if factors.columns is not None:
         groups, width = factors.columns.shape[1:3]
+        if height * width != size and shape[-1:] == (width,):  # stacked matrices
+            height = size // width if width else 0
         fits = fits and groups > 0 and height % groups == 0 and height * width == size
     if factors.rows is not None:
         fits = fits and factors.rows.shape in ((height,), (2, height, height))
@@ -168,10 +170,10 @@ def plan(array: Array, factors: Factors) -> Plan | None:
     importance = factors.total / size if size else 0.0
     if not importance > 0:
         return None
-    width = row_width(shape)
-    if factors.columns is None or width != factors.columns.shape[-1]:
+    natural = matrix_shape(shape)
+    if factors.columns is None or natural is None or natural[2] != factors.columns.shape[-1]:
         return _plan_vector(array, factors.diagonal) if array.ndim == 1 else Plan(_CAUTION * importance)
-    height = shape[0]
+    height = natural[1]
     pairs = [_factor(first, second) for first, second in zip(*factors.columns, strict=True)]
     upper = np.stack([upper for upper, _ in pairs])
     expected = np.stack([expected for _, expected in pairs])
@@ -302,7 +304,8 @@ def quantize(array: Array, plan: Plan, step: float, how: Quantization, run: Run)
     """
     if plan.columns is None:
         return _quantize_apart(array, plan, step, how, run)
-    height, width = array.shape[0], math.prod(plan.columns.shape[1:-1])
+    width = math.prod(plan.columns.shape[1:-1])
+    height = array.size // width
     weights = array.reshape(height, width).astype(np.float32, copy=False)
     scales = np.ones((height, width), np.float32)
     if plan.row_scales.size:

@@ -29,6 +29,21 @@ def row_width(shape: tuple[int, ...]) -> int | None:
     return width
 
 
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Matrices stacked in a tensor of this shape, rows of all together, and columns, as the core lays them out.
+
+    Slices of dimension 0 are rows of one matrix; those of a tensor of more than two dimensions that is no kernel, such
+    as the weights of several experts, are matrices. None if rows are neither.
+    """
+    width = row_width(shape)
+    if width is not None:
+        return 1, shape[0], width
+    is_kernel = len(shape) < 3 or (math.prod(shape[2:]) <= 128 and shape[-1] <= 64)
+    if is_kernel or not 0 < shape[-1] <= 1 << 16 or not math.prod(shape):
+        return None
+    return math.prod(shape[:-2]), math.prod(shape[:-1]), shape[-1]
+
+
 def scale_factors(scales: Scales) -> npt.NDArray[np.float32]:
     """2^(scale / 4) as float32. All are finite and above 0: from 2^-32 to 2^31.75."""
     factors: npt.NDArray[np.float32] = np.ldexp(_ROOTS[scales & 3], scales >> 2)

@@ -25,17 +25,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint as checkpoints
 
 from ..atomic import AtomicFile
 from ..checkpoint.base import parse_json
 from ..curvature import Curvature, Factors
 from ..errors import CalibrationError, CheckpointError, OptionError, naming
+from ..options import is_vector
+from ..quantize.scales import matrix_shape
 from . import running
-from .collector import CONVOLUTIONS, Collector, Use, Weight
+from .collector import CONVOLUTIONS, Collector, Kind, Use, Weight
+from .graph import Graph
 from .running import Sampling
 
 #: Sides of factors above this many rows or columns are not collected: 8192 squared in float32, twice, is 512 MiB.
 LARGEST = 8192
+#: What the uses of a weight may leave unexplained of its gradient if something scales its rows first.
+_SCALED = 0.7
 #: Fewer samples than this are worth a note.
 FEW_SAMPLES = 32
 
@@ -76,9 +82,11 @@ def calibrate(
     ``positions`` limits, for each sample, the positions of a convolution from which columns are collected: by default
     to 128, or to the number of columns, but at least 32.
 
-    Linear, convolution and embedding layers get factors; every other parameter with a gradient gets the mean square of
-    its gradients, and so do layers with more than ``largest`` columns. (More rows than that, as in a layer that
-    predicts words: the diagonal of the rows.) Parameters of which nothing depends on the samples are in
+    Every matrix that inputs are multiplied by gets factors, and so do kernels of convolutions and embeddings, whether
+    a layer of a known kind or a function computes that; matrices of several experts may be stacked in one parameter.
+    Every other parameter with a gradient gets the mean square of its gradients, and so do layers with more than
+    ``largest`` columns. (More rows than that, as in a layer that predicts words: the diagonal of the rows.) A note
+    names the matrices without factors. Parameters of which nothing depends on the samples are in
     ``Curvature.unreached``. Whatever weakens the result is in ``Curvature.notes``, and in a warning.
 
     Factors take 8 (rows^2 + columns^2) bytes per layer. If that is too much at once, ``layers_at_once`` (a number) or
@@ -98,7 +106,7 @@ def calibrate(
     _check_options(model, batches, loss, forward, draws, seed, positions, largest, layers_at_once, max_memory)
     sampling = Sampling("outputs" if loss is None else loss, forward or running.forward, draws, seed, positions)
     state = _State()
-    weights = _find_weights(model, largest, max_memory, state.notes)
+    weights = _find_weights(model, largest, max_memory, state)
     groups = _groups(weights, layers_at_once, max_memory)
     if len(groups) > 1 and isinstance(batches, Iterator):
         raise OptionError(
@@ -127,7 +135,7 @@ def calibrate(
 
     with running.as_it_was(model):
         for number in range(state.done, len(groups)):
-            found = _run(model, batches, groups[number], sampling, state)
+            found = _run(model, batches, groups[number], sampling, largest, state)
             state.done = number + 1
             parts.append(Curvature(found, samples=state.samples, loss=sampling.name))
             if checkpoint is not None and state.done < len(groups):
@@ -192,6 +200,7 @@ class _State:
     notes: list[str] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     few: list[list[Any]] = field(default_factory=list)  #: [name, positions, columns] of layers with too few positions
+    without: list[list[str]] = field(default_factory=list)  #: [name, why] of matrices without factors
 
     @classmethod
     def of(cls, text: str) -> _State:
@@ -201,7 +210,7 @@ class _State:
         return cls(**value)
 
 
-def _find_weights(model: nn.Module, largest: int, max_memory: int | None, notes: list[str]) -> list[Weight]:
+def _find_weights(model: nn.Module, largest: int, max_memory: int | None, state: _State) -> list[Weight]:
     """All parameters of floating point, in the state dict's order, and the layers that use them."""
     weights: dict[int, Weight] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -214,39 +223,56 @@ def _find_weights(model: nn.Module, largest: int, max_memory: int | None, notes:
     for number, (name, module) in enumerate(model.named_modules()):
         # From _parameters, since with a parametrization module.weight is made anew from other parameters each time.
         weight = weights.get(id(module._parameters.get("weight")))
-        if weight is not None and isinstance(module, (nn.Linear, nn.Embedding, *CONVOLUTIONS)):
-            weight.uses.append(Use(name or "the model", number, module, weight.parameter, largest))
+        kind = _kind(module)
+        if weight is not None and kind is not None:
+            shape = tuple(weight.parameter.shape)
+            swapped = kind == "embedding"
+            weight.way = "modules"
+            weight.uses.append(Use(name or "the model", kind, shape, largest, module, number, swapped))
     for weight in weights.values():
+        shape = tuple(weight.parameter.shape)
+        natural = None if is_vector(shape) else matrix_shape(shape)
+        if weight.way == "none" and natural is not None:
+            weight.way = "graph"
         why = ""
-        if weight.uses and weight.uses[0].d > largest:
-            why = f"it has more than {largest} columns"
+        if weight.way != "none" and (weight.uses[0].d if weight.uses else natural[2] if natural else 0) > largest:
+            why = f"more than {largest} columns"
         elif len({use.groups for use in weight.uses}) > 1:
-            why = "layers with different groups share it"
-        elif max_memory is not None and weight.uses and weight.nbytes > max_memory:
+            why = "shared by layers with different groups"
+        elif max_memory is not None and weight.way != "none" and weight.nbytes > max_memory:
             why = f"its factors alone would take {weight.nbytes} bytes of memory"
         if why:
-            _give_up(weight, why, notes)
+            _give_up(weight, why, state)
     return list(weights.values())
 
 
-def _give_up(weight: Weight, why: str, notes: list[str]) -> None:
+def _kind(module: nn.Module) -> Kind | None:
+    """What a layer does with its weight; None: something else."""
+    if isinstance(module, nn.Linear):
+        return "product"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "convolution" if isinstance(module, CONVOLUTIONS) else None
+
+
+def _give_up(weight: Weight, why: str, state: _State) -> None:
     """Let a weight have its diagonal only."""
-    notes.append(f"{weight.names[0]} has a diagonal instead of factors, since {why}")
+    state.without.append([weight.names[0], why])
     for use in weight.uses:
         use.drop()
-    weight.uses = []
+    weight.uses, weight.way = [], "none"
 
 
 def _groups(weights: list[Weight], layers_at_once: int | None, max_memory: int | None) -> list[list[Weight]]:
     groups: list[list[Weight]] = [[]]
     layers = nbytes = 0
     for weight in weights:
-        layers += bool(weight.uses)
+        layers += weight.way != "none"
         nbytes += weight.nbytes
         too_many = layers_at_once is not None and layers > layers_at_once
         if groups[-1] and (too_many or (max_memory is not None and nbytes > max_memory)):
             groups.append([])
-            layers, nbytes = int(bool(weight.uses)), weight.nbytes
+            layers, nbytes = int(weight.way != "none"), weight.nbytes
         groups[-1].append(weight)
     return groups
 
@@ -264,10 +290,16 @@ def _fingerprint(model: nn.Module, groups: list[list[Weight]], sampling: Samplin
 
 
 def _run(
-    model: nn.Module, batches: Iterable[Any], group: list[Weight], sampling: Sampling, state: _State
+    model: nn.Module,
+    batches: Iterable[Any],
+    group: list[Weight],
+    sampling: Sampling,
+    largest: int,
+    state: _State,
 ) -> dict[str, Factors]:
     """Go through all batches once for the weights of ``group``; their factors, by name."""
     collector = Collector(sampling)
+    graph = Graph(group, collector, largest)
     device = next(model.parameters()).device
     count = 0
     with contextlib.ExitStack() as stack:
@@ -276,21 +308,16 @@ def _run(
             stack.callback(weight.parameter.requires_grad_, False)
             for use in weight.uses:
                 hook = partial(collector.watch, weight, use)
-                stack.callback(use.module.register_forward_hook(hook, with_kwargs=True).remove)
+                stack.callback(use.layer.register_forward_hook(hook, with_kwargs=True).remove)
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(running.every_step())
         torch.manual_seed(sampling.derived(0))  # a DataLoader that shuffles does so alike in every pass
         for number, batch in enumerate(batches):
             batch = running.moved(batch, device)
-            torch.manual_seed(sampling.derived(1, number))
-            outputs = sampling.forward(model, batch)
-            collector.batch = number
-            collector.samples = running.samples_in(batch) or running.samples_in(outputs) or 1
+            while not _one_batch(model, batch, number, group, sampling, collector, graph, state):
+                for weight in group:  # the first batch, which shows what explains gradients, once more
+                    weight.forget()
             count += collector.samples
-            for draw in range(sampling.draws):
-                collector.draw = draw
-                collector.visited = []
-                if not running.backward(outputs, batch, sampling, number, draw):
-                    running.blame(model, batch, sampling, f"the output in batch {number}")
-                _add_gradients(model, batch, group, collector, state)
     if count < 2:
         problem = "batches gave no samples" if count == 0 else "batches gave one sample, and two halves are compared"
         raise CalibrationError(f"{problem}; give some hundred, and at least 2")
@@ -304,20 +331,58 @@ def _run(
             continue
         result = _finish(weight, count * sampling.draws, sampling.draws, state)
         found.update((name, result) for name in weight.names)
-        for use in weight.uses:
-            use.drop()
-        weight.diagonal = weight.row_squares = None
+        weight.forget()
     return found
+
+
+def _one_batch(
+    model: nn.Module,
+    batch: Any,
+    number: int,
+    group: list[Weight],
+    sampling: Sampling,
+    collector: Collector,
+    graph: Graph,
+    state: _State,
+) -> bool:
+    """Run forward and back. False if the first batch showed that a weight is used in another way than thought."""
+    torch.manual_seed(sampling.derived(1, number))
+    outputs = sampling.forward(model, batch)
+    collector.batch = number
+    collector.samples = running.samples_in(batch) or running.samples_in(outputs) or 1
+    collector.problems = {}
+    for draw in range(sampling.draws):
+        collector.draw = draw
+        collector.visited = []
+        try:
+            finite = running.backward(outputs, batch, sampling, number, draw, graph.watch)
+        except checkpoints.CheckpointError:
+            # What is recomputed on the way back can be looked at once only.
+            followed = [weight for weight in group if weight.way == "graph"]
+            if number > 0 or not followed:
+                raise
+            for weight in followed:
+                _give_up(weight, "activations are recomputed: turn gradient checkpointing off", state)
+            return False
+        if not finite:
+            running.blame(model, batch, sampling, f"the output in batch {number}")
+        if not _add_gradients(model, batch, group, collector, state):
+            return False
+    return True
 
 
 def _add_gradients(
     model: nn.Module, batch: Any, group: list[Weight], collector: Collector, state: _State
-) -> None:
-    """Take the gradients of one batch into the sums and clear them."""
+) -> bool:
+    """Take the gradients of one batch into the sums and clear them. False if the batch is to be repeated."""
     scalars: list[tuple[Weight, Use | None, Tensor]] = []
+    settled = True
     for weight, why in collector.problems.items():
-        if weight.uses:
-            _give_up(weight, why, state.notes)
+        settled &= not weight.uses or _fall_back(weight, why, collector, state)
+    if not settled:
+        for weight in group:
+            weight.parameter.grad = None
+        return False
     for weight in group:
         grad = weight.parameter.grad
         if grad is None:
@@ -329,10 +394,10 @@ def _add_gradients(
         for part_of in weight.uses:
             if part_of.part is not None:
                 scalars.append((weight, part_of, torch.linalg.vector_norm(part_of.part)))
-        if weight.uses and not weight.trusted:
-            _check_uses(weight, grad, state)
-        if any(use.groups > 1 for use in weight.uses):
-            squares = grad.square().flatten(1).sum(1)
+        if weight.way != "none" and not weight.trusted:
+            settled &= _check_uses(weight, grad, collector, state)
+        if weight.scaled or any(use.groups > 1 for use in weight.uses):
+            squares = grad.reshape(weight.uses[0].r, -1).square().sum(1)
             weight.row_squares = squares if weight.row_squares is None else weight.row_squares.add_(squares)
         if not weight.uses:
             weight.diagonal = torch.zeros_like(grad) if weight.diagonal is None else weight.diagonal
@@ -356,25 +421,45 @@ def _add_gradients(
             weight.squares += norm**2
         else:
             use.trace += norm**2
+    return settled
 
 
-def _check_uses(weight: Weight, grad: Tensor, state: _State) -> None:
-    """Compare a gradient with what the layers explain, once, and give up the factors if something else is there.
+def _check_uses(weight: Weight, grad: Tensor, collector: Collector, state: _State) -> bool:
+    """Compare a gradient with what the uses explain, once. False if the batch is to be repeated with other uses.
 
-    Such as: the matrix is used as a function's argument too, or a subclass does something of its own in forward.
+    Something else is there if the matrix is used as a function's argument too, a subclass does something of its own in
+    forward, or the weight is no matrix for what uses it.
     """
-    parts = [use.part for use in weight.uses if use.part is not None]
-    known = sum(parts[1:], parts[0]) if parts else torch.zeros(())
     size = float(torch.linalg.vector_norm(grad))
     if size == 0 or not math.isfinite(size):
-        return
+        return True
+    parts = [use.part for use in weight.uses if use.part is not None]
+    apart = size
     # Products of float32 may be of TF32; narrower types round as they go.
     tolerance = 1e-2 if weight.parameter.dtype in (torch.float32, torch.float64) else 5e-2
-    apart = float(torch.linalg.vector_norm(grad.flatten(1) - known.to(grad.device))) if parts else size
-    if not apart <= tolerance * size:
-        layers = ", ".join(repr(use.name) for use in weight.uses)
-        _give_up(weight, f"its gradient is not what the inputs and outputs of {layers} explain", state.notes)
+    if parts:
+        known = sum(parts[1:], parts[0]).to(grad.device)
+        grad = grad.reshape(known.shape)
+        if weight.scaled:
+            # By row, as well as a factor can do it: a norm's part of the gradient is left out.
+            energy = known.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            known = known * ((known * grad).sum(1, keepdim=True) / energy)
+            tolerance = _SCALED
+        apart = float(torch.linalg.vector_norm(grad - known))
     weight.trusted = True
+    return apart <= tolerance * size or _fall_back(weight, "its gradient has another cause", collector, state)
+
+
+def _fall_back(weight: Weight, why: str, collector: Collector, state: _State) -> bool:
+    """Look for a weight's uses in the graph, or let it have its diagonal. False if the batch is to be repeated."""
+    first = collector.batch == 0 and collector.draw == 0
+    if first and weight.way == "modules" and matrix_shape(tuple(weight.parameter.shape)) is not None:
+        for use in weight.uses:
+            use.drop()
+        weight.uses, weight.way = [], "graph"
+    else:
+        _give_up(weight, why if weight.uses else "it is not what inputs are multiplied by", state)
+    return not first
 
 
 def _finish(weight: Weight, count: int, draws: int, state: _State) -> Factors:
@@ -401,10 +486,10 @@ def _finish(weight: Weight, count: int, draws: int, state: _State) -> Factors:
         rows = None if use.rows is None else use.rows.cpu()
         if rows is not None and rows.dim() == 3 and (rows.diagonal(dim1=-2, dim2=-1).sum(1) == 0).sum() == 1:
             rows = rows.sum(0, keepdim=True).expand_as(rows)
-        if rows is not None and not isinstance(use.module, nn.Embedding):
-            rows = rows / draws
-        if isinstance(use.module, nn.Embedding):
+        if use.swapped:
             columns = columns / draws
+        elif rows is not None:
+            rows = rows / draws
         parts.append((columns, rows, use.trace))
     columns, rows, _ = parts[0] if len(parts) == 1 else _combined(parts)
     if weight.row_squares is not None:
@@ -470,6 +555,12 @@ def _statistics(model: nn.Module, parts: list[Curvature], sampling: Sampling, st
 
 def _all_notes(state: _State) -> list[str]:
     notes = list(state.notes)
+    if state.without:
+        names: dict[str, list[str]] = {}
+        for name, why in state.without:
+            names.setdefault(why, []).append(name)
+        listed = "; ".join(f"{_listed(some)} ({why})" for why, some in names.items())
+        notes.append(f"a diagonal instead of factors for {listed}")
     if state.samples < FEW_SAMPLES:
         notes.append(f"{state.samples} samples are few; a few hundred are better")
     if state.few:

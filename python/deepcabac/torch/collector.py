@@ -1,4 +1,4 @@
-"""Sums of outer products, collected from the layers of a running model by hooks. Needs torch."""
+"""Sums of outer products of inputs and gradients, collected while a model runs back. Needs torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,21 +14,40 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn import grad as gradients
 
+from ..quantize.scales import matrix_shape
 from .running import Sampling
 
 #: Positions of a convolution that enter its columns, from each sample, at most: neighbours are much alike.
 POSITIONS = 128
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+Kind = Literal["product", "convolution", "embedding"]
+
 
 class Use:
-    """A layer that uses a weight as a matrix, and the sums collected from it."""
+    """A way in which a weight is used as a matrix of r rows and d columns, and the sums collected from it."""
 
-    def __init__(self, name: str, number: int, module: nn.Module, weight: Tensor, largest: int) -> None:
-        self.name, self.number, self.module = name, number, module
-        self.groups = int(module.groups) if isinstance(module, CONVOLUTIONS) else 1
-        self.r, self.d = weight.shape[0], math.prod(weight.shape[1:])
-        if isinstance(module, nn.Embedding):
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        shape: tuple[int, ...],
+        largest: int,
+        layer: Any = None,
+        number: int = 0,
+        swapped: bool = False,
+    ) -> None:
+        """``shape`` is the weight's; ``layer`` has the attributes of a convolution's or an embedding's module, and
+        ``number`` tells it from others.
+        """
+        self.name, self.kind, self.layer, self.number = name, kind, layer, number
+        self.swapped = swapped  #: columns are those of gradients, rows those of inputs
+        self.groups, self.r, self.d = 1, shape[0], math.prod(shape[1:])
+        if kind == "convolution":
+            self.groups = int(layer.groups)
+        elif kind == "product":
+            self.groups, self.r, self.d = matrix_shape(shape) or (self.groups, self.r, self.d)
+        if kind == "embedding":
             self.row_shape: tuple[int, ...] = (self.r,)
         elif self.groups > 1:
             self.row_shape = ()  # from the weight's own gradient
@@ -38,7 +57,7 @@ class Use:
         self.rows: Tensor | None = None  #: of ``row_shape``
         self.positions = 0
         self.trace = 0.0  #: sum over batches of the squared norm of this use's part of the gradient
-        self.part: Tensor | None = None  #: of the gradient in this batch
+        self.part: Tensor | None = None  #: of the gradient in this batch, [r, d]
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +84,10 @@ class Weight:
     parameter: nn.Parameter
     names: list[str] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
+    #: How uses are found: by the "modules" that have the weight, or in the "graph" of a forward pass; or "none" are,
+    #: and the weight has its diagonal only
+    way: Literal["modules", "graph", "none"] = "none"
+    scaled: bool = False  #: a factor for each row, or other small changes, lie between the weight and its uses
     trusted: bool = False  #: the gradient was seen to be what the uses explain
     reached: bool = False
     squares: float = 0.0  #: sum over batches of the gradient's squared norm
@@ -73,7 +96,21 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        return sum(use.nbytes for use in self.uses) if self.uses else 4 * self.parameter.numel()
+        """Memory that its sums will take, about."""
+        uses = self.uses
+        if not uses and self.way == "graph":
+            uses = [Use("", "product", tuple(self.parameter.shape), 1 << 62)]
+        return sum(use.nbytes for use in uses) if uses else 4 * self.parameter.numel()
+
+    def forget(self) -> None:
+        """Drop all sums."""
+        for use in self.uses:
+            use.columns = use.rows = use.part = None
+            use.positions, use.trace = 0, 0.0
+        if self.way != "modules":
+            self.uses = []
+        self.trusted = self.reached = self.scaled = False
+        self.squares, self.row_squares, self.diagonal = 0.0, None, None
 
 
 class Collector:
@@ -101,14 +138,43 @@ class Collector:
         self.visited.append(weight)
         if use not in weight.uses or weight in self.problems:
             return
-        if isinstance(use.module, nn.Linear):
+        if use.kind == "product":
             part = self._linear(weight, use, a, g)
-        elif isinstance(use.module, nn.Embedding):
+        elif use.kind == "embedding":
             part = self._embedding(weight, use, a, g)
         else:
             part = self._convolution(weight, use, a, g)
         if part is not None:
             use.part = part if use.part is None else use.part.add_(part)
+
+    @torch.no_grad()
+    def collect_product(
+        self, weight: Weight, use: Use, stack: int, at: Tensor | None, row: Tensor, column: Tensor
+    ) -> None:
+        """``row`` [positions, rows] and ``column`` [positions, d] came together: one of them are inputs, the other
+        gradients. The product of the two is the gradient of the ``stack``-th matrix, of its rows ``at`` (None: all).
+        """
+        self.visited.append(weight)
+        columns, rows = use.start(row.device)
+        if use.swapped or self.draw == 0:
+            for fold, half in self._halves(column):
+                half = half.reshape(-1, use.d).float()
+                columns[fold, stack].addmm_(half.T, half)
+        if self.draw == 0:
+            use.positions += column.numel() // use.d
+        if rows is not None and (self.draw == 0 or not use.swapped):
+            if at is not None:
+                every = row.new_zeros((*row.shape[:-1], use.r))
+                every[..., at] = row
+                self._rows(rows, self._halves(every), use.r)
+            else:
+                self._rows(rows, self._halves(row), use.r)
+        if self._wants_part(weight):
+            if use.part is None:
+                use.part = torch.zeros(use.r, use.d, device=row.device)
+            flat = row.reshape(-1, row.shape[-1]).float(), column.reshape(-1, use.d).float()
+            part = use.part.view(use.groups, -1, use.d)[stack]
+            part[slice(None) if at is None else at] += flat[0].T @ flat[1]
 
     def _halves(self, x: Tensor, channels_last: bool = True) -> Iterator[tuple[int, Tensor]]:
         """(fold, its samples) of a tensor whose leading dimension counts samples, or samples times something."""
@@ -123,6 +189,10 @@ class Collector:
                 yield 0, x[0::2].flatten(0, 1)
                 yield 1, x[1::2].flatten(0, 1)
                 return
+        if x.dim() == 2 and x.shape[0] != self.samples:  # some positions of each sample, in the order of the samples
+            yield 0, x[: len(x) // 2]
+            yield 1, x[len(x) // 2 :]
+            return
         yield 0, x[0::2]
         yield 1, x[1::2]
 
@@ -156,7 +226,7 @@ class Collector:
         tokens, g = (tokens[None], g[None]) if tokens.dim() == 0 else (tokens, g)
         columns, rows = use.start(g.device)
         counted = tokens.reshape(-1)
-        padding = use.module.padding_idx
+        padding = use.layer.padding_idx
         if isinstance(padding, int):  # which gets no gradient
             g = g * (tokens != padding).unsqueeze(-1)
             counted = counted[counted != padding]
@@ -173,7 +243,7 @@ class Collector:
         return torch.zeros(use.r, use.d, device=g.device).index_add_(0, tokens.reshape(-1), flat)
 
     def _convolution(self, weight: Weight, use: Use, a: Tensor, g: Tensor) -> Tensor | None:
-        module: Any = use.module
+        module: Any = use.layer
         sides = len(module.kernel_size)
         if a.dim() == sides + 1:
             a, g = a[None], g[None]
@@ -182,7 +252,7 @@ class Collector:
             self.problems[weight] = f"the padding of module {use.name!r} does not follow from its sizes"
             return None
         columns, rows = use.start(g.device)
-        if self.draw == 0:
+        if self.draw == 0 or use.swapped:
             places = math.prod(g.shape[2:])
             chosen = np.arange(places)
             # A depthwise kernel of 9 columns needs fewer to be known as well as a matrix of hundreds.
@@ -195,7 +265,7 @@ class Collector:
             for fold, half in self._halves(padded, channels_last=False):
                 patches = _patches(module, half, g.shape[2:], index, use.groups)
                 columns[fold].baddbmm_(patches.transpose(1, 2), patches, alpha=places / len(chosen))
-        if rows is not None:
+        if rows is not None and (self.draw == 0 or not use.swapped):
             for fold, half in self._halves(g, channels_last=False):
                 half = half.flatten(2).float()
                 if rows.dim() == 3 and half.shape[2] >= use.r:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +60,15 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def every_step() -> Iterator[None]:
+    """Inside, each step of a recurrent layer is in the graph; else its kernel may be one operation for all of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of settings that are not for this device
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            yield
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
@@ -119,8 +129,18 @@ def output_of(outputs: Any) -> Tensor:
     return output
 
 
-def backward(outputs: Any, batch: Any, sampling: Sampling, number: int, draw: int) -> bool:
-    """Send a random direction, or the loss's gradient, back through the model. Returns False if it is not finite."""
+def backward(
+    outputs: Any,
+    batch: Any,
+    sampling: Sampling,
+    number: int,
+    draw: int,
+    watch: Callable[[Tensor], list[Any]] | None = None,
+) -> bool:
+    """Send a random direction, or the loss's gradient, back through the model. Returns False if it is not finite.
+
+    ``watch`` sees what goes back before it does, and returns handles that are removed in the end.
+    """
     again = draw + 1 < sampling.draws
     seed = sampling.derived(2, number, draw)
     if callable(sampling.loss):
@@ -150,7 +170,10 @@ def backward(outputs: Any, batch: Any, sampling: Sampling, number: int, draw: in
     if not bool(torch.isfinite(value.detach()).all()):
         return False
     if value.requires_grad:  # else nothing of this group was used, which shows as unreached
+        handles = watch(value) if watch else []
         value.backward(retain_graph=again)  # type: ignore[no-untyped-call]
+        for handle in handles:
+            handle.remove()
     return True
 
 
