@@ -27,7 +27,7 @@ from ..quantize import choice, exact
 from ..quantize.coupling import Calibrated
 from ..quantize.exact import Coded, Form
 from ..quantize.importance import Weighted
-from ..quantize.packed import PackedCodes
+from ..quantize.packed import PackedCodes, codes_of
 from ..quantize.prior import Prior
 from ..quantize.spread import Remark
 from ..quantize.steps import Quantized
@@ -44,6 +44,8 @@ _IN_FLIGHT = 1 << 26
 _SMALL = 1 << 18
 #: Bytes of a tensor from which on it is looked whether it equals another one, and of its sample that is compared first.
 _WORTH_SHARING, _SHARED_SAMPLE = 64, 1 << 12
+#: Bytes of exact tensors that are decoded again as they are written, of all and before that: any more would take long.
+_CHECKED, _CHECKED_FIRST = 1 / 16, 1 << 20
 #: Seconds between two words about progress.
 _PATIENCE = 0.1
 #: A tensor so many dB below the median is named, and one of whose weights more than this share becomes zero.
@@ -283,6 +285,7 @@ class _Writer:
         self._alike: dict[Any, list[str]] = {}  # names of tensors that may have the same values
         self._copies: Counter[str] = Counter()  # tensors stored as equal to one
         self._originals = {spec.tied_to for spec in source.specs}
+        self._unchecked = _CHECKED_FIRST  # bytes that may be decoded again
         self._tally = Tally(sum(spec.nbytes for spec in source.specs if spec.tied_to is None))
 
     def run(self, keep: dict[str, Decision] | None = None, known: Mapping[str, Decision] = {}) -> Report:
@@ -384,6 +387,9 @@ class _Writer:
     def _finish(self, work: _Work) -> Decision:
         decision = self._result(work.decision) if isinstance(work.decision, Future) else work.decision()
         spec, result = work.spec, decision.result
+        if isinstance(result, Coded) and not self._comes_back(work, result):
+            note = "stored raw: its code does not decode to it, which is a fault of deepcabac: please report it"
+            result, decision = None, replace(decision, result=None, note=note)
         if isinstance(result, Coded) or (result is not None and work.base is not None):
             entry = self._formed(work, result)
         elif result is None:
@@ -397,6 +403,21 @@ class _Writer:
             entry = _entry(spec, LEVELS, 0, chunks=chunks, params=result.params, step=result.step, **scales)
         self._add(entry, replace(decision, note="; ".join(filter(None, (work.note, decision.note)))))
         return decision
+
+    def _comes_back(self, work: _Work, coded: Coded) -> bool:
+        """Whether what was coded decodes to the tensor: the last chunks, as many as the time allows."""
+        values, base = as_parts(work.array), None if work.base is None else as_parts(work.base)
+        if isinstance(coded, PackedCodes):
+            values = codes_of(values, coded.bits)
+        self._unchecked += int(_CHECKED * work.spec.nbytes)
+        for number in reversed(range(len(coded.codes))):
+            nbytes = coded.form.chunk_size * values.dtype.itemsize
+            if min(nbytes, values.nbytes) > self._unchecked:
+                break
+            self._unchecked -= min(nbytes, values.nbytes)
+            if not exact.comes_back(coded, number, values, base):
+                return False
+        return True
 
     def _formed(self, work: _Work, result: Quantized | Coded) -> Entry:
         """The entry of a tensor coded exactly, or as a difference."""

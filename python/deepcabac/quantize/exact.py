@@ -400,6 +400,35 @@ def _typical_distance(method: int, dtype: np.dtype[Any], changed: Array, before:
     return float(np.median(logs))
 
 
+def comes_back(coded: Coded, number: int, array: Array, base: Array | None = None) -> bool:
+    """Whether chunk ``number`` decodes to the values that it was coded from."""
+    form, where = coded.form, slice(number * coded.form.chunk_size, (number + 1) * coded.form.chunk_size)
+    before = None if base is None else patterns(base)[where]
+    return _decodes_to(patterns(array)[where], form, array.dtype, *coded.codes[number], before)
+
+
+def _decodes_to(
+    values: Array, form: Form, dtype: np.dtype[Any], code: bytes, refinement: int, base: Array | None
+) -> bool:
+    """Whether a chunk decodes to these patterns."""
+    if not code:
+        return base is not None and np.array_equal(values, base)
+    out = np.empty_like(values)
+    if form.method == SYMBOLS:
+        (fine,) = _core.decode_floats([floats(form, dtype, out, code)])
+    elif form.method == CODEBOOK:
+        fine = decode(form, code, out)
+    elif form.method == CHANGES:
+        assert base is not None
+        fine = change(form, code, out.view(dtype), base.view(dtype))
+    else:
+        levels = np.empty(values.size, np.int32)
+        cut = len(code) - refinement
+        (fine,) = _core.decode([_core.Job(form.params, memoryview(code)[:cut], levels, 0.0)])
+        fine = fine and join(form, dtype, levels, memoryview(code)[cut:], out, base)
+    return fine and np.array_equal(out, values)
+
+
 def decode(form: Form, code: bytes | memoryview, out: Array) -> bool:
     """Decode a chunk of codebook indices into ``out`` (flat, of ``dtype``). Returns whether it was one."""
     indices = np.empty(out.size, np.uint16)
