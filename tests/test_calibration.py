@@ -537,6 +537,30 @@ def test_the_same_seed_gives_the_same_file_however_layers_are_grouped(tmp_path):
     assert found["0.weight"].columns is not None and any("memory" in note for note in found.notes)
 
 
+def test_merged_parts_are_what_all_samples_together_give():
+    """Samples are given out whole batches at a time; a loss of one's own has no random directions."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5)).eval()
+    batches = [torch.randn(size, 2, 6, 6) for size in (8, 4, 10, 6)]
+
+    def loss(outputs, batch):
+        return outputs.logsumexp(1).sum() - outputs[:, 0].sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = calibrate(model, batches, loss)
+        merged = Curvature.merged([calibrate(model, batches[:1], loss), calibrate(model, batches[1:], loss)])
+    assert merged.names() == whole.names() and merged.samples == whole.samples == 28
+    for name in whole:
+        one, other = whole[name], merged[name]
+        assert other.total == pytest.approx(one.total, rel=1e-5)
+        for part in ("columns", "rows", "diagonal"):
+            a, b = getattr(one, part), getattr(other, part)
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * abs(a).max())
+
+
 def test_fewer_positions_are_close():
     model, batches = small()
     some, every = (calibrate(model, batches, positions=n)["0.weight"].columns.sum((0, 1)) for n in (50, 1000))

@@ -196,3 +196,57 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     (tmp_path / "text").write_text("something else altogether")
     with pytest.raises(deepcabac.CheckpointError):
         Curvature.load(tmp_path / "text")
+
+
+def test_merged_curvatures_add_sums_and_weigh_means_by_samples(tmp_path):
+    one, two = example(samples=30), example(samples=90, notes=[])
+    merged = Curvature.merged([one, two])
+    assert merged.samples == 120 and merged.notes == ("part 1: a note — ü",) and merged.unreached == ("none",)
+    assert merged.names() == one.names() and merged.loss == "logits"
+    for name in one:
+        assert merged[name].total == pytest.approx(one[name].total)
+        for part in ("columns", "rows", "diagonal"):
+            before, after = getattr(one[name], part), getattr(merged[name], part)
+            assert (before is None) == (after is None)
+            if before is not None:
+                np.testing.assert_allclose(after, before if part == "diagonal" else 2 * before, rtol=1e-6)
+    merged.save(tmp_path / "merged")
+    with Curvature.load(tmp_path / "merged") as loaded:
+        same(loaded, merged)
+    same(Curvature.merged([one]), example(samples=30, notes=["part 1: a note — ü"]))
+
+
+def test_what_one_part_did_not_reach_comes_from_the_other():
+    reached = Factors(None, None, 3.0, np.float32([1, 2]))
+    zero = Factors(some((2, 1, 3, 3)) * 0, some(7) * 0, 0.0, None)
+    one = Curvature({"a": reached, "b": reached}, samples=10, loss="outputs", unreached=["c"])
+    two = Curvature({"a": zero, "c": reached}, samples=30, loss="outputs", unreached=["b"])
+    merged = Curvature.merged([one, two])
+    assert merged.unreached == () and set(merged) == {"a", "b", "c"}
+    assert (merged["a"].diagonal == np.float32([0.25, 0.5])).all() and merged["a"].total == 0.75
+    assert (merged["b"].diagonal == np.float32([0.25, 0.5])).all()
+    assert (merged["c"].diagonal == np.float32([0.75, 1.5])).all()
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (Curvature({}, samples=1, loss="outputs"), "part 2 was measured with loss 'outputs', the first with 'logits'"),
+        (Curvature({}, samples=1, loss="logits"), "part 2 is of another model: it has no tensor 'embedding.weight'"),
+        (example(unreached=[]), "part 2 is of another model: it has no tensor 'none'"),
+    ],
+)
+def test_curvatures_of_different_calibrations_are_not_merged(other, words):
+    with pytest.raises(OptionError, match=words):
+        Curvature.merged([example(), other])
+    with pytest.raises(OptionError, match="there is no curvature to merge"):
+        Curvature.merged([])
+
+
+def test_curvatures_of_other_shapes_or_ties_are_not_merged():
+    linear, scale = Factors(some((2, 1, 3, 3)), some((2, 4, 4)), 2.5, None), Factors(None, None, 1.0, some(4))
+    one = Curvature({"a": linear, "b": linear}, samples=1, loss="logits")
+    with pytest.raises(OptionError, match="'b' is tied to another tensor"):
+        Curvature.merged([one, Curvature({"a": linear, "b": scale}, samples=1, loss="logits")])
+    with pytest.raises(OptionError, match="tensor 'a': the parts are of different models or arguments"):
+        Curvature.merged([one, Curvature({"a": scale, "b": scale}, samples=1, loss="logits")])

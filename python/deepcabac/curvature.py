@@ -87,6 +87,7 @@ class Curvature(Mapping[str, Factors]):
         self._entries: dict[str, _Entry] = {}
         self._held: dict[str, Factors] = {}
         self._elsewhere: dict[str, Curvature] = {}
+        self._summed: dict[str, list[Curvature]] = {}
         self._file: SafetensorsReader | None = None
         self._lock = threading.Lock()
         if self.samples < 1:
@@ -131,6 +132,46 @@ class Curvature(Mapping[str, Factors]):
                 owner = result._owners[name] = part._owners[name]
                 result._entries[owner] = part._entries[owner]
                 result._elsewhere[owner] = part
+        return result
+
+    @classmethod
+    def merged(cls, parts: Iterable[Curvature]) -> Curvature:
+        """The curvature of all samples together, from calibrations of one model on different samples.
+
+        So machines can calibrate side by side, each with some of the samples and a ``seed`` of its own. ``parts`` are
+        read when factors are asked for, or the result is saved, and must stay open until then. Up to rounding and the
+        random directions, the result is that of one calibration on all samples.
+
+        Raises :class:`OptionError` if there are no parts, or they are not of one model, loss and other arguments.
+        """
+        parts = list(parts)
+        if not parts:
+            raise OptionError("there is no curvature to merge")
+        result = cls({}, samples=sum(part.samples for part in parts), loss=parts[0].loss)
+        result.notes = tuple(f"part {number}: {note}" for number, part in enumerate(parts, 1) for note in part.notes)
+        holding: dict[str, list[Curvature]] = {}
+        for number, part in enumerate(parts, 1):
+            if part.loss != result.loss:
+                raise OptionError(f"part {number} was measured with loss {part.loss!r}, the first with {result.loss!r}")
+            known = {*part, *part.unreached}
+            if other := next((name for one in parts for name in (*one, *one.unreached) if name not in known), None):
+                raise OptionError(f"part {number} is of another model: it has no tensor {other!r}")
+            for name, owner in part._owners.items():
+                if result._owners.setdefault(name, owner) != owner:
+                    raise OptionError(f"part {number} is of another model: {name!r} is tied to another tensor there")
+                if name == owner:
+                    holding.setdefault(name, []).append(part)
+        for name, having in holding.items():
+            if len({str(part._entries[name].shapes) for part in having}) > 1:
+                # A tensor whose gradients were zero all along has a diagonal, which adds nothing.
+                having = [part for part in having if part._entries[name].total]
+            shapes = having[0]._entries[name].shapes
+            if any(part._entries[name].shapes != shapes for part in having):
+                raise OptionError(f"tensor {name!r}: the parts are of different models or arguments")
+            total = math.fsum(part._entries[name].total * part.samples for part in having) / result.samples
+            result._entries[name] = _Entry(total, shapes)
+            result._summed[name] = having
+        result.unreached = tuple(name for name in parts[0].unreached if name not in result)
         return result
 
     @classmethod
@@ -231,6 +272,8 @@ class Curvature(Mapping[str, Factors]):
         if owner in self._elsewhere:
             return self._elsewhere[owner][owner]
         entry = self._entries[owner]
+        if owner in self._summed:
+            return self._sum(owner, entry)
         with self._lock:
             if self._file is None:
                 raise OptionError(f"tensor {name!r} cannot be read: the curvature's file is closed; load it again")
@@ -240,6 +283,16 @@ class Curvature(Mapping[str, Factors]):
             if not np.isfinite(array).all():
                 raise DamagedFileError(f"{file.path}: {part} of tensor {name!r} is not finite; calibrate again")
         return Factors(arrays.get("columns"), arrays.get("rows"), entry.total, arrays.get("diagonal"))
+
+    def _sum(self, owner: str, entry: _Entry) -> Factors:
+        """The factors of a tensor in all parts together: of sums the sum, of means over samples the mean."""
+        sums: dict[str, Float32] = {part: np.zeros(shape, np.float32) for part, shape in entry.shapes.items()}
+        for one in self._summed[owner]:
+            factors = one[owner]
+            for part, array in sums.items():
+                weight = one.samples / self.samples if part == "diagonal" else 1
+                array += np.float32(weight) * getattr(factors, part)
+        return Factors(sums.get("columns"), sums.get("rows"), entry.total, sums.get("diagonal"))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owners)
