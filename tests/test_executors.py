@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -151,3 +155,133 @@ def test_dask_addresses_that_lead_nowhere(model, tmp_path, monkeypatch):
     assert time.monotonic() - begun < 30 and os.listdir(tmp_path) == ["model"]
     result = CliRunner().invoke(program, ["compress", str(model / "model-0.safetensors"), "--dask", "tcp://x"])
     assert result.exit_code == 2 and "--dask is for folders" in result.stderr
+
+
+def calibrated_part(number, folder):
+    """The samples of one worker. The first attempt at part 1 ends its process before the last group of layers."""
+    import torch
+
+    from deepcabac.torch import calibrate
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    samples = list(torch.rand(2, 16, 20, generator=torch.Generator().manual_seed(number)))
+    path = Path(folder) / f"part-{number}.curvature"
+    flag, passes = Path(folder) / "ended", 0
+
+    class Batches(list):
+        def __iter__(self):
+            nonlocal passes
+            passes += 1
+            if number == 1 and passes > 1 and not flag.exists():
+                flag.write_text("ended")
+                os._exit(1)
+            return super().__iter__()
+
+    calibrate(model, Batches(samples), seed=number, layers_at_once=1, checkpoint=path).close()
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore:calibration")
+def test_calibration_on_dask_goes_on_after_a_worker_is_lost(tmp_path, cluster):
+    pytest.importorskip("torch")
+    from deepcabac import Curvature
+
+    executor = cluster[1].get_executor(pure=False, retries=5)
+    parts = [executor.submit(calibrated_part, number, str(tmp_path)) for number in range(3)]
+    Curvature.merged([Curvature.load(part.result()) for part in parts]).save(tmp_path / "dask")
+    assert (tmp_path / "ended").exists()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "ended").touch()
+    alone = [calibrated_part(number, str(tmp_path / "alone")) for number in range(3)]
+    Curvature.merged(map(Curvature.load, alone)).save(tmp_path / "here")
+    assert sorted(path.name for path in tmp_path.glob("*.partial")) == []
+    with Curvature.load(tmp_path / "dask") as one, Curvature.load(tmp_path / "here") as other:
+        assert one.names() == other.names() and one.samples == other.samples == 96
+        for name in one:
+            for kind in ("columns", "rows", "diagonal"):
+                a, b = getattr(one[name], kind), getattr(other[name], kind)
+                assert (a is None and b is None) or np.allclose(a, b, rtol=1e-4)
+
+
+# Ray and MPI: the code of the guide's page, where they are installed
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "guide" / "machines.md"
+ENDING = """
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+@dataclass
+class Ending:  # ends its process the first time
+    call: object
+
+    def __call__(self, *arguments):
+        if not Path("ended").exists():
+            Path("ended").write_text("ended")
+            (self.call.place.parent / ".deepcabac-beef.partial").write_text("half a file")
+            os.kill(os.getpid(), 9)
+        return self.call(*arguments)
+"""
+
+
+def script(engine, folder):
+    """The page's code for an engine, in a file beside the model that it compresses."""
+    blocks = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (text,) = (block for block in blocks if engine in block)
+    (folder / "model").rename(folder / "my-model")
+    (folder / "ending.py").write_text(ENDING)
+    (folder / "script.py").write_text(text)
+    return folder / "script.py"
+
+
+def ran(folder, *command):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+
+
+def test_ray_does_the_file_of_a_lost_worker_again(model, tmp_path):
+    pytest.importorskip("ray")
+    path = script("ray", tmp_path)
+    path.write_text(
+        path.read_text()
+        .replace("return run.remote(call,", "return run.remote(Ending(call),")
+        .replace("import deepcabac", "from ending import Ending\nimport deepcabac")
+        .replace("ray.init()", "ray.init(num_cpus=2, include_dashboard=False)")
+    )
+    done = ran(tmp_path, sys.executable, str(path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ended").exists()
+    compress_folder(tmp_path / "my-model", tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "my-model-dcb")
+    assert not list(tmp_path.glob(".deepcabac*"))
+
+
+def test_mpi_makes_the_same_bytes_and_ends_as_a_whole_when_a_worker_is_lost(model, tmp_path):
+    pytest.importorskip("mpi4py")
+    mpiexec = shutil.which("mpiexec", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+    if mpiexec is None:
+        pytest.skip("there is no mpiexec")
+    path = script("mpi4py", tmp_path)
+    lost = path.with_name("lost.py")
+    lost.write_text(
+        path.read_text()
+        .replace("import deepcabac", "import deepcabac\nfrom ending import Ending")
+        .replace("executor=executor", "executor=Submits(executor)")
+        .replace(
+            "if __name__",
+            "class Submits:\n"
+            "    def __init__(self, executor):\n"
+            "        self.executor = executor\n"
+            "    def submit(self, call):\n"
+            "        return self.executor.submit(Ending(call))\n\n"
+            "if __name__",
+        )
+    )
+    command = (mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures")
+    done = ran(tmp_path, *command, str(lost))
+    assert done.returncode != 0 and (tmp_path / "ended").exists() and not (tmp_path / "my-model-dcb").exists()
+    done = ran(tmp_path, *command, str(path))
+    assert done.returncode == 0, done.stderr
+    compress_folder(tmp_path / "my-model", tmp_path / "one")
+    assert contents(tmp_path / "one") == contents(tmp_path / "my-model-dcb")
