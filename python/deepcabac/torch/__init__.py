@@ -20,6 +20,7 @@ from .models import load_model, save_model
 from .posterior import fisher, variational
 from .publishing import Publisher, apply
 from .sparsity import MagnitudePruning, VariationalDropout, sparsify
+from .synthetic import synthetic_inputs, synthetic_tokens
 from .tensors import load, load_file, save, save_file
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "save_file",
     "save_model",
     "sparsify",
+    "synthetic_inputs",
+    "synthetic_tokens",
     "variational",
 ]
 
