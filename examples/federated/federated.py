@@ -1,18 +1,18 @@
 """Federated learning with Flower: updates compressed up and down, errors accumulated.
 
     pip install "flwr[simulation]" torch deepcabac
-    python examples/federated/federated.py --data FOLDER
+    flwr run examples/federated --stream --federation-config "num-supernodes=2" --run-config "data='FOLDER' rounds=10"
 
-FOLDER holds MNIST as mnist_train.npz and mnist_test.npz (x: uint8 [n, 28, 28] or [n, 784], y). Two clients have half
-of the training images each, train LeNet-300-100 for an epoch a round and send what changed; the server sends everyone
-the mean of that. Both run in Flower's simulation on this machine, once with raw float32 arrays, once compressed.
+FOLDER, a whole path, holds MNIST as mnist_train.npz and mnist_test.npz (x: uint8 [n, 28, 28] or [n, 784], y). Two
+clients have half of the training images each, train LeNet-300-100 for an epoch a round and send what changed; the
+server sends everyone the mean of that. Both run in Flower's simulation on this machine, once with raw float32 arrays,
+once compressed; the server prints a table of both.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import torch
 from flwr.clientapp import ClientApp
 from flwr.common import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from flwr.simulation import run_simulation
 from torch import nn
 from torch.nn import functional
 
@@ -119,52 +118,49 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"reply": ConfigRecord({"update": data})}), reply_to=message)
 
 
-def run(data: str, rounds: int, compressed: bool) -> list[tuple[int, int, float]]:
+def run(grid: Grid, data: str, rounds: int, compressed: bool) -> list[tuple[int, int, float]]:
     """Bytes up, bytes down (to and from all clients) and test accuracy in % of each round."""
     results: list[tuple[int, int, float]] = []
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        model, update = weights(network()), b""
-        channel = Channel(compressed)
-        x, y = images(data, "test")
-        for number in range(1, rounds + 1):
-            given = {"number": number, "compressed": compressed, "update": update, "data": data}
-            nodes = list(grid.get_node_ids())
-            messages = [Message(RecordDict({"round": ConfigRecord(given)}), node, "train") for node in nodes]
-            replies = [reply.content["reply"]["update"] for reply in grid.send_and_receive(messages)]
-            updates = [received(reply, compressed) for reply in replies]
-            mean = {name: np.mean([one[name] for one in updates], axis=0) for name in model}
-            down = len(update) * len(nodes)
-            update = channel.send(mean)
-            # The server goes on from what the clients will have.
-            model = sum_of(model, received(update, compressed))
-            net = network()
-            net.load_state_dict({name: torch.from_numpy(value) for name, value in model.items()})
-            with torch.no_grad():
-                accuracy = 100 * float((net(x).argmax(dim=1) == y).float().mean())
-            results.append((sum(map(len, replies)), down, accuracy))
-
-    run_simulation(server_app=server, client_app=client, num_supernodes=CLIENTS)
+    model, update = weights(network()), b""
+    channel = Channel(compressed)
+    x, y = images(data, "test")
+    nodes = clients(grid)
+    for number in range(1, rounds + 1):
+        given = {"number": number, "compressed": compressed, "update": update, "data": data}
+        messages = [Message(RecordDict({"round": ConfigRecord(given)}), node, "train") for node in nodes]
+        replies = [reply.content["reply"]["update"] for reply in grid.send_and_receive(messages)]
+        updates = [received(reply, compressed) for reply in replies]
+        mean = {name: np.mean([one[name] for one in updates], axis=0) for name in model}
+        down = len(update) * len(nodes)
+        update = channel.send(mean)
+        # The server goes on from what the clients will have.
+        model = sum_of(model, received(update, compressed))
+        net = network()
+        net.load_state_dict({name: torch.from_numpy(value) for name, value in model.items()})
+        with torch.no_grad():
+            accuracy = 100 * float((net(x).argmax(dim=1) == y).float().mean())
+        results.append((sum(map(len, replies)), down, accuracy))
     return results
 
 
-def main() -> None:
+def clients(grid: Grid) -> list[int]:
+    """The clients, once all of them are there."""
+    while len(nodes := list(grid.get_node_ids())) < CLIENTS:
+        time.sleep(0.1)
+    return nodes
+
+
+server = ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
     """Run both, print a table."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--data", required=True, metavar="FOLDER", help="with mnist_train.npz and mnist_test.npz")
-    options.add_argument("--rounds", type=int, default=10, metavar="N")
-    arguments = options.parse_args()
-    data = os.path.abspath(arguments.data)
-    raw, small = (run(data, arguments.rounds, compressed) for compressed in (False, True))
+    data, rounds = str(context.run_config["data"]), int(context.run_config["rounds"])
+    raw, small = (run(grid, data, rounds, compressed) for compressed in (False, True))
     print(f"{'round':>5} {'up raw':>12} {'down raw':>12} {'accuracy':>9} {'up':>9} {'down':>9} {'accuracy':>9}")
     for number, (one, other) in enumerate(zip(raw, small, strict=True), start=1):
         print(f"{number:5} {one[0]:12,} {one[1]:12,} {one[2]:8.2f} % {other[0]:8,} {other[1]:9,} {other[2]:8.2f} %")
     before, after = (sum(up + down for up, down, _ in rows) for rows in (raw, small))
     print(f"all rounds: {before:,} bytes became {after:,}, {before / after:.1f} times fewer; ", end="")
     print(f"accuracy {raw[-1][2]:.2f} % and {small[-1][2]:.2f} %")
-
-
-if __name__ == "__main__":
-    main()
