@@ -13,6 +13,7 @@
 //!
 //! No module imports one that imports it; `tests/test_layout.py` checks that.
 
+mod checksum;
 pub mod chunk;
 pub mod coding;
 pub mod cpu;

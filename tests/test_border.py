@@ -18,7 +18,7 @@ from deepcabac._native_types import DcMeasure, DcSample
 def test_what_is_declared_is_what_was_built():
     expected, found = _native_types.declared(), _native_types.built(ffi, lib)
     assert found == expected and _native_types.differences(ffi, lib) == []
-    assert len(found) == 51 and sum(name.startswith("dc_") for name in found) == 30
+    assert len(found) == 54 and sum(name.startswith("dc_") for name in found) == 32
     assert found["DcSums"] == "double energy, double error, double correlation, double levels"
     assert found["dc_measure"] == "DcStatus(float *, uintptr_t, DcMeasure *)"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -45,7 +46,7 @@ _KINDS = {
 #: Results of up to so many bytes are written to memory that a thread keeps.
 _LARGEST_ROOM = 1 << 21
 _rooms = threading.local()
-#: What structures point to lives as long as they.
+#: What arrays of structures point to lives as long as they.
 _kept: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -63,9 +64,8 @@ def bytes_pointer(data: bytes | bytearray | memoryview) -> Pointer[np.uint8]:
 
 def structure(fields: Structure) -> Pointer[Structure]:
     """The C structure of the same name, for one call or several."""
-    native = ffi.new(f"{type(fields).__name__} *", vars(fields))
-    _kept[native] = fields
-    return native  # type: ignore[no-any-return]
+    # What its fields point to lives as long as it: its destructor holds them, and does nothing else.
+    return ffi.gc(ffi.new(f"{type(fields).__name__} *", vars(fields)), partial(_forget, fields))  # type: ignore[no-any-return]
 
 
 def result(kind: type[Structure]) -> Pointer[Structure]:
@@ -78,6 +78,10 @@ def structures(kind: type[Structure], fields: Sequence[Structure]) -> Pointer[St
     native = ffi.new(f"{kind.__name__}[]", [vars(one) for one in fields])
     _kept[native] = fields
     return native  # type: ignore[no-any-return]
+
+
+def _forget(fields: Any, native: Any) -> None:
+    pass
 
 
 def checked(status: int) -> None:

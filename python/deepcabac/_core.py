@@ -22,6 +22,7 @@ from ._native_types import (
     DcFit,
     DcFloats,
     DcJob,
+    DcLeveled,
     DcMeasure,
     DcParams,
     DcQuantize,
@@ -89,6 +90,18 @@ def _sampled(elements: npt.NDArray[Any], step: float) -> Pointer[DcSample]:
     )
 
 
+def _fit(shape: Sequence[int], preset: str, state_bits: int = 0, regression: bool = False) -> Pointer[DcFit]:
+    return structure(
+        DcFit(
+            shape=pointer(np.array(shape, np.uint64)),
+            dimensions=len(shape),
+            state_bits=state_bits,
+            preset=_PRESETS.index(preset),
+            regression=regression,
+        )
+    )
+
+
 def fit(
     shape: Sequence[int],
     sample: npt.NDArray[np.int32] | npt.NDArray[np.float32],
@@ -103,15 +116,7 @@ def fit(
     ``2**state_bits`` states of a trellis, or one quantiser if that is 0. ``preset`` is "fast", "default" or "small".
     With ``regression`` where there can be one.
     """
-    given = structure(
-        DcFit(
-            shape=pointer(np.array(shape, np.uint64)),
-            dimensions=len(shape),
-            state_bits=state_bits,
-            preset=_PRESETS.index(preset),
-            regression=regression,
-        )
-    )
+    given = _fit(shape, preset, state_bits, regression)
     elements = _sampled(sample, step)
     return deliver(lambda out: lib.dc_fit(given, elements, out), 64)
 
@@ -168,6 +173,7 @@ def parameters(params: bytes) -> Parameters:
     return Parameters(said.width, said.lanes, coder, states)
 
 
+@lru_cache(1 << 12)
 def chunk_levels(params: bytes) -> int:
     """Levels in every chunk but the last. Raises DamagedFileError if ``params`` are not valid."""
     levels = lib.dc_chunk_levels(bytes_pointer(params), len(params))
@@ -305,6 +311,11 @@ def _job(job: Job) -> DcJob:
     )
 
 
+def crc32(data: bytes | bytearray | memoryview) -> int:
+    """CRC-32 as of zlib, several times as fast."""
+    return int(lib.dc_crc32(bytes_pointer(data), len(data)))
+
+
 def encode_bytes(data: bytes) -> bytes:
     """The code of bytes without a model of their own (names, metadata)."""
     given = bytes_pointer(data)
@@ -366,6 +377,30 @@ def encode_exact(params: bytes, form: Exact, patterns: npt.NDArray[Any]) -> tupl
         patterns.nbytes + 64,
     )
     return code, length[0]
+
+
+@dataclass(frozen=True)
+class Leveled:
+    """A sample of a tensor's exact values as levels: how they were made, and their code as one chunk."""
+
+    exponent: int  #: log2 of a step in units
+    params: bytes
+    code: bytes  #: with refinement bits at the end
+    refinement: int  #: how many bytes these are
+
+
+def encode_leveled(
+    form: Exact, shape: Sequence[int], patterns: npt.NDArray[Any], tries: int = 1, preset: str = "default"
+) -> Leveled:
+    """Choose a step and coding parameters for a tensor of this shape by a sample of its patterns; encode the sample.
+
+    ``tries`` exponents are tried, from that of ``form`` on.
+    """
+    chosen = result(DcLeveled)
+    given, tensor = form.of(patterns), _fit(shape, preset)
+    coded = deliver(lambda out: lib.dc_encode_leveled(given, tensor, tries, chosen, out), patterns.nbytes + 256)
+    exponent, length = chosen[0].exponent, chosen[0].params_length
+    return Leveled(exponent, coded[:length], coded[length:], chosen[0].refinement_length)
 
 
 def join(

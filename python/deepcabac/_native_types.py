@@ -177,6 +177,15 @@ class DcExact:
 
 
 @dataclass(kw_only=True)
+class DcLeveled:
+    """Levels that were chosen for exact values."""
+
+    exponent: UInt32
+    params_length: Size
+    refinement_length: Size
+
+
+@dataclass(kw_only=True)
 class DcFloats:
     """A chunk of floating-point values, to be coded or decoded."""
 
@@ -261,6 +270,7 @@ _STRUCTURES = (
     DcQuantizeCoupled,
     DcJob,
     DcExact,
+    DcLeveled,
     DcFloats,
     DcChanges,
     DcCodebook,
@@ -299,6 +309,7 @@ class Library(Protocol):
     ) -> Status: ...
     def dc_decode(self, jobs: Pointer[DcJob], count: Size, /) -> Status: ...
     def dc_most_levels(self, bytes_length: Size, /) -> Size: ...
+    def dc_crc32(self, data: Bytes, count: Size, /) -> UInt32: ...
     def dc_encode_bytes(self, data: Bytes, count: Size, out: Out, /) -> Status: ...
     def dc_decode_bytes(self, coded: Bytes, coded_length: Size, data: Bytes, count: Size, /) -> Status: ...
 
@@ -312,6 +323,9 @@ class Library(Protocol):
         refinement_length: Pointer[int],
         out: Out,
         /,
+    ) -> Status: ...
+    def dc_encode_leveled(
+        self, given: Pointer[DcExact], tensor: Pointer[DcFit], tries: UInt32, chosen: Pointer[DcLeveled], out: Out, /
     ) -> Status: ...
     def dc_join(
         self, given: Pointer[DcExact], levels: Pointer[np.int32], refinement: Bytes, refinement_length: Size, /

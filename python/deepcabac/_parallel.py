@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -70,9 +70,26 @@ def thread_count(threads: int | None) -> int:
     return threads
 
 
+class _Here(Executor):
+    """Calls functions when they are submitted, on the caller's thread: a second one would only wait for it."""
+
+    def submit(self, call: Callable[..., Result], /, *arguments: Any, **named: Any) -> Future[Result]:
+        future: Future[Result] = Future()
+        try:
+            future.set_result(call(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @contextmanager
-def pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads. On an error or Ctrl-C, calls not yet begun are dropped and begun ones (short) are awaited."""
+def pool(threads: int | None) -> Iterator[Executor]:
+    """A pool of threads, or for one thread the caller's own. On an error or Ctrl-C, calls not yet begun are dropped and
+    begun ones (short) are awaited.
+    """
+    if thread_count(threads) == 1:
+        yield _Here()
+        return
     executor = ThreadPoolExecutor(thread_count(threads), thread_name_prefix="deepcabac")
     try:
         yield executor

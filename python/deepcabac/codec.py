@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from functools import partial
 from typing import Any
 
@@ -46,10 +45,10 @@ def encode(levels: npt.ArrayLike, *, preset: str = "default", threads: int | Non
     each = _core.chunk_levels(params)
     pieces = [flat[start : start + each] for start in range(0, flat.size, each)]
     codes = run_all([partial(_core.encode, params, piece) for piece in pieces], threads)
-    chunks = tuple(container.Chunk(0, len(code), zlib.crc32(code)) for code in codes)
+    chunks = tuple(container.Chunk(0, len(code), _core.crc32(code)) for code in codes)
     head = _MAGIC + bytes([array.ndim]) + b"".join(varint(size) for size in array.shape)
     head += container.write_chunks(params, chunks)
-    return b"".join([head, struct.pack("<I", zlib.crc32(head)), *codes])
+    return b"".join([head, struct.pack("<I", _core.crc32(head)), *codes])
 
 
 def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None, threads: int | None = None) -> Any:
@@ -70,7 +69,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
     size = math.prod(shape)
     params, chunks = container.read_chunks(cursor, size, 0)
     head = cursor.at
-    if cursor.unpack("<I")[0] != zlib.crc32(view[:head]):
+    if cursor.u32() != _core.crc32(view[:head]):
         raise cursor.damaged("the checksum of the header does not match")
     if sum(chunk.length for chunk in chunks) != cursor.left:
         raise cursor.damaged("its chunks do not add up to its length")

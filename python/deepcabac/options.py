@@ -204,7 +204,8 @@ class Options:
             return target
         if target.kind == "step":
             return replace(target, value=target.value * 10 ** (-offset / 20))
-        return replace(target, value=min(max(target.value + offset, LEAST_QUALITY), MAX_SQNR))
+        value = min(max(target.value + offset, LEAST_QUALITY), MAX_SQNR)
+        return target if value == target.value else replace(target, value=value)
 
 
 class SearchFields(TypedDict, total=False):

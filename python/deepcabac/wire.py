@@ -27,8 +27,8 @@ class Cursor:
     """Reads what was written, and refuses everything else with :class:`DamagedFileError`."""
 
     def __init__(self, data: bytes | memoryview, what: str) -> None:
-        self._data = memoryview(data)
-        self._at = 0
+        self._data = data
+        self._at, self._end = 0, len(data)
         self._what = what
 
     def damaged(self, why: str) -> DamagedFileError:
@@ -43,27 +43,36 @@ class Cursor:
     @property
     def left(self) -> int:
         """Bytes not yet read."""
-        return len(self._data) - self._at
+        return self._end - self._at
 
-    def take(self, length: int) -> memoryview:
+    def take(self, length: int) -> bytes | memoryview:
         """The next ``length`` bytes."""
-        if length > self.left:
+        start, end = self._at, self._at + length
+        if end > self._end:
             raise self.damaged("it ends early")
-        self._at += length
-        return self._data[self._at - length : self._at]
+        self._at = end
+        return self._data[start:end]
 
     def byte(self) -> int:
         """The next byte."""
-        return self.take(1)[0]
+        at = self._at
+        if at >= self._end:
+            raise self.damaged("it ends early")
+        self._at = at + 1
+        return self._data[at]
 
     def varint(self) -> int:
         """A number; one number has one form."""
-        value = 0
-        for shift in range(0, 63, 7):
+        at = self._at
+        if at < self._end and self._data[at] < 128:  # most are short
+            self._at = at + 1
+            return self._data[at]
+        value = self.byte() & 127
+        for shift in range(7, 63, 7):
             byte = self.byte()
             value |= (byte & 127) << shift
             if byte < 128:
-                if byte == 0 and shift:
+                if byte == 0:
                     break
                 return value
         raise self.damaged("a number is malformed")
@@ -85,6 +94,10 @@ class Cursor:
             return self.blob().decode("utf-8")
         except UnicodeDecodeError:
             raise self.damaged("a name is not UTF-8") from None
+
+    def u32(self) -> int:
+        """A number of 32 bits."""
+        return int.from_bytes(self.take(4), "little")
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
         """Fields of a ``struct`` layout."""

@@ -3,7 +3,9 @@
 
 #![allow(unsafe_code)]
 
+use crate::checksum;
 use crate::chunk::{self, Sums};
+use crate::coding::bytes;
 use crate::coding::changes::{self, Found, Rates};
 use crate::coding::lanes::{self, Job};
 #[cfg(test)]
@@ -20,6 +22,36 @@ use crate::nnc::quantize as nnc_quantize;
 use crate::nnc::unit::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
 use crate::quantize::feedback::Coupling;
 use crate::quantize::greedy::Quantizer;
+
+/// CRC-32 of zlib.
+#[must_use]
+pub fn crc32(bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if crate::cpu::carryless::available() {
+        return checksum::ONES ^ crate::cpu::carryless::update(checksum::ONES, bytes);
+    }
+    checksum::ONES ^ checksum::update(checksum::ONES, bytes)
+}
+
+/// The code of bytes without a model of their own.
+#[must_use]
+pub fn encode_bytes(plain: &[u8]) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return bytes::encode_on::<Avx2>(plain);
+    }
+    bytes::encode_on::<Portable>(plain)
+}
+
+/// Decodes `coded` into `out`, which says how many bytes there are. False if `coded` is not exactly their code.
+#[must_use]
+pub fn decode_bytes(coded: &[u8], out: &mut [u8]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if available() {
+        return bytes::decode_on::<Avx2>(coded, out);
+    }
+    bytes::decode_on::<Portable>(coded, out)
+}
 
 /// Decodes all jobs and sets their `good`. A damaged chunk leaves its output in part unwritten.
 pub fn decode(jobs: &mut [Job]) {

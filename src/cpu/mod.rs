@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod carryless;
 pub mod dispatch;
 #[cfg(target_arch = "x86_64")]
 mod join;

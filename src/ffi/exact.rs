@@ -8,6 +8,8 @@ use crate::coding::arithmetic;
 use crate::coding::codebook;
 use crate::cpu::dispatch;
 use crate::exact::{self, Form, Origin, Pattern};
+use crate::ffi::levels::DcFit;
+use crate::fit;
 use crate::model::params::Params;
 
 /// Values, and how they become levels and refinement bits.
@@ -147,6 +149,64 @@ pub unsafe extern "C" fn dc_encode_exact(
         *refinement_length = refinement.len();
         // SAFETY: as above.
         unsafe { deliver(&coded, out) }
+    })
+}
+
+/// What [`dc_encode_leveled`] has chosen.
+#[repr(C)]
+pub struct DcLeveled {
+    /// log2 of the step in units.
+    pub exponent: u32,
+    /// Bytes of the coding parameters, which come first.
+    pub params_length: usize,
+    /// Bytes of the refinement bits, which come last.
+    pub refinement_length: usize,
+}
+
+/// Chooses a step, and coding parameters as [`super::levels::dc_fit`] does, for a tensor of that shape from a sample of its values,
+/// and encodes the sample as one chunk: parameters, code, refinement bits. Tries as many exponents, from the given one on, and takes
+/// the one with the shortest code, the first of several.
+///
+/// # Safety
+/// Every pointer is valid for its length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_encode_leveled(
+    given: *const DcExact,
+    tensor: *const DcFit,
+    tries: u32,
+    chosen: *mut DcLeveled,
+    out: *mut DcBuffer,
+) -> DcStatus {
+    guarded(|| {
+        // SAFETY: valid by this function's contract.
+        let (given, tensor, chosen) = unsafe { (one(given)?, one(tensor)?, one_mut(chosen)?) };
+        // SAFETY: as above.
+        let (count, layout) = unsafe { tensor.layout()? };
+        let preset = tensor.preset()?;
+        let mut best: Option<(usize, Vec<u8>)> = None;
+        let mut levels = vec![0; given.count];
+        for exponent in (given.exponent..=exact::LAST_EXPONENT).take(tries as usize) {
+            let mut coded = Vec::new();
+            let mut refinement = Vec::new();
+            let form = DcExact { exponent, ..*given };
+            // SAFETY: as above.
+            unsafe { split(&form, &mut levels, &mut refinement)? };
+            let params = fit::fit(layout, count, levels.len(), None, preset, false, |i| f64::from(levels[i]));
+            params.write(&mut coded);
+            let params_length = coded.len();
+            refinement.clear();
+            // SAFETY: as above.
+            unsafe { split(&DcExact { width: params.width, ..form }, &mut levels, &mut refinement)? };
+            dispatch::encode(&params, &levels, &mut coded);
+            coded.extend_from_slice(&refinement);
+            let length = coded.len() - params_length;
+            if best.as_ref().is_none_or(|(least, _)| length < *least) {
+                *chosen = DcLeveled { exponent, params_length, refinement_length: refinement.len() };
+                best = Some((length, coded));
+            }
+        }
+        // SAFETY: as above.
+        unsafe { deliver(&best?.1, out) }
     })
 }
 

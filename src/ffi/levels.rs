@@ -42,6 +42,23 @@ pub struct DcFit {
     pub regression: bool,
 }
 
+impl DcFit {
+    /// Elements of the tensor, and how they lie.
+    ///
+    /// # Safety
+    /// The pointer is valid for its length.
+    pub(super) unsafe fn layout(&self) -> Option<(usize, Layout)> {
+        // SAFETY: valid by this function's contract.
+        let shape = unsafe { input(self.shape, self.dimensions)? };
+        let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size.try_into().ok()?))?;
+        Some((count, Layout::of_shape(shape)))
+    }
+
+    pub(super) fn preset(&self) -> Option<Preset> {
+        [Preset::Fast, Preset::Default, Preset::Small].get(usize::from(self.preset)).copied()
+    }
+}
+
 /// Chooses coding parameters for a tensor from a sample of its rows.
 ///
 /// # Safety
@@ -52,10 +69,8 @@ pub unsafe extern "C" fn dc_fit(given: *const DcFit, sample: *const DcSample, ou
         // SAFETY: valid by this function's contract.
         let (given, sample) = unsafe { (one(given)?, one(sample)?) };
         // SAFETY: as above.
-        let shape = unsafe { input(given.shape, given.dimensions)? };
-        let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size.try_into().ok()?))?;
-        let layout = Layout::of_shape(shape);
-        let preset = *[Preset::Fast, Preset::Default, Preset::Small].get(usize::from(given.preset))?;
+        let (count, layout) = unsafe { given.layout()? };
+        let preset = given.preset()?;
         let states = if given.state_bits == 0 { None } else { Some(States::of_bits(given.state_bits)?) };
         let params = if sample.levels.is_null() {
             // SAFETY: as above.
@@ -422,6 +437,16 @@ pub extern "C" fn dc_most_levels(bytes_length: usize) -> usize {
     arithmetic::most_decisions(bytes_length)
 }
 
+/// CRC-32 of bytes, as of zlib; 0 if the pointer is null.
+///
+/// # Safety
+/// The pointer is valid for the length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_crc32(bytes: *const u8, count: usize) -> u32 {
+    // SAFETY: valid by this function's contract.
+    unsafe { input(bytes, count) }.map_or(0, dispatch::crc32)
+}
+
 /// Encodes bytes.
 ///
 /// # Safety
@@ -432,7 +457,7 @@ pub unsafe extern "C" fn dc_encode_bytes(bytes: *const u8, count: usize, out: *m
         // SAFETY: valid by this function's contract.
         let bytes = unsafe { input(bytes, count)? };
         // SAFETY: as above.
-        unsafe { deliver(&bytes::encode(bytes), out) }
+        unsafe { deliver(&dispatch::encode_bytes(bytes), out) }
     })
 }
 
@@ -450,7 +475,7 @@ pub unsafe extern "C" fn dc_decode_bytes(
     guarded(|| {
         // SAFETY: valid by this function's contract.
         let (coded, bytes) = unsafe { (input(coded, coded_length)?, output(bytes, count)?) };
-        let good = bytes.len() <= bytes::most_decoded(coded.len()) && bytes::decode(coded, bytes);
+        let good = bytes.len() <= bytes::most_decoded(coded.len()) && dispatch::decode_bytes(coded, bytes);
         Some(if good { DcStatus::Ok } else { DcStatus::Damaged })
     })
 }

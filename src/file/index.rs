@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use crate::coding::{arithmetic, bytes, changes, codebook};
+use crate::cpu::dispatch::{self, crc32};
 use crate::exact;
 use crate::file::error::{Error, bad_index, quoted};
 use crate::file::fields::Fields;
-use crate::file::tensor::{Chunk, Method, RAW_CHUNK, Tensor, crc32};
+use crate::file::tensor::{Chunk, Method, RAW_CHUNK, Tensor};
 use crate::file::values::Dtype;
 use crate::model::params::Params;
 
@@ -127,7 +128,7 @@ impl Index {
             return Err(Error::Limit(format!("the index takes {length} bytes, more than {max_bytes}")));
         }
         let mut plain = vec![0; length as usize];
-        if !bytes::decode(coded, &mut plain) {
+        if !dispatch::decode_bytes(coded, &mut plain) {
             return Err(bad_index("it does not decode"));
         }
         Ok(plain)

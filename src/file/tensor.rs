@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::coding::codebook;
 use crate::coding::lanes::{self, Job};
 use crate::coding::output::Output;
-use crate::cpu::dispatch;
+use crate::cpu::dispatch::{self, crc32};
 use crate::exact::{self, Form, Origin, Pattern};
 use crate::file::error::{Error, quoted};
 use crate::file::round::{factor, rounded};
@@ -362,65 +362,4 @@ fn joined<P: Pattern>(tensor: &Tensor, levels: &[i32], refinement: &[u8]) -> Opt
     let form = Form { mantissa, float: mantissa > 0, exponent };
     let mut patterns = vec![P::default(); levels.len()];
     exact::join(form, origin, width, levels, refinement, &mut patterns).then_some(patterns)
-}
-
-/// CRC-32 of zlib, eight bytes at a time.
-pub(crate) fn crc32(bytes: &[u8]) -> u32 {
-    let (blocks, rest) = bytes.as_chunks::<8>();
-    let mut crc = !0;
-    for block in blocks {
-        let [a, b, c, d, e, f, g, h] = (u64::from_le_bytes(*block) ^ u64::from(crc)).to_le_bytes();
-        crc = [a, b, c, d, e, f, g, h]
-            .into_iter()
-            .zip(CRC_TABLES.iter().rev())
-            .fold(0, |crc, (byte, table)| crc ^ table[usize::from(byte)]);
-    }
-    for byte in rest {
-        crc = crc >> 8 ^ CRC_TABLES[0][usize::from(crc as u8 ^ byte)];
-    }
-    !crc
-}
-
-/// What a byte that so many others follow does to a CRC.
-static CRC_TABLES: [[u32; 256]; 8] = {
-    let mut tables = [[0; 256]; 8];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = crc >> 1 ^ if crc & 1 != 0 { 0xedb8_8320 } else { 0 };
-            bit += 1;
-        }
-        tables[0][byte] = crc;
-        byte += 1;
-    }
-    let mut following = 1;
-    while following < 8 {
-        let mut byte = 0;
-        while byte < 256 {
-            let crc = tables[following - 1][byte];
-            tables[following][byte] = crc >> 8 ^ tables[0][(crc & 255) as usize];
-            byte += 1;
-        }
-        following += 1;
-    }
-    tables
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_checksum_is_that_of_zlib() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-        let bytes: Vec<u8> = (0..200).map(|index| (index * index) as u8).collect();
-        for length in 0..bytes.len() {
-            let plain = bytes[..length]
-                .iter()
-                .fold(!0, |crc: u32, byte| crc >> 8 ^ CRC_TABLES[0][usize::from(crc as u8 ^ byte)]);
-            assert_eq!(crc32(&bytes[..length]), !plain);
-        }
-    }
 }

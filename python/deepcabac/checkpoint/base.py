@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -101,12 +102,12 @@ class TensorSpec:
     shape: tuple[int, ...]
     tied_to: str | None = None
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Number of bytes of the values in memory."""
         return self.size * self.dtype.itemsize

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,11 +67,11 @@ _MORE = (
 DTYPES |= {code: EXACT_DTYPES[name] for code, name in enumerate(_MORE, start=16) if name in EXACT_DTYPES}
 #: What is added to the code of an integer type whose elements are stored as codes of so many bits.
 _PACKED = {4: 32, 2: 48, 8: 64}
+_LEAST_PACKED = min(_PACKED.values())
 _DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Where a chunk of payload lies, and what it must hash to."""
 
     offset: int
@@ -82,11 +81,11 @@ class Chunk:
 
     def check(self, data: bytes | memoryview, name: str) -> None:
         """Raise :class:`DamagedFileError` if ``data`` is not this chunk."""
-        if len(data) != self.length or zlib.crc32(data) != self.crc:
+        if len(data) != self.length or _core.crc32(data) != self.crc:
             raise DamagedFileError(f"tensor {name!r} is damaged: the checksum at byte {self.offset} does not match")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
     """One tensor of the index. A complex one is stored as its parts, and so is one of packed codes: ``dtype`` and
     ``shape`` are theirs.
@@ -124,12 +123,12 @@ class Entry:
         """The tensor, from its elements or parts, flat."""
         return (pack(flat) if self.is_packed else flat).view(self.value_dtype).reshape(self.value_shape)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the decoded tensor."""
         return self.size * self.dtype.itemsize
@@ -178,7 +177,7 @@ class Entry:
         """The entropy coder of a quantised tensor: "binary", that with "regression", "fast" or "sparse"."""
         return _core.parameters(self.coding_params).coder
 
-    @property
+    @cached_property
     def coded_bytes(self) -> int:
         """Bytes of its payload."""
         return sum(chunk.length for chunk in self.chunks)
@@ -211,13 +210,17 @@ class Index:
         """Whether a base is needed."""
         return any(entry.needs_base for entry in self.entries)
 
-    def write(self) -> bytes:
-        """The index as stored: the decoded length, then the coded bytes."""
+    def write(self, payload: range | None = None) -> bytes:
+        """The index as stored: the decoded length, then the coded bytes. Given ``payload``, what a reader would refuse
+        is not written.
+        """
         parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
         parts += [_write_entry(entry) for entry in self.entries]
         if self.is_update:
             parts += [self.base_digest, blob(self.base_name.encode())]
         plain = b"".join(parts)
+        if payload is not None:
+            Index.parse(plain, payload)
         coded = _core.encode_bytes(plain) if len(plain) <= MAX_INDEX else b""
         if len(plain) > _index_limit(len(coded)):
             raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than a .dcb file can hold")
@@ -237,7 +240,12 @@ class Index:
             raise cursor.damaged(f"it claims {length} bytes, more than the {limit} allowed")
         if max_bytes is not None and length > max(max_bytes, SMALL_INDEX):
             raise LimitError(f"the index takes {length} bytes, more than max_bytes = {max_bytes}")
-        cursor = Cursor(_core.decode_bytes(cursor.take(cursor.left), length), "index")
+        return cls.parse(_core.decode_bytes(cursor.take(cursor.left), length), payload)
+
+    @classmethod
+    def parse(cls, plain: bytes, payload: range) -> Index:
+        """As :meth:`read`, from the decoded bytes."""
+        cursor = Cursor(plain, "index")
         index = cls(kind=cursor.text(), extra=cursor.blob())
         offset = payload.start
         names: set[str] = set()
@@ -247,11 +255,13 @@ class Index:
             if entry.name in names:
                 raise cursor.damaged(f"two tensors are called {entry.name!r}")
             names.add(entry.name)
-            equals.update([entry.tied_to] if entry.method == EQUAL else ())
-            if equals[entry.tied_to] > MOST_EQUAL:
-                raise cursor.damaged(f"more than {MOST_EQUAL} tensors are stored as equal to one")
+            if entry.method == EQUAL:
+                equals[entry.tied_to] += 1
+                if equals[entry.tied_to] > MOST_EQUAL:
+                    raise cursor.damaged(f"more than {MOST_EQUAL} tensors are stored as equal to one")
             index.entries.append(entry)
-            offset += entry.coded_bytes
+            if entry.chunks:
+                offset = entry.chunks[-1].offset + entry.chunks[-1].length
             if offset > payload.stop:
                 raise cursor.damaged(f"tensor {entry.name!r} lies outside the file")
         if index.is_update:
@@ -271,7 +281,7 @@ def _index_limit(stored: int) -> int:
 
 def header(index: bytes, offset: int) -> bytes:
     """The header of a file whose stored ``index`` lies at ``offset``."""
-    return HEADER.pack(MAGIC, VERSION, zlib.crc32(index), offset, len(index))
+    return HEADER.pack(MAGIC, VERSION, _core.crc32(index), offset, len(index))
 
 
 def read_header(head: bytes, file_size: int) -> tuple[int, range]:
@@ -296,7 +306,7 @@ def read_header(head: bytes, file_size: int) -> tuple[int, range]:
 
 def check_index(stored: bytes, crc: int) -> None:
     """Raise :class:`DamagedFileError` if the stored index does not match the header."""
-    if zlib.crc32(stored) != crc:
+    if _core.crc32(stored) != crc:
         raise DamagedFileError("damaged .dcb file: the checksum of the index does not match")
 
 
@@ -368,10 +378,10 @@ def read_chunks(cursor: Cursor, size: int, offset: int) -> tuple[bytes, tuple[Ch
         raise cursor.damaged("it ends early")
     chunks = []
     for start in range(0, size, each):
-        chunk = Chunk(offset, cursor.varint(), cursor.unpack("<I")[0])
+        chunk = Chunk(offset, cursor.varint(), cursor.u32())
         if chunk.length == 0:  # and so a file has fewer chunks than bytes
             raise cursor.damaged("a chunk has no bytes")
-        if min(each, size - start) > _core.most_levels(chunk.length):
+        if size - start > chunk.length and min(each, size - start) > _core.most_levels(chunk.length):
             raise cursor.damaged(f"{chunk.length} bytes cannot hold {min(each, size - start)} levels")
         chunks.append(chunk)
         offset += chunk.length
@@ -383,9 +393,9 @@ def read_shape(cursor: Cursor) -> tuple[int, ...]:
     dimensions = cursor.byte()
     if dimensions > MAX_DIMENSIONS:
         raise cursor.damaged(f"a tensor of {dimensions} dimensions")
-    shape = tuple(cursor.varint() for _ in range(dimensions))
+    shape = tuple([cursor.varint() for _ in range(dimensions)])
     # Zeros do not make an absurd shape sound: numpy refuses it too.
-    if math.prod(max(size, 1) for size in shape) >= 1 << 60:
+    if (math.prod(shape) or math.prod([max(size, 1) for size in shape])) >= 1 << 60:
         raise cursor.damaged(f"a tensor of shape {shape}")
     return shape
 
@@ -393,7 +403,7 @@ def read_shape(cursor: Cursor) -> tuple[int, ...]:
 def _read_entry(cursor: Cursor, offset: int, before: list[Entry]) -> Entry:
     name = cursor.text()
     code, bits = cursor.byte(), 0
-    if code >= min(_PACKED.values()):
+    if code >= _LEAST_PACKED:
         bits = next((bits for bits, more in _PACKED.items() if more <= code < more + 16), 0)
         code = code % 16 if bits else 0
         if code not in _INTEGERS or bits >= 8 * DTYPES[code].itemsize:
@@ -531,12 +541,13 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
             raise cursor.damaged("a chunk has no bytes")
         # A few bytes can say that little changed: the base has the memory that the values take.
         # A symbol comes with at least one bit that is copied.
-        most = 8 * code if form.method == exact.SYMBOLS else _core.most_levels(code)
-        if code and not changes and min(each, size - start) > most:
-            raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
+        if code and not changes and size - start > code:
+            most = 8 * code if form.method == exact.SYMBOLS else _core.most_levels(code)
+            if min(each, size - start) > most:
+                raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
         if refinement and form.method not in exact.REFINED:
             raise cursor.damaged("a chunk has refinement bits that its method does not have")
-        chunks.append(Chunk(offset, code + refinement, cursor.unpack("<I")[0] if code else 0, refinement))
+        chunks.append(Chunk(offset, code + refinement, cursor.u32() if code else 0, refinement))
         offset += code + refinement
     return tuple(chunks)
 
@@ -554,6 +565,6 @@ def _read_raw_chunks(cursor: Cursor, nbytes: int, offset: int) -> tuple[Chunk, .
     if -(-nbytes // RAW_CHUNK) * 4 > cursor.left:
         raise cursor.damaged("it ends early")
     return tuple(
-        Chunk(offset + start, min(RAW_CHUNK, nbytes - start), cursor.unpack("<I")[0])
+        Chunk(offset + start, min(RAW_CHUNK, nbytes - start), cursor.u32())
         for start in range(0, nbytes, RAW_CHUNK)
     )

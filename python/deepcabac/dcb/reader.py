@@ -301,7 +301,7 @@ class OpenFile:
             raise OptionError(f"tensor {name!r} is a difference to a base, of no use alone")
         code = b"".join(self._read(chunk.offset, chunk.length) for chunk in entry.chunks)
         shift = HEADER.size - entry.chunks[0].offset if entry.chunks else 0
-        chunks = tuple(replace(chunk, offset=chunk.offset + shift) for chunk in entry.chunks)
+        chunks = tuple(chunk._replace(offset=chunk.offset + shift) for chunk in entry.chunks)
         index = Index([replace(entry, name=name, chunks=chunks)]).write()
         return container.header(index, HEADER.size + len(code)) + code + index
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, wait
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import showing
+from .. import _core, showing
 from .._parallel import Run, Tally, pool
 from ..checkpoint import packing
 from ..checkpoint.base import OPTIMIZER, WEIGHT, Array, TensorSpec, as_parts, has_odd_bytes, packed_bytes
@@ -229,6 +228,8 @@ def compress(
         if correct is not None and decisions is not None:
             decoded = dict(OpenFile(file, threads=options.threads).items(keep=True))
             corrected = Corrected(source, correct(decoded))
+            if expected is not None:
+                expected.forget(corrected.changed)
             unchanged = {name: decision for name, decision in decisions.items() if name not in corrected.changed}
             report = writer_of(corrected).run(known=unchanged)
     report.dropped = count - len(source.specs) if options.optimizer == "drop" else None
@@ -329,8 +330,7 @@ class _Writer:
             finish()
         if self._index.is_update:
             self._index.base_digest = self._digest.value
-        stored = self._index.write()
-        Index.read(stored, range(container.HEADER.size, self._offset))  # what a reader would refuse is not written
+        stored = self._index.write(range(container.HEADER.size, self._offset))
         self._file.write(stored)
         self._file.seek(0)
         self._file.write(container.header(stored, self._offset))
@@ -348,7 +348,7 @@ class _Writer:
         flat = array.reshape(-1).view(np.uint8)
         some = np.ascontiguousarray(flat[:: max(flat.size // _SHARED_SAMPLE, 1) | 1])
         stored = self._quantizer.target(spec), self._roles.get(spec.name)
-        firsts = self._alike.setdefault((spec.dtype, spec.shape, *stored, zlib.crc32(some.data)), [])
+        firsts = self._alike.setdefault((spec.dtype, spec.shape, *stored, _core.crc32(some.data)), [])
         for first in firsts if spec.name not in self._originals else ():
             if self._copies[first] < MOST_EQUAL and np.array_equal(
                 self._source.read(first).reshape(-1).view(np.uint8), flat
@@ -401,7 +401,8 @@ class _Writer:
             rows, columns = result.row_scales.tobytes(), result.column_scales.tobytes()
             scales = {"row_scales": rows, "column_scales": columns}
             entry = _entry(spec, LEVELS, 0, chunks=chunks, params=result.params, step=result.step, **scales)
-        self._add(entry, replace(decision, note="; ".join(filter(None, (work.note, decision.note)))))
+        noted = replace(decision, note="; ".join(filter(None, (work.note, decision.note)))) if work.note else decision
+        self._add(entry, noted)
         return decision
 
     def _comes_back(self, work: _Work, coded: Coded) -> bool:
@@ -429,7 +430,7 @@ class _Writer:
             codes = [(code, 0) for code in result.codes]
         chunks = self._write(code for code, _ in codes)
         if any(count for _, count in codes):
-            chunks = tuple(replace(chunk, refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
+            chunks = tuple(chunk._replace(refinement=count) for chunk, (_, count) in zip(chunks, codes, strict=True))
         bits = result.bits if isinstance(result, PackedCodes) else 0
         entry = _entry(spec, form.method, bits, chunks=chunks, form=form)
         if entry.needs_base:
@@ -451,7 +452,7 @@ class _Writer:
         chunks = []
         for piece in pieces:
             self._file.write(piece)
-            chunks.append(Chunk(self._offset, len(piece), zlib.crc32(piece)))
+            chunks.append(Chunk(self._offset, len(piece), _core.crc32(piece)))
             self._offset += len(piece)
         return tuple(chunks)
 
@@ -479,11 +480,11 @@ class _Writer:
             )
         )
         self._report.raw_bytes += raw_bytes
-        reason = self._report.tensors[-1].reason
-        quality = f" ({reason})" if reason else "" if quantized is None else f" at {quantized.sqnr:.1f} dB"
-        _log.info(
-            "%s: %s%s, %s to %s bytes", entry.name, entry.mode, quality, f"{raw_bytes:,}", f"{entry.coded_bytes:,}"
-        )
+        if _log.isEnabledFor(logging.INFO):
+            reason = self._report.tensors[-1].reason
+            quality = f" ({reason})" if reason else "" if quantized is None else f" at {quantized.sqnr:.1f} dB"
+            sizes = f"{raw_bytes:,} to {entry.coded_bytes:,} bytes"
+            _log.info("%s: %s%s, %s", entry.name, entry.mode, quality, sizes)
         if self._progress is not None:
             self._progress(self._tally.done, self._tally.total)
 

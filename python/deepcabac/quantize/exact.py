@@ -35,6 +35,8 @@ UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, CHANGES)
 MOST_ENTRIES, _TRIED_ENTRIES = 1 << 12, 1 << 10
 #: Bounds that a reader checks: k, columns of a row, codebook indices and symbols in a chunk.
 LAST_EXPONENT, MOST_WIDTH, MOST_INDICES, MOST_VALUES = 2200, 1 << 16, 1 << 20, 1 << 20
+#: Elements of a tensor for which a codebook is tried, at least.
+_WORTH_BOOK = 64
 #: Codebook indices in a chunk, about.
 _CODEBOOK_CHUNK = 1 << 18
 #: Values in a chunk of symbols, about: each chunk has tables of its own.
@@ -74,7 +76,7 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Form:
     """How a tensor's values are coded: what the index says besides chunks."""
 
@@ -165,14 +167,14 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     real = mantissa(array.dtype) > 0
     zeros = real and bool(np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size)
     book = _codebook(array, sample, run)
+    form, code = _symbols(array), None  # the code of the sample, if it is known
     if not real or zeros or preset == "small":
-        form = _leveled(array, sample, zeros, preset)
-    else:
-        form = _symbols(array)
-        if array.ndim != 2 and (preset == "default" or array.size < _TINY):
-            other = _leveled(array, sample, zeros, preset)
-            sizes = [len(_piece(one, array.dtype, sample, preset)) for one in (form, other)]
-            form = other if sizes[1] < _LEVELS_GAIN * sizes[0] else form
+        form, code = _leveled(array, sample, zeros, preset)
+    elif array.ndim != 2 and (preset == "default" or array.size < _TINY):
+        code = _piece(form, array.dtype, sample, preset), 0
+        other, as_levels = _leveled(array, sample, zeros, preset)
+        if len(as_levels[0]) < _LEVELS_GAIN * len(code[0]):
+            form, code = other, as_levels
     if book is not None:
         piece = sample[: form.chunk_size]
         indices = np.searchsorted(book.entries, piece) if book.entries is not None else piece
@@ -181,6 +183,8 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
         share = piece.size / flat.size
         if as_indices + entries * share < _CODEBOOK_GAIN * len(_piece(form, array.dtype, piece, preset)):
             return _encode_indices(flat, book, run)
+    if code is not None and sample.size == flat.size <= form.chunk_size and preset != "small":
+        return Coded(form, run([Coding(lambda: code, flat.nbytes)]))
     if form.method == SYMBOLS:
         pieces = partial(_piece, form, array.dtype, preset=preset)
         each = form.chunk_size
@@ -190,8 +194,8 @@ def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
     return _encode_detailed(flat, form, array.dtype, run)
 
 
-def _leveled(array: Array, sample: Array, zeros: bool, preset: str) -> Form:
-    """How values are coded as levels. Many ``zeros`` have a level for themselves."""
+def _leveled(array: Array, sample: Array, zeros: bool, preset: str) -> tuple[Form, tuple[bytes, int]]:
+    """How values are coded as levels, and the sample's code. Many ``zeros`` have a level for themselves."""
     if preset == "default" and array.ndim == 2 and array.size >= _FAST_FROM:
         # Levels of exact values take about three bits, where the fast coder hardly loses, if there are rows for its
         # strips.
@@ -203,13 +207,10 @@ def _leveled(array: Array, sample: Array, zeros: bool, preset: str) -> Form:
         centre = np.sort(signed)[sample.size // 2]
         form = Form(INTEGERS, _exponent(_magnitudes(sample - centre.astype(sample.dtype))), int(np.uint64(centre)))
         form = replace(form, centre=form.centre & (1 << 8 * sample.dtype.itemsize) - 1)
-    if sample.size > _SMALL:
-        return _fitted(form, array, sample, preset)
     # Small ones are often of many orders of magnitude, and the median says little.
-    return min(
-        (_fitted(replace(form, exponent=form.exponent + more), array, sample, preset) for more in (0, 1, 2)),
-        key=lambda one: len(_piece(one, array.dtype, sample, preset)),
-    )
+    tries = 1 if sample.size > _SMALL else 3
+    found = _core.encode_leveled(_native(form, array.dtype), array.shape, sample, tries, preset)
+    return replace(form, exponent=found.exponent, params=found.params), (found.code, found.refinement)
 
 
 def _symbols(array: Array) -> Form:
@@ -279,9 +280,13 @@ def _exponent(magnitudes: Array) -> int:
 def _codebook(array: Array, sample: Array, run: Run) -> Form | None:
     """A codebook of all values, if they are few."""
     flat = patterns(array)
-    some = np.sort(sample[:: max(sample.size >> 13, 1)])
-    if flat.size < 64 or np.count_nonzero(some[1:] != some[:-1]) >= _TRIED_ENTRIES:
+    if flat.size < _WORTH_BOOK:
         return None
+    some, most = sample[:: max(sample.size >> 13, 1)], min(_TRIED_ENTRIES, flat.size // 4)
+    for glance in (some[: 2 * _TRIED_ENTRIES], some):  # most are told by a few
+        ordered = np.sort(glance)
+        if np.count_nonzero(ordered[1:] != ordered[:-1]) >= most:
+            return None
     pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
     if flat.dtype.itemsize <= 2 and flat.size > _SMALL:
         size = 1 << 8 * flat.dtype.itemsize
@@ -290,7 +295,7 @@ def _codebook(array: Array, sample: Array, run: Run) -> Form | None:
     else:
         found = run([lambda piece=piece: np.unique(piece) for piece in pieces])
         entries = np.unique(np.concatenate(found))
-    if entries.size > min(_TRIED_ENTRIES, flat.size // 4):
+    if entries.size > most:
         return None
     counts = np.bincount(np.searchsorted(entries, sample), minlength=entries.size)
     width = min(max(math.prod(array.shape[1:]), 1) if array.ndim > 1 else flat.size, 1 << 16)

@@ -63,6 +63,7 @@ class Prior:
         """Measure the tensors ``names``, those that will be quantised if their values allow it."""
         wanted = set(names)
         self._importance: dict[str, float] = {}
+        self._weights: set[str] = set()
         self._transposed = {
             spec.name for spec in source.specs if spec.name in wanted and _is_transposed(spec.name, spec.shape, source)
         }
@@ -79,6 +80,8 @@ class Prior:
             energy, _, special = _core.measure(values)
             if special or not 0 < energy < math.inf or choice.by_values(values.reshape(spec.shape)):
                 continue
+            if spec.dtype == np.float32:
+                self._weights.add(spec.name)
             alive = int(np.count_nonzero(values))  # pruned weights have no error
             found = importance(spec.name, spec.shape, energy / alive)
             self._importance[spec.name] = found
@@ -88,6 +91,14 @@ class Prior:
         self._signal = 2 ** (logs / count) if count else 1.0
         for name, energy in energies.items():
             self._importance[name] = max(self._importance[name], self._signal * 10 ** (_WORST / 10) / energy)
+
+    def has_weights(self, name: str) -> bool:
+        """Whether the tensor's values, as they are in the source, look like weights: see :func:`.choice.by_values`."""
+        return name in self._weights
+
+    def forget(self, names: Iterable[str]) -> None:
+        """The tensors ``names`` have other values now."""
+        self._weights.difference_update(names)
 
     def slope(self, quality: float) -> float:
         """Loss that a bit is worth. Errors, averaged over weights in dB, are then ``quality`` dB below the weights."""

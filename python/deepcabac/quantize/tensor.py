@@ -93,7 +93,7 @@ class TensorQuantizer:
         if base is not None:
             reason = reason or "a difference that is kept exactly"
         if reason:
-            return replace(decision, result=coded, reason=reason)
+            return Decision(coded, decision.target, decision.note, reason, decision.remark)
         odd = array.size - int(np.count_nonzero(np.isfinite(array)))
         reason = f"{odd:,} of its values are NaN or infinite" if odd else "its values are beyond float32"
         # A mask with -inf surprises nobody.
@@ -114,7 +114,9 @@ class TensorQuantizer:
         if target.forced or measured:
             return ""
         role = choice.REASONS.get(self._roles.get(spec.name, ""), "")
-        return role or ("" if is_difference else choice.by_shape(spec.shape)) or choice.by_values(array)
+        why = role or ("" if is_difference else choice.by_shape(spec.shape))
+        known = self._expected is not None and self._expected.has_weights(spec.name)
+        return why or ("" if known else choice.by_values(array))
 
     def _may_be_larger(self, result: Quantized, array: Array) -> bool:
         """Whether a quantised tensor may take more bytes than an exact one: if it has few values, or hardly fewer bits
