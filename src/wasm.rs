@@ -10,9 +10,14 @@ use std::cell::RefCell;
 
 use crate::file::{self, Dtype, Error, Header, Index, Method, Part, Values, decode};
 
+/// Bytes of room that are kept for the next call.
+const KEPT: usize = 16 << 20;
+
 #[derive(Default)]
 struct State {
     input: Vec<u8>,
+    /// Bytes of it that the last call of [`dc_room`] asked for.
+    given: usize,
     result: Vec<u8>,
     index: Option<Index>,
     /// The values that the last result points to.
@@ -27,11 +32,15 @@ thread_local! {
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_room(length: usize) -> *mut u8 {
     STATE.with_borrow_mut(|state| {
-        state.input = Vec::new();
-        if state.input.try_reserve_exact(length).is_err() {
-            return std::ptr::null_mut();
+        // What former calls left is used again: only what is new is filled with zeros.
+        if state.input.len() < length {
+            (state.input, state.given) = (Vec::new(), 0);
+            if state.input.try_reserve_exact(length).is_err() {
+                return std::ptr::null_mut();
+            }
+            state.input.resize(length, 0);
         }
-        state.input.resize(length, 0);
+        state.given = length;
         state.input.as_mut_ptr()
     })
 }
@@ -52,7 +61,11 @@ pub extern "C" fn dc_result_length() -> usize {
 fn call(body: impl FnOnce(&[u8], &mut State) -> Result<Vec<u8>, Error>) -> u32 {
     STATE.with_borrow_mut(|state| {
         let input = std::mem::take(&mut state.input);
-        match body(&input, state) {
+        let result = body(&input[..std::mem::take(&mut state.given)], state);
+        if input.len() <= KEPT {
+            state.input = input;
+        }
+        match result {
             Ok(result) => {
                 state.result = result;
                 0

@@ -196,12 +196,8 @@ export class DeepCabacFile {
   /** Decodes some chunks into their tensors' room. Returns the bytes of them. */
   async #decodeBatch(batch, rooms, apart) {
     const places = batch.map(([entry, number]) => entry.chunks[number]);
-    const code = new Uint8Array(places.reduce((sum, { length }) => sum + length, 0));
-    let filled = 0;
-    for (const { offset, length } of places) {
-      code.set(await this.#source.read(offset, length), filled);
-      filled += length;
-    }
+    const code = [];
+    for (const { offset, length } of places) code.push(await this.#source.read(offset, length));
     const chunks = batch.map(([entry, number]) => [entry.number, number]);
     let bytes = 0;
     await this.#pool.decode(chunks, code, apart, (k, values) => {

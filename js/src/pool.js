@@ -58,17 +58,17 @@ export class Pool {
     return this.idle.pop() ?? new Promise((resolve) => this.waiting.push(resolve));
   }
 
-  /** Decodes chunks, in a worker if `apart` and if there is one; `take` as in core.js. `code` is given away. */
+  /** Decodes chunks, in a worker if `apart` and if there is one; `code` and `take` as in core.js. */
   async decode(chunks, code, apart, take) {
     this.busy++;
     clearTimeout(this.timer);
     try {
       const worker = apart ? await this.take() : undefined;
       if (worker) {
-        (await this.decodeIn(worker, chunks, code)).forEach((values, k) => take(k, values));
+        (await this.decodeIn(worker, chunks, joined(code))).forEach((values, k) => take(k, values));
       } else {
         await new Promise((resolve) => setTimeout(resolve)); // lets the page live
-        (await this.own()).decode(chunks, [code], take);
+        (await this.own()).decode(chunks, code, take);
       }
     } finally {
       if (--this.busy === 0) {
@@ -95,6 +95,17 @@ export class Pool {
     this.idle = [];
     this.core = undefined;
   }
+}
+
+/** Pieces in an array of their own, which can be given away. */
+function joined(pieces) {
+  const bytes = new Uint8Array(pieces.reduce((sum, { length }) => sum + length, 0));
+  let filled = 0;
+  for (const piece of pieces) {
+    bytes.set(piece, filled);
+    filled += piece.length;
+  }
+  return bytes;
 }
 
 /** A worker of a browser or of Node, which answers one question at a time. */

@@ -12,7 +12,7 @@
 #![allow(clippy::needless_range_loop)] // strips are numbered in several arrays at once
 
 pub(crate) mod frequencies;
-mod strip;
+pub(crate) mod strip;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -36,7 +36,7 @@ const LEAST_STATE: u32 = 1 << 16;
 /// Frequencies may change after so many columns, and at the end of a row.
 const BLOCK: usize = 512;
 /// Low bits that are taken with the symbol.
-const FIRST_BITS: u32 = 3;
+pub(crate) const FIRST_BITS: u32 = 3;
 
 /// Where the strips of a chunk of `count` levels lie in it.
 pub(crate) fn strips(params: &Params, count: usize) -> impl Iterator<Item = Range<usize>> + use<> {
@@ -228,7 +228,7 @@ impl Encoder {
         for Operation { what, range } in self.operations.iter().rev() {
             let state = &mut states[*what as usize % STRIPS];
             let (bits, value) = (*what >> 8 & 0xff, *what >> 16);
-            let (start, frequency) = (*range & 0xffff, *range >> 16);
+            let (start, frequency) = (*range & (PLACES as u32 - 1), *range >> 16);
             words[first] = *state as u16;
             // Larger states would overflow.
             let large = u64::from(*state) >= u64::from(frequency) << (32 - BITS - bits);
@@ -269,8 +269,19 @@ pub(crate) struct Found<const N: usize> {
     pub(crate) ranges: [u32; N],
 }
 
-/// How the machine looks symbols up and takes words. One implementation is plain Rust, the other SIMD; both do the same.
-pub(crate) trait Look {
+/// How the machine looks symbols up and takes words. One implementation is plain Rust, the others SIMD; all do the same.
+pub(crate) trait Look: Sized {
+    /// Takes the residuals at these sites.
+    #[inline(always)]
+    fn take<const KIND: u8, const N: usize>(
+        frequencies: &mut Frequencies,
+        words: &mut Words,
+        states: &mut [u32; N],
+        sites: &Sites<N>,
+    ) -> [i32; N] {
+        take::<Self, N, true>(frequencies, words, states, sites)
+    }
+
     /// The symbols at these places of these sets.
     #[inline(always)]
     fn up<const N: usize>(frequencies: &Frequencies, sets: &[u32; N], places: &[u32; N]) -> Found<N> {
@@ -307,7 +318,7 @@ pub(crate) struct Words {
     /// The chunk and zeros.
     buffer: Vec<u8>,
     /// Index of the next word's first byte.
-    next: usize,
+    pub(crate) next: usize,
 }
 
 impl Words {
@@ -443,15 +454,13 @@ impl<M: Look, const KIND: u8, const N: usize> Task<M> for Decoding<'_, '_, KIND,
             let width = params.width.min(count - start);
             for column in 0..width {
                 let sites = strips.locate::<KIND>(column);
-                let residuals = take::<M, N>(frequencies, words, states, &sites);
+                let residuals = M::take::<KIND, N>(frequencies, words, states, &sites);
                 strips.commit::<KIND>(column, &sites, &sites.indices::<KIND>(&residuals));
                 if column % BLOCK == BLOCK - 1 || column == width - 1 {
                     frequencies.pass(N * (column % BLOCK + 1));
                 }
             }
-            for k in 0..N {
-                output.put_strided(first + k * count + start, strips.levels[..width].iter().map(|levels| levels[k]));
-            }
+            output.put_columns(first + start, count, &strips.levels[..width]);
             strips.end_row::<KIND>();
             start += width;
             if !words.plausible() {
@@ -462,9 +471,9 @@ impl<M: Look, const KIND: u8, const N: usize> Task<M> for Decoding<'_, '_, KIND,
     }
 }
 
-/// Takes the residuals at these sites.
+/// [`Look::take`] as it is defined; the symbols are counted if they are not yet.
 #[inline(always)]
-fn take<L: Look, const N: usize>(
+pub(crate) fn take<L: Look, const N: usize, const COUNTS: bool>(
     frequencies: &mut Frequencies,
     words: &mut Words,
     states: &mut [u32; N],
@@ -478,15 +487,19 @@ fn take<L: Look, const N: usize>(
     let mut values = [0; N];
     for k in 0..N {
         let zigzag = sites.zigzag[k];
-        let state =
-            (ranges[k] >> 16).wrapping_mul(states[k] >> BITS).wrapping_add(places[k]).wrapping_sub(ranges[k] & 0xffff);
+        let state = (ranges[k] >> 16)
+            .wrapping_mul(states[k] >> BITS)
+            .wrapping_add(places[k])
+            .wrapping_sub(ranges[k] & (PLACES as u32 - 1));
         let bits =
             if sites.low[k] > 0 { sites.low[k].min(FIRST_BITS) + 1 } else { u32::from(symbols[k] > 0) } & !zigzag;
         values[k] = state & ((1 << bits) - 1);
         states[k] = state >> bits;
     }
     L::refill(words, states);
-    frequencies.count(&entries);
+    if COUNTS {
+        frequencies.count(&entries);
+    }
     let mut residuals = [0; N];
     let mut rare = 0;
     for k in 0..N {
@@ -701,7 +714,7 @@ mod tests {
             let mut next = 0;
             for symbol in 0..SYMBOLS {
                 let range = frequencies.ranges[SYMBOLS * set + symbol];
-                assert!(range & 0xffff == next && range >> 16 > 0);
+                assert!(range & 0xffff == next | (symbol as u32) << BITS && range >> 16 > 0);
                 for place in next..next + (range >> 16) {
                     assert_eq!(usize::from(frequencies.symbols()[PLACES * set + place as usize]), symbol);
                 }

@@ -16,15 +16,12 @@ impl Output<'_> {
         }
     }
 
-    /// Levels from `start` on, one by one.
+    /// Levels of `N` rows, column by column. The first row begins at `start`, each other one `apart` after the one before.
     #[inline(always)]
-    pub(crate) fn put_strided(&mut self, start: usize, levels: impl ExactSizeIterator<Item = i32>) {
-        let range = start..start + levels.len();
+    pub(crate) fn put_columns<const N: usize>(&mut self, start: usize, apart: usize, columns: &[[i32; N]]) {
         match self {
-            Self::Levels(out) => out[range].iter_mut().zip(levels).for_each(|(out, level)| *out = level),
-            Self::Values(out, step) => {
-                out[range].iter_mut().zip(levels).for_each(|(out, level)| *out = level as f32 * *step);
-            }
+            Self::Levels(out) => scatter(&mut out[start..], apart, columns, |level| level),
+            Self::Values(out, step) => scatter(&mut out[start..], apart, columns, |level| level as f32 * *step),
         }
     }
 
@@ -37,6 +34,44 @@ impl Output<'_> {
                     *value = *level as f32 * *step;
                 }
             }
+        }
+    }
+}
+
+/// Numbers of a square that is turned over at once: rows of a vector.
+const SIDE: usize = 4;
+
+/// Writes `N` rows that are given column by column.
+#[inline(never)]
+fn scatter<T: Copy + Default, const N: usize>(
+    out: &mut [T],
+    apart: usize,
+    columns: &[[i32; N]],
+    of: impl Fn(i32) -> T,
+) {
+    let (blocks, rest) = columns.as_chunks::<SIDE>();
+    let (whole, squares) = (SIDE * blocks.len(), N - N % SIDE);
+    for (number, block) in blocks.iter().enumerate() {
+        for k in (0..squares).step_by(SIDE) {
+            let mut square = [[T::default(); SIDE]; SIDE];
+            for i in 0..SIDE {
+                for j in 0..SIDE {
+                    square[j][i] = of(block[i][k + j]);
+                }
+            }
+            for (j, row) in square.iter().enumerate() {
+                out[(k + j) * apart + SIDE * number..][..SIDE].copy_from_slice(row);
+            }
+        }
+        for k in squares..N {
+            for i in 0..SIDE {
+                out[k * apart + SIDE * number + i] = of(block[i][k]);
+            }
+        }
+    }
+    for (i, levels) in rest.iter().enumerate() {
+        for (k, level) in levels.iter().enumerate() {
+            out[k * apart + whole + i] = of(*level);
         }
     }
 }

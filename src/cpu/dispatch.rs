@@ -23,6 +23,12 @@ use crate::nnc::unit::{self, Tensor, Tools, UnitDecoder, UnitEncoder};
 use crate::quantize::feedback::Coupling;
 use crate::quantize::greedy::Quantizer;
 
+/// What runs where there is no choice: WebAssembly says at compile time whether it has vectors.
+#[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+type Plain = Portable;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+type Plain = crate::cpu::simd128::Simd128;
+
 /// CRC-32 of zlib.
 #[must_use]
 pub fn crc32(bytes: &[u8]) -> u32 {
@@ -59,7 +65,7 @@ pub fn decode(jobs: &mut [Job]) {
     if available() {
         return avx2::decode(jobs);
     }
-    lanes::decode_on::<Portable>(jobs);
+    lanes::decode_on::<Plain>(jobs);
 }
 
 /// Decodes the next symbols: see [`Decode::decode`].
@@ -132,7 +138,7 @@ pub fn decode_floats<P: Pattern>(mantissa: u32, width: usize, bytes: &[u8], patt
     if available() {
         return floats::decode_on::<Avx2, P>(mantissa, width, bytes, patterns);
     }
-    floats::decode_on::<Portable, P>(mantissa, width, bytes, patterns)
+    floats::decode_on::<Plain, P>(mantissa, width, bytes, patterns)
 }
 
 /// Appends the code of the changes from `base` to `values`, as many, to `out`.

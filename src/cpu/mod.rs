@@ -9,6 +9,8 @@ pub mod dispatch;
 mod join;
 #[cfg(target_arch = "x86_64")]
 mod quads;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod simd128;
 #[cfg(target_arch = "x86_64")]
 mod symbols;
 #[cfg(target_arch = "x86_64")]

@@ -27,7 +27,7 @@ const VISIT: u32 = 256;
 const FIRST_REFRESH: usize = 256;
 const LAST_REFRESH: usize = 4096;
 
-/// Of each set and symbol: its first place, and in the upper half how many it has.
+/// Of each set and symbol: its first place, from bit 12 the symbol, and in the upper half how many places it has.
 pub(crate) type Ranges = [u32; SETS * SYMBOLS];
 /// Of each set and place: the symbol. And three bytes, so that four can be read anywhere.
 pub(crate) type Symbols = [u8; SETS * PLACES + 3];
@@ -147,7 +147,7 @@ impl Frequencies {
         frequencies[most] += PLACES as u32 - frequencies.iter().sum::<u32>();
         let mut start = 0;
         for (symbol, frequency) in frequencies.into_iter().enumerate() {
-            self.ranges[SYMBOLS * set + symbol] = start | frequency << 16;
+            self.ranges[SYMBOLS * set + symbol] = start | (symbol as u32) << BITS | frequency << 16;
             if let Some(symbols) = &mut self.symbols {
                 symbols[PLACES * set + start as usize..][..frequency as usize].fill(symbol as u8);
             }
