@@ -10,7 +10,7 @@ import pytest
 
 import deepcabac
 from deepcabac.checkpoint import create_checkpoint, open_checkpoint
-from deepcabac.checkpoint.gguf_blocks import LAYOUTS, OPAQUE, join, split
+from deepcabac.checkpoint.gguf_blocks import LAYOUTS, OPAQUE, finish, join, split
 from deepcabac.errors import CheckpointError, DamagedFileError, UnsupportedError
 
 PLAIN = {0: "<f4", 1: "<f2", 24: "i1", 25: "<i2", 26: "<i4", 27: "<i8", 28: "<f8", 30: "<u2"}
@@ -102,12 +102,14 @@ def test_blocks_become_codes_and_scales(tmp_path):
 def test_every_bit_of_a_block_belongs_to_one_number(kind):
     layout = LAYOUTS[kind]
     blocks = np.random.default_rng(kind).integers(0, 256, (300, layout.size), dtype=np.uint8)
+    blocks[::7, :4] = [0, 0, 0, 0x3C]  # a scale of zero, where scales come first
     again, bits = np.zeros_like(blocks), 0
     for field in layout.fields:
         numbers = split(blocks, field)
         assert numbers.shape == (300, field.count) and numbers.dtype == field.dtype
         join(again, field, numbers)
         bits += field.count * (sum(piece.width for piece in field.pieces) or 8 * field.dtype.itemsize)
+    finish(again, layout)
     assert bits == 8 * layout.size and again.tobytes() == blocks.tobytes()
 
 
@@ -118,11 +120,15 @@ def spread(scales, each):
     return np.repeat(scales, each, axis=1)
 
 
+def from_zero(n, count):
+    return np.mod(n[""] + np.rint(np.float32(-n["m"]) / np.float32(n["d"])), count)
+
+
 VALUES = {
     "Q4_0": lambda n: n["d"] * (n[""] - 8),
-    "Q4_1": lambda n: n["d"] * n[""] + n["m"],
+    "Q4_1": lambda n: n["d"] * from_zero(n, 16) + n["m"],
     "Q5_0": lambda n: n["d"] * (n[""] - 16),
-    "Q5_1": lambda n: n["d"] * n[""] + n["m"],
+    "Q5_1": lambda n: n["d"] * from_zero(n, 32) + n["m"],
     "Q8_0": lambda n: n["d"] * n[""],
     "Q2_K": lambda n: n["d"] * spread(n["s"], 16) * n[""] - n["dmin"] * spread(n["m"], 16),
     "Q3_K": lambda n: n["d"] * spread(n["s"] - 32, 16) * (n[""] - 4),
@@ -146,6 +152,7 @@ def test_codes_are_in_the_order_of_the_elements(name):
         if field.dtype == np.float16:
             numbers[field.suffix] = rng.normal(size=(20, field.count)).astype(np.float16)
         join(blocks, field, numbers[field.suffix])
+    finish(blocks, layout)
     expected = library.quants.dequantize(blocks.reshape(-1), kind).reshape(20, -1)
     found = VALUES[name]({suffix: array.astype(np.float64) for suffix, array in numbers.items()})
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-3)

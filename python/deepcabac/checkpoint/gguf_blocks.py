@@ -11,7 +11,7 @@ Reference for the layouts: the structures ``block_*`` of ggml-common.h, as the d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,10 @@ class Numbers:
     count: int  #: numbers in a block
     pieces: tuple[Piece, ...] = ()  #: where their bits are; none for whole numbers, which lie together
     start: int = 0  #: first byte of whole numbers
+    bits: int = 0  #: of a code
+    #: Where a block has d and m, if codes are counted from the one nearest to -m / d: weights are m + d code, and those
+    #: near zero are the most frequent ones, whichever code that is.
+    line: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,41 @@ def split(blocks: Octets, field: Numbers) -> Array:
         part = blocks[:, piece.bytes] >> piece.shifts
         part &= np.uint8((1 << piece.width) - 1)
         codes |= part << np.uint8(piece.place)
+    if field.line is not None:
+        codes -= _zeros(blocks, field)
+        codes &= np.uint8((1 << field.bits) - 1)
     return codes.view(field.dtype)
 
 
+def _zeros(blocks: Octets, field: Numbers) -> Octets:
+    """The code that stands for zero in each block, modulo the number of codes; 0 if there is none.  -> [n, 1]"""
+    assert field.line is not None
+    scale, least = (
+        np.ascontiguousarray(blocks[:, start : start + 2]).view("<f2").astype(np.float32) for start in field.line
+    )
+    with np.errstate(all="ignore"):
+        place = np.rint(-least / scale)
+    return np.where(np.isfinite(place), np.mod(place, np.float32(1 << field.bits)), 0).astype(np.uint8)
+
+
+def finish(blocks: Octets, layout: Layout) -> None:
+    """Make blocks whole whose numbers were all put into them."""
+    for field in layout.fields:
+        if field.line is None:
+            continue
+        codes = split(blocks, replace(field, line=None)).view(np.uint8)
+        codes += _zeros(blocks, field)
+        for piece in field.pieces:
+            for byte, shift in zip(piece.bytes, piece.shifts, strict=True):
+                blocks[:, byte] &= np.uint8(~(((1 << piece.width) - 1) << int(shift)) & 255)
+        join(blocks, field, codes)
+
+
 def join(blocks: Octets, field: Numbers, numbers: Array) -> None:
-    """Put the numbers of one field into blocks that begin as zeros.  numbers: [n, field.count]"""
+    """Put the numbers of one field into blocks that begin as zeros; :func:`finish` has to follow.
+
+    numbers: [n, field.count]
+    """
     if not field.pieces:
         end = field.start + field.count * field.dtype.itemsize
         blocks[:, field.start : end] = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(blocks), -1)
@@ -91,9 +125,9 @@ def _piece(places: Iterator[tuple[int, int]], width: int, place: int = 0) -> Pie
     return Piece(np.array(numbers, np.intp), np.array(shifts, np.uint8), width, place)
 
 
-def _codes(bits: int, *pieces: Piece, suffix: str = "") -> Numbers:
+def _codes(bits: int, *pieces: Piece, suffix: str = "", line: tuple[int, int] | None = None) -> Numbers:
     dtype = EXACT_DTYPES.get(f"uint{bits}", np.dtype("u1"))
-    return Numbers(suffix, dtype, len(pieces[0].bytes), pieces)
+    return Numbers(suffix, dtype, len(pieces[0].bytes), pieces, bits=bits, line=line)
 
 
 def _nibbles(start: int, count: int, run: int) -> Piece:
@@ -139,12 +173,16 @@ def _layouts() -> dict[int, Layout]:
     six_high = _spread_bits(128, 256, 2, 4, 128)
     return {
         2: Layout(32, 18, (_codes(4, _nibbles(2, 32, 16)), _whole("d", half, 0))),  # Q4_0
-        3: Layout(32, 20, (_codes(4, low), _whole("d", half, 0), _whole("m", half, 2))),  # Q4_1
+        3: Layout(32, 20, (_codes(4, low, line=(0, 2)), _whole("d", half, 0), _whole("m", half, 2))),  # Q4_1
         6: Layout(32, 22, (_codes(5, _nibbles(6, 32, 16), high), _whole("d", half, 0))),  # Q5_0
         7: Layout(  # Q5_1
             32,
             24,
-            (_codes(5, _nibbles(8, 32, 16), _high_bits(4, 32, 4)), _whole("d", half, 0), _whole("m", half, 2)),
+            (
+                _codes(5, _nibbles(8, 32, 16), _high_bits(4, 32, 4), line=(0, 2)),
+                _whole("d", half, 0),
+                _whole("m", half, 2),
+            ),
         ),
         8: Layout(32, 34, (_whole("", "i1", 2, 32), _whole("d", half, 0))),  # Q8_0
         10: Layout(  # Q2_K

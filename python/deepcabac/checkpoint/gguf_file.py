@@ -32,7 +32,7 @@ from .base import (
     open_binary,
     read_into,
 )
-from .gguf_blocks import LAYOUTS, OPAQUE, Layout, Numbers, join, split
+from .gguf_blocks import LAYOUTS, OPAQUE, Layout, Numbers, finish, join, split
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -352,7 +352,10 @@ class GgufWriter(CheckpointWriter):
             join(blocks[start : start + _BLOCKS], field, numbers[start : start + _BLOCKS])
         missing.remove(name)
         if not missing:
-            self._write(tensor.offset, self._open.pop(tensor.name)[0])
+            del self._open[tensor.name]
+            for start in range(0, len(blocks), _BLOCKS):
+                finish(blocks[start : start + _BLOCKS], LAYOUTS[tensor.kind])
+            self._write(tensor.offset, blocks)
 
     def _write(self, offset: int, array: Array) -> None:
         self._target.file.seek(offset)
