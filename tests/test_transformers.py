@@ -152,6 +152,17 @@ def test_device_maps(tmp_path, device_map):
         assert torch.allclose(model(tokens).logits, expected(tokens).logits, atol=1e-6)
 
 
+def test_plans_for_tensor_parallelism_are_refused_with_what_to_do(tmp_path):
+    """In one process; with two, under torchrun, it is the same. Older ones give quantisers no sign of a plan."""
+    pytest.importorskip("transformers", minversion="5.24")
+    save_pretrained(made("llama"), tmp_path / "small")
+    with pytest.raises(UnsupportedError, match="load without tp_plan, or decompress first"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small", tp_plan="auto")
+    with pytest.raises(UnsupportedError, match="load without tp_plan, or decompress first"):
+        config = transformers.distributed.DistributedConfig(tp_plan="auto")
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small", distributed_config=config)
+
+
 def test_generate_and_pipeline(tmp_path):
     model = made("llama")
     save_pretrained(model, tmp_path / "small", lossless=True)

@@ -117,7 +117,9 @@ class DeepCabacQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **settings: Any) -> Any:
         if getattr(model.config, "distributed_config", None) is not None or settings.get("device_mesh") is not None:
-            raise UnsupportedError("coded tensors cannot be cut while they are loaded: load without tp_plan")
+            raise UnsupportedError(
+                "coded tensors cannot be cut while they are loaded: load without tp_plan, or decompress first"
+            )
         self._model = model
         return model
 
