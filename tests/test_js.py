@@ -94,6 +94,53 @@ def test_what_the_writer_writes_decodes_to_the_same_bits(options, tmp_path):
     assert outcome == in_python(data) and len(outcome["tensors"]) == 14
 
 
+NARROW = (
+    "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e4m3b11fnuz float8_e4m3 float8_e3m4 float8_e8m0fnu "
+    "float6_e2m3fn float6_e3m2fn float4_e2m1fn int4 uint4 int2 uint2"
+).split()
+
+
+def large(seed):
+    """Enough for all lanes of the coders, with values that need escapes and rows that resemble each other."""
+    rng = np.random.default_rng(seed)
+    wide = rng.standard_t(3, (410, 130)) * np.exp(rng.standard_normal((410, 1)))
+    wide += np.cumsum(rng.standard_normal((410, 130)), axis=0) / 4
+    codes = np.minimum(rng.geometric(0.4, (64, 40, 8)), 15).astype(np.uint64) << np.arange(0, 32, 4, dtype=np.uint64)
+    return {
+        "single": wide.astype(np.float32),
+        "double": wide[:, :60],
+        "half": wide.astype(np.float16),
+        "brain": wide.astype(ml_dtypes.bfloat16),
+        "rounded": wide.astype(np.float16).astype(np.float32),
+        "kernels": (rng.standard_t(3, (300, 12, 3, 3)) + 0.5).astype(np.float32),
+        "packed": codes.sum(axis=-1, dtype=np.uint64).astype(np.uint32).view(np.int32),
+        "waves": (wide[:40] + 1j * wide[40:80]).astype(np.complex128),
+        **{str(np.dtype(kind)): rng.integers(0, 200, 9000).astype(kind) for kind in "bBhHiIqQ"},
+        **{name: rng.integers(0, 4, 300).astype(getattr(ml_dtypes, name)) for name in NARROW},
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"preset": "fast"},
+        *({"preset": "fast", "sqnr": sqnr} for sqnr in (5, 30, 50, 80)),
+        {"preset": "fast", "quantizer": "scalar", "sqnr": 20},
+        {"preset": "small"},
+        {"sqnr": 70},
+        {"lossless": True},
+        {"lossless": True, "preset": "small"},
+    ],
+    ids=str,
+)
+def test_large_tensors_and_every_type_decode_to_the_same_bits(options, tmp_path):
+    path = tmp_path / "model.dcb"
+    path.write_bytes(deepcabac.compress(large(len(str(options))), **options))
+    (outcome,) = in_node([path])
+    assert outcome == in_python(path.read_bytes()) and len(outcome["tensors"]) == 31
+
+
 def test_a_damaged_index_is_refused_by_both_or_by_none(tmp_path):
     """Bytes of the plain index are changed, and the checksums made right."""
     rng = np.random.default_rng(5)

@@ -121,7 +121,8 @@ impl<'a> BitReader<'a> {
         (self.peek() & ones(rest) == 0).then_some(self.at.div_ceil(8))
     }
 
-    /// All bytes, and the number of bits that were read.
+    /// All bytes, and the number of bits that were read; for vectors.
+    #[cfg(any(target_arch = "x86_64", target_feature = "simd128"))]
     pub(crate) fn parts(&self) -> (&'a [u8], usize) {
         (self.bytes, self.at)
     }
