@@ -1,6 +1,6 @@
 """Speed of the npm package beside the native decoder, and how soon a model is there over a link.
 
-    python bench/javascript.py [--rounds 3] [--onnx FILE.onnx]
+    python bench/javascript.py [--rounds 3] [--onnx FILE.onnx] [--results]
 
 Needs node, js/build.sh run, and for Chromium `npm install` in examples/web. Every decoder gets the same files, MiniLM's
 matrices with each preset, in memory, and works on one thread; the best of the rounds counts. With an ONNX model (such
@@ -98,6 +98,10 @@ def main() -> None:
         table.append([what, f"{bits:.2f}", *(f"{one:.1f} ({one / speeds[0]:.2f})" for one in speeds)])
     print(f"Million weights per second on one thread, and over the native decoder's; {weights:,} weights")
     _common.print_table(["preset", "bits per weight", "native", *PLACES], table)
+    shown = ("chromium simd", "node simd", "chromium plain")
+    picked = [[row[0], row[2], *(row[3 + PLACES.index(place)] for place in shown)] for row in table]
+    heads = ["preset", "native", "Chromium", "Node", "Chromium without SIMD"]
+    _common.save_table(options.results, "javascript", about, heads, picked, timed=True)
     results = {"weights": weights, "native": native, "seconds": seconds, "bytes": sizes}
     if options.onnx is not None:
         packed, decoding = brotli_bytes(options.onnx), seconds["onnx"]["chromium simd"]
@@ -107,7 +111,9 @@ def main() -> None:
             [f"{link / 1e6:.0f} Mbit/s", f"{8 * packed / link:.2f}", f"{8 * sizes['onnx'] / link + decoding:.2f}"]
             for link in LINKS
         ]
-        _common.print_table(["link", "brotli, s", ".dcb, s"], lines)
+        heads = ["link", f"ONNX with brotli, {packed:,} bytes, s", f".dcb, {sizes['onnx']:,} bytes, s"]
+        _common.print_table(heads, lines)
+        _common.save_table(options.results, "javascript_links", about, heads, lines, timed=True)
         results["brotli"] = packed
     _common.write_json(options.json, about, **results)
 
