@@ -3,6 +3,8 @@
 //! The Python package has an index parser of its own (`dcb/container.py`), which also writes; this one is for programs
 //! in Rust and for WebAssembly. Both refuse the same files: the tests of `js/` compare them.
 //!
+//! `examples/reader` is a small program that does so, with a library and a header for C.
+//!
 //! Nothing is read from disk here, so that bytes may come from anywhere. [`Header::read`] says where the index is,
 //! [`Index::read`] what the tensors are and where their chunks lie, and [`decode`] makes values of chunks, in any order:
 //!
