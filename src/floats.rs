@@ -33,6 +33,8 @@ const MOST_PARTS: u32 = 4;
 const MANY: usize = 1 << 16;
 /// Values that are decoded in turn: a multiple of the lanes.
 const BLOCK: usize = 1 << 10;
+/// Words of several values' copied bits that are written in turn.
+const WORDS: usize = 32;
 /// Values among which escapes are looked for one by one, where there are any.
 const PART: usize = 64;
 
@@ -432,17 +434,28 @@ fn escape_rare(counts: &mut [[u32; SYMBOLS]], numbers: Option<&[u8]>, symbols: &
     if all {
         return;
     }
-    match numbers {
-        None => {
-            for symbol in symbols {
-                *symbol = if kept[0][usize::from(*symbol)] { *symbol } else { ESCAPE };
-            }
+    // They are the smallest and the largest, mostly: what is between is passed by quickly.
+    let (mut first, mut last) = (1, SYMBOLS - 1);
+    for counts in counts.iter() {
+        first = (1..SYMBOLS).find(|symbol| counts[*symbol] > 0).unwrap_or(SYMBOLS).max(first);
+        last = (1..SYMBOLS).rfind(|symbol| counts[*symbol] > 0).unwrap_or(0).min(last);
+    }
+    let passed = first <= last && kept.iter().all(|kept| kept[first..=last].iter().all(|kept| *kept));
+    let (first, reach) = if passed { (first as u8, (last - first) as u8) } else { (ESCAPE, 0) };
+    let mut start = 0;
+    for symbols in symbols.chunks_mut(PART) {
+        let mut beyond = false;
+        for symbol in symbols.iter() {
+            beyond |= symbol.wrapping_sub(first) > reach;
         }
-        Some(numbers) => {
+        if beyond {
+            let zeros = [0; PART];
+            let numbers = numbers.map_or(&zeros[..], |numbers| &numbers[start..]);
             for (symbol, number) in symbols.iter_mut().zip(numbers) {
                 *symbol = if kept[usize::from(*number)][usize::from(*symbol)] { *symbol } else { ESCAPE };
             }
         }
+        start += symbols.len();
     }
 }
 
@@ -469,19 +482,33 @@ fn put_raw<P: Pattern>(low: u32, zeros: u32, patterns: &[P], bits: &mut BitWrite
     let field = |pattern: P| (pattern.wide() & mask) >> zeros | pattern.wide() >> (P::BITS - 1) << sign;
     let mut rest = patterns;
     // Several at once as far as they fit.
-    if width <= 14 {
-        let (fours, left) = patterns.as_chunks::<4>();
-        for [a, b, c, d] in fours {
-            let pairs = [field(*a) | field(*b) << width, field(*c) | field(*d) << width];
-            bits.put(pairs[0] | pairs[1] << (2 * width), 4 * width);
+    if P::BITS == 16 && width <= 14 {
+        let mut done = 0;
+        for block in patterns.chunks_exact(4 * WORDS) {
+            let mut words = [0; WORDS];
+            for (word, [a, b, c, d]) in words.iter_mut().zip(block.as_chunks::<4>().0) {
+                let four = a.wide() | b.wide() << 16 | c.wide() << 32 | d.wide() << 48;
+                // A field in each quarter, then two in each half, then all together.
+                let each = (four & (mask * 0x0001_0001_0001_0001)) >> zeros;
+                let each = each | (four >> 15 & 0x0001_0001_0001_0001) << sign;
+                let two = each & 0x0000_ffff_0000_ffff | (each >> 16 & 0x0000_ffff_0000_ffff) << width;
+                *word = two & 0xffff_ffff | two >> 32 << (2 * width);
+            }
+            bits.put_each(&words, 4 * width);
+            done += block.len();
         }
-        rest = left;
-    } else if width <= 28 {
-        let (pairs, left) = patterns.as_chunks::<2>();
-        for [a, b] in pairs {
-            bits.put(field(*a) | field(*b) << width, 2 * width);
+        rest = &patterns[done..];
+    } else if P::BITS == 32 && width <= 28 {
+        let mut done = 0;
+        for block in patterns.chunks_exact(2 * WORDS) {
+            let mut words = [0; WORDS];
+            for (word, [a, b]) in words.iter_mut().zip(block.as_chunks::<2>().0) {
+                *word = field(*a) | field(*b) << width;
+            }
+            bits.put_each(&words, 2 * width);
+            done += block.len();
         }
-        rest = left;
+        rest = &patterns[done..];
     }
     for pattern in rest {
         bits.put(field(*pattern), width);

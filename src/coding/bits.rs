@@ -51,6 +51,29 @@ impl<'a> BitWriter<'a> {
         (self.written, self.word, self.count) = (written, word, count);
     }
 
+    /// Appends bits as [`Self::put`] does, as many of each.
+    #[inline(always)]
+    pub(crate) fn put_each(&mut self, bits: &[u64], count: u32) {
+        let end = self.written + 8 * (bits.len() + 1);
+        if self.out.len() < end {
+            self.out.resize(end.max(2 * self.out.len()), 0);
+        }
+        let out = &mut self.out[..end];
+        let (mut written, mut word, mut held) = (self.written, self.word, self.count);
+        for bits in bits {
+            word |= bits << held;
+            held += count;
+            if let Some(bytes) = out.get_mut(written..).and_then(<[u8]>::first_chunk_mut) {
+                *bytes = word.to_le_bytes();
+            }
+            let whole = held / 8;
+            written += whole as usize;
+            word >>= 8 * whole;
+            held %= 8;
+        }
+        (self.written, self.word, self.count) = (written, word, held);
+    }
+
     /// Appends `count <= 56` bits.
     #[inline(always)]
     pub(crate) fn put(&mut self, bits: u64, count: u32) {
