@@ -196,6 +196,9 @@ attack("index-trailing-byte.dcb", "a byte follows the last tensor", "bytes too m
 attack("index-bomb.dcb", "2 MB of zeros as metadata in 1.5 kB", "more than the")(
     lambda: Parts(b"", plain_index([], extra=bytes(1 << 21))).file()
 )
+attack("index-plain-cut.dcb", "an index that is not coded, without its last byte", "ends early")(
+    lambda: with_stored(parts().payload, b"\0" + parts().plain[:-1])
+)
 attack("extra-too-long.dcb", "metadata longer than the index", "ends early")(
     lambda: Parts(b"", blob(b"") + varint(1 << 40) + b"short").file()
 )

@@ -1162,8 +1162,8 @@ def read_index(data: bytes) -> tuple[str, bytes, list[Tensor], Base]:
     stored = Fields(data[offset:])
     count = stored.varint()
     coded = stored.rest()
-    check(count <= min(2**28, 2**16 + 64 * len(coded)), "length of the index")
-    fields = Fields(decode_bytes(coded, count))
+    check((count or len(coded)) <= min(2**28, 2**20 + len(data)), "length of the index")
+    fields = Fields(decode_bytes(coded, count) if count else coded)
     kind, extra = fields.text(), fields.blob()
     tensors: list[Tensor] = []
     for _ in range(fields.varint()):

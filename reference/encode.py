@@ -421,6 +421,8 @@ def blob(data: bytes) -> bytes:
 def write_file(plain_index: bytes, payload: bytes) -> bytes:
     """A file with this index and payload, right or wrong, under right checksums (4.1, 4.2)."""
     index = varint(len(plain_index)) + encode_bytes(plain_index)
+    if len(plain_index) > 2**20 + 32 + len(payload) + len(index):
+        index = varint(0) + plain_index
     header = struct.pack("<8sIIQQ", MAGIC, 1, zlib.crc32(index), 32 + len(payload), len(index))
     return header + payload + index
 

@@ -454,3 +454,17 @@ def test_the_text_refuses_what_the_reference_decoder_refuses(text: dict[str, Any
             assert found == outcome(decode.read_levels, data, (decode.Damaged,)), path.name
             seen.add(found)
     assert seen == {"decoded", "refused"}
+
+
+def test_an_index_that_is_too_large_to_be_coded_is_stored_as_it_is():
+    long = "layer." * 40_000
+    tensors = {f"{long}{number}": np.zeros(0, np.float32) for number in range(5)}
+    data = deepcabac.compress(tensors, lossless=True)
+    assert len(data) > 1_200_000  # 2 kB if it were coded, which takes a second to decode
+    assert [*deepcabac.decompress(data)] == [*tensors]
+    assert [*decode.read_file(data)] == [*tensors]
+    few = deepcabac.compress({name: tensors[name] for name in [*tensors][:4]}, lossless=True)
+    assert len(few) < 10_000
+    # As large as the file allows: a byte of payload more or less decides.
+    payload = np.random.default_rng(0).integers(0, 256, 1_200_100 - (1 << 20), np.uint8)
+    assert len(deepcabac.compress({**tensors, "w": payload}, lossless=True)) < 200_000

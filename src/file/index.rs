@@ -19,6 +19,8 @@ pub const VERSION: u32 = 1;
 pub const HEADER: usize = 32;
 /// Most bytes of an index once decoded.
 const MAX_INDEX: u64 = 1 << 28;
+/// How many of them there may be beyond the bytes of the file.
+const FREE_INDEX: u64 = 1 << 20;
 /// A decoded index of so many bytes is read whatever the limit is.
 const SMALL_INDEX: u64 = 1 << 16;
 const MAX_DIMENSIONS: u8 = 32;
@@ -117,15 +119,20 @@ impl Index {
             return Err(Error::Damaged("damaged .dcb file: the checksum of the index does not match".into()));
         }
         let mut fields = Fields::new(stored);
-        let length = fields.varint()?;
+        let decoded = fields.varint()?;
         let coded = fields.take(fields.left() as u64)?;
-        // Decoding is slow, and nothing but a hostile index repeats itself more.
-        let limit = MAX_INDEX.min(SMALL_INDEX + 64 * coded.len() as u64);
-        if length > limit.min(bytes::most_decoded(coded.len()) as u64) {
+        let is_plain = decoded == 0;
+        let length = if is_plain { coded.len() as u64 } else { decoded };
+        // Decoding is slow.
+        let limit = MAX_INDEX.min(FREE_INDEX.saturating_add(header.index.end));
+        if length > limit || (!is_plain && length > bytes::most_decoded(coded.len()) as u64) {
             return Err(bad_index(&format!("it claims {length} bytes, more than it can hold")));
         }
         if let Some(max_bytes) = max_bytes.filter(|max_bytes| length > *max_bytes.max(&SMALL_INDEX)) {
             return Err(Error::Limit(format!("the index takes {length} bytes, more than {max_bytes}")));
+        }
+        if is_plain {
+            return Ok(coded.to_vec());
         }
         let mut plain = vec![0; length as usize];
         if !dispatch::decode_bytes(coded, &mut plain) {

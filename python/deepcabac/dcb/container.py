@@ -39,8 +39,8 @@ RAW_CHUNK = 1 << 20
 MAX_DIMENSIONS = 32
 #: Bytes of a digest (SHA-256).
 DIGEST = 32
-#: Most bytes of an index once decoded.
-MAX_INDEX = 1 << 28
+#: Most bytes of an index once decoded; and how many it may have beyond the bytes of the file, since decoding is slow.
+MAX_INDEX, FREE_INDEX = 1 << 28, 1 << 20
 #: A decoded index of so many bytes is read whatever ``max_bytes`` is.
 SMALL_INDEX = 1 << 16
 
@@ -211,8 +211,8 @@ class Index:
         return any(entry.needs_base for entry in self.entries)
 
     def write(self, payload: range | None = None) -> bytes:
-        """The index as stored: the decoded length, then the coded bytes. Given ``payload``, what a reader would refuse
-        is not written.
+        """The index as stored: the decoded length, then the coded bytes. If a file of this size may not hold that: 0,
+        then the index as it is. Given ``payload``, what a reader would refuse is not written.
         """
         parts = [blob(self.kind.encode()), blob(self.extra), varint(len(self.entries))]
         parts += [_write_entry(entry) for entry in self.entries]
@@ -221,29 +221,36 @@ class Index:
         plain = b"".join(parts)
         if payload is not None:
             Index.parse(plain, payload)
-        coded = _core.encode_bytes(plain) if len(plain) <= MAX_INDEX else b""
-        if len(plain) > _index_limit(len(coded)):
+        if len(plain) > MAX_INDEX:
             raise UnsupportedError(f"the index takes {len(plain):,} bytes, more than a .dcb file can hold")
-        return varint(len(plain)) + coded
+        head = varint(len(plain))
+        around = HEADER.size + sum(entry.coded_bytes for entry in self.entries) + len(head)
+        if len(plain) // 2 <= _index_limit(around):  # else it would not become small enough, and coding is slow
+            coded = _core.encode_bytes(plain)
+            if len(plain) <= _index_limit(around + len(coded)):
+                return head + coded
+        return varint(0) + plain
 
     @classmethod
     def read(cls, stored: bytes, payload: range, max_bytes: int | None = None) -> Index:
         """Parse and check an index whose chunks must tile ``payload`` (byte offsets) exactly.
 
-        A small stored index can decode to a large one: raises :class:`LimitError` if it takes more than ``max_bytes``
-        (and more than SMALL_INDEX).
+        Raises :class:`LimitError` if it takes more than ``max_bytes`` once decoded (and more than SMALL_INDEX).
         """
         cursor = Cursor(stored, "index")
         length = cursor.varint()
-        limit = _index_limit(cursor.left)
+        rest = cursor.take(cursor.left)
+        is_plain = length == 0
+        length = len(rest) if is_plain else length
+        limit = _index_limit(payload.stop + len(stored))
         if length > limit:
             raise cursor.damaged(f"it claims {length} bytes, more than the {limit} allowed")
         if max_bytes is not None and length > max(max_bytes, SMALL_INDEX):
             raise LimitError(f"the index takes {length} bytes, more than max_bytes = {max_bytes}")
-        return cls.parse(_core.decode_bytes(cursor.take(cursor.left), length), payload)
+        return cls.parse(rest if is_plain else _core.decode_bytes(rest, length), payload)
 
     @classmethod
-    def parse(cls, plain: bytes, payload: range) -> Index:
+    def parse(cls, plain: bytes | memoryview, payload: range) -> Index:
         """As :meth:`read`, from the decoded bytes."""
         cursor = Cursor(plain, "index")
         index = cls(kind=cursor.text(), extra=cursor.blob())
@@ -274,9 +281,9 @@ class Index:
         return index
 
 
-def _index_limit(stored: int) -> int:
-    """Most bytes that ``stored`` coded bytes of an index may stand for: decoding them is slow."""
-    return min(MAX_INDEX, (1 << 16) + 64 * stored)
+def _index_limit(file_bytes: int) -> int:
+    """Most bytes of the decoded index of a file of so many bytes."""
+    return min(MAX_INDEX, FREE_INDEX + file_bytes)
 
 
 def header(index: bytes, offset: int) -> bytes:
