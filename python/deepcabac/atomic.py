@@ -6,13 +6,13 @@ import abc
 import contextlib
 import io
 import os
-import secrets
 import shutil
 import stat
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from . import temporaries
 from .errors import CheckpointError, DeepCabacError, OptionError
 
 if TYPE_CHECKING:
@@ -119,10 +119,11 @@ class AtomicFile(Committed):
         if mode is not None and not stat.S_ISREG(mode):
             raise CheckpointError(f"{self.path}: is not a regular file; give the name of a file to write")
         self._check_free()
-        # Not made from the target's name, which may already be as long as a file name can be.
-        self._temporary = self.path.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")
         try:
-            self.file = io.BufferedRandom(_TemporaryFile(self._temporary, self.path), buffer_size=1 << 18)
+            self._temporary, raw = temporaries.make(
+                self.path.parent, lambda temporary: _TemporaryFile(temporary, self.path), io.FileIO.fileno
+            )
+            self.file = io.BufferedRandom(raw, buffer_size=1 << 18)
         except FileNotFoundError as error:
             folder = self.path.parent
             raise CheckpointError(f"{self.path}: cannot be written: the folder {folder} does not exist") from error
@@ -193,14 +194,14 @@ class AtomicFolder(Committed):
     def __init__(self, target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.target, self._overwrite = Path(target), overwrite
         self._check_free()
-        self.path = self.target.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")
         try:
-            self.path.mkdir()
+            self._temporary = temporaries.TemporaryFolder(self.target.parent)
         except FileNotFoundError as error:
             folder = self.target.parent
             raise CheckpointError(f"{self.target}: cannot be made: the folder {folder} does not exist") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.target}: cannot be made: {reason(error)}") from error
+        self.path = self._temporary.path
 
     def _check_free(self) -> None:
         try:
@@ -216,8 +217,8 @@ class AtomicFolder(Committed):
     def commit(self) -> None:
         """Put the folder in place, by one rename if nothing is there."""
         try:
-            for left in self.path.rglob(".deepcabac-*.partial"):  # of a process that was ended while it wrote
-                left.unlink()
+            for left in self.path.rglob(temporaries.PATTERN):  # of a process that was ended while it wrote
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             self._check_free()
             if self.target.is_dir() and not any(self.target.iterdir()):
                 self.target.rmdir()
@@ -239,7 +240,7 @@ class AtomicFolder(Committed):
 
     def abort(self) -> None:
         """Remove the temporary folder. Safe to call more than once."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._temporary.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

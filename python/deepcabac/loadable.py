@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from .dcb.writer import Report
 from .errors import CheckpointError, DamagedFileError, OptionError, UnsupportedError, WrongKindError, naming
 from .files import compress_checkpoint, open_file
 from .options import Options
+from .temporaries import TemporaryFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,8 +44,8 @@ _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)([.-][\w.-]*)?\.safetenso
 
 def code_file(source: Path, target: Path, options: Options, progress: OnProgress | None = None) -> Report:
     """Compress the safetensors file ``source`` into one of this form."""
-    beside = target.with_name(f".deepcabac-{secrets.token_hex(6)}.partial")  # as AtomicFile calls what is unfinished
-    try:
+    with TemporaryFolder(target.parent) as folder:
+        beside = folder.path / "coded.dcb"
         _, report = compress_checkpoint(source, beside, options=options, progress=progress)
         with open_file(beside) as opened, SafetensorsReader(source) as original:
             specs = [_stored(original_spec, opened) for original_spec in original.specs]
@@ -61,8 +61,6 @@ def code_file(source: Path, target: Path, options: Options, progress: OnProgress
             except BaseException:
                 stream.file.abort()
                 raise
-    finally:
-        beside.unlink(missing_ok=True)
     return replace(report, file_bytes=os.path.getsize(target))
 
 
@@ -160,13 +158,19 @@ class CodedFile:
             (own,) = opened
             return replace(opened.info(own), name=name, coded_bytes=spec.nbytes)
 
-    def check(self, progress: OnProgress | None = None) -> Iterator[tuple[str, str]]:
-        """Decode everything; yields (tensor name, what is wrong) for each damaged tensor and goes on."""
+    def check(self, progress: OnProgress | None = None, *, decode: bool = True) -> Iterator[tuple[str, str]]:
+        """Decode everything, or compare checksums alone; yields (name, what is wrong) for each damaged tensor."""
         total, done = sum(spec.nbytes for spec in self._reader.specs), 0
         for spec in self._reader.specs:
             if is_blob(spec):
                 try:
-                    decoded(self._reader.read(spec.name), threads=self._threads)
+                    data = self._reader.read(spec.name)
+                    if decode:
+                        decoded(data, threads=self._threads)
+                    else:
+                        with reader.open_bytes(data.data, max_bytes=None, threads=1) as opened:
+                            for _, damage in opened.check(decode=False):
+                                raise DamagedFileError(damage)
                 except DamagedFileError as error:
                     yield spec.name, str(error)
             done += spec.nbytes

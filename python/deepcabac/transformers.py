@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from .errors import OptionError, UnsupportedError
 from .folders import FolderReport, compress_folder
 from .loadable import METHOD, check_version, decoded
 from .slices import TensorSlice, safe_open
+from .temporaries import TemporaryFolder
 from .tensors import from_torch, to_torch
 
 try:
@@ -54,9 +54,9 @@ def save_pretrained(
     """
     if not callable(getattr(model, "save_pretrained", None)):
         raise OptionError(f"give a model of transformers, not a {type(model).__name__}")
-    with tempfile.TemporaryDirectory(prefix="deepcabac-") as plain:
-        model.save_pretrained(plain)
-        return compress_folder(plain, folder, format="transformers", overwrite=overwrite, **settings)
+    with TemporaryFolder() as plain:
+        model.save_pretrained(plain.path)
+        return compress_folder(plain.path, folder, format="transformers", overwrite=overwrite, **settings)
 
 
 class LazyTensor(TensorSlice):

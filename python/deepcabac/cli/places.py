@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from ..dcb.container import MAGIC
 from ..errors import CheckpointError, DamagedFileError, DeepCabacError, WrongKindError
 from ..nnc.syntax import recognises
 from ..options import Options
+from ..temporaries import TemporaryFolder
 from .output import say
 from .parameters import DAMAGED, STANDARD, USAGE, Failure
 from .report import printable
@@ -81,8 +81,9 @@ def reading(path: Path, *others: Path | None) -> Iterator[Input]:
     if sys.stdin is None or sys.stdin.isatty():
         raise Failure("standard input is a terminal: send a file into it, as in 'deepcabac verify - < model.dcb'")
     # A copy, since files are not read from front to back.
-    with tempfile.TemporaryDirectory(prefix="deepcabac-") as folder:
-        copy = Path(folder) / "input"
+    with TemporaryFolder() as temporary:
+        folder = str(temporary.path)
+        copy = temporary.path / "input"
         try:
             with copy.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file, _BLOCK)
@@ -254,8 +255,8 @@ def writing(target: Path, suffix: str) -> Iterator[Path]:
     if target != STANDARD:
         yield target
         return
-    with tempfile.TemporaryDirectory(prefix="deepcabac-") as folder:
-        path = Path(folder) / f"output{suffix}"
+    with TemporaryFolder() as folder:
+        path = folder.path / f"output{suffix}"
         yield path
         with path.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer, _BLOCK)

@@ -17,7 +17,6 @@ import multiprocessing
 import queue
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -40,6 +39,7 @@ from ..errors import CheckpointError, DeepCabacError, EvaluationError, OptionErr
 from ..options import Options
 from ..quantize.coupling import Calibrated
 from ..source import Correct, Source
+from ..temporaries import TemporaryFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -212,7 +212,7 @@ class Trials:
         self._options = replace(options, threads=max(1, thread_count(options.threads) // jobs))
         self._max_drop, self._sign = max_drop, -1.0 if lower_is_better else 1.0
         self._calibrated = None if options.curvature is None else Calibrated(options.curvature, source)
-        self._folder = tempfile.TemporaryDirectory(prefix="deepcabac-search-")
+        self._folder = TemporaryFolder()
         self._workers: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
         self._all = [_Worker(evaluate, patience) if jobs > 1 or patience else None for _ in range(jobs)]
         for worker in self._all:
@@ -267,7 +267,7 @@ class Trials:
             size, metric, seconds = self._kept[text]
             self.repeated += 1
         else:
-            path = Path(self._folder.name) / f"{number}.dcb"
+            path = self._folder.path / f"{number}.dcb"
             try:
                 size = self.write(settings, path).file_bytes
                 metric = self.measure(path)
@@ -298,7 +298,7 @@ class Trials:
 
     def again(self, trial: Trial, target: BinaryIO) -> Trial:
         """Write a trial's file to ``target``, and measure what that decodes to."""
-        path = Path(self._folder.name) / "chosen.dcb"
+        path = self._folder.path / "chosen.dcb"
         size = self.write(trial.settings, path).file_bytes
         metric = self.measure(path)
         with path.open("rb") as file:
@@ -307,7 +307,7 @@ class Trials:
 
     def sizes(self, settings: Choice) -> dict[str, int]:
         """Bytes of each tensor that is quantised, in the order of the file."""
-        path = Path(self._folder.name) / "sizes.dcb"
+        path = self._folder.path / "sizes.dcb"
         report = self.write(settings, path)
         path.unlink()
         return {tensor.name: tensor.coded_bytes for tensor in report.tensors if tensor.method == "quantized"}
@@ -343,7 +343,7 @@ class Trials:
         for worker in self._all:
             if worker is not None:
                 worker.stop()
-        self._folder.cleanup()
+        self._folder.close()
 
 
 class _Locked:
