@@ -219,9 +219,9 @@ def test_a_directory_is_refused_with_the_name_of_the_checkpoint_in_it(tmp_path):
 
 
 def test_an_unknown_suffix_is_answered_with_the_known_ones(tmp_path):
-    (tmp_path / "model.h5").write_bytes(b"HDF5")
+    (tmp_path / "model.weights").write_bytes(b"HDF5")
     with pytest.raises(CheckpointError, match=r"\.safetensors .*\.npz \.pt .*\.onnx"):
-        open_checkpoint(tmp_path / "model.h5")
+        open_checkpoint(tmp_path / "model.weights")
     with pytest.raises(OptionError, match="unknown kind"):
         write(tmp_path / "x", {"a": A}, "h5")
 

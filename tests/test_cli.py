@@ -153,6 +153,19 @@ def test_verify_names_each_damaged_tensor(folder):
     assert result.stderr == "error: bad.dcb: 2 of 4 tensors damaged\n"
 
 
+def test_verify_of_checksums_alone(folder):
+    result = run("verify", "good.dcb", "--checksums")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"good\.dcb: good: checksums of the index and 4 tensors are right, .*\n", result.stdout)
+    data = bytearray(Path("good.dcb").read_bytes())
+    data[40] ^= 1
+    Path("bad.dcb").write_bytes(data)
+    result = run("verify", "bad.dcb", "--checksums")
+    assert (result.exit_code, result.stderr) == (1, "error: bad.dcb: 1 of 4 tensors damaged\n")
+    result = run("verify", "good.dcb", "--checksums", "--base", "model.npz")
+    assert result.exit_code == 2 and "need no base" in result.stderr
+
+
 def test_quiet_prints_notes_only(folder):
     result = run("compress", "model.npz", "--quiet", "--tensor", "c.*=exact")
     assert (result.exit_code, result.stdout) == (0, "")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import deepcabac
 from deepcabac import _core
-from deepcabac.dcb import container
-from deepcabac.errors import DamagedFileError, DeepCabacError, UnsupportedError
+from deepcabac.dcb import container, reader
+from deepcabac.errors import DamagedFileError, DeepCabacError, OptionError, UnsupportedError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "attacks"))
 
@@ -172,8 +172,38 @@ def test_damage_in_one_tensor_leaves_the_others_readable(tmp_path):
         with pytest.raises(DamagedFileError, match="'b'"):
             file["b"]
         assert [name for name, _ in file.check()] == ["b"]
+        assert list(file.check(decode=False)) == list(file.check())
     with pytest.raises(DamagedFileError, match="'b'"):
         deepcabac.load_file(path)
+
+
+def test_checksums_are_compared_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    tensors = {f"{k}": rng.normal(size=(3 * k, 50)).astype(np.float32) for k in range(40)} | {"again": np.zeros(3)}
+    data = bytearray(deepcabac.compress(tensors, sqnr=25))
+    monkeypatch.setattr(reader, "_BLOCK", 5000)
+    with reader.open_bytes(bytes(data), max_bytes=None, threads=2) as file:
+        seen: list[tuple[int, int]] = []
+        assert not list(file.check(lambda *now: seen.append(now), decode=False))
+        assert seen[-1][0] == seen[-1][1] == sum(file.info(name).coded_bytes for name in file) and len(seen) > 5
+        entries = file._index.entries
+    damaged = ["7", "8", "30", "39"]
+    for entry in entries:
+        if entry.name in damaged:
+            data[entry.chunks[0].offset] ^= 1
+            data[entry.chunks[-1].offset + entry.chunks[-1].length - 1] ^= 1
+    with reader.open_bytes(bytes(data), max_bytes=None, threads=2) as file:
+        assert [name for name, _ in file.check(decode=False)] == damaged
+
+
+def test_checksums_of_an_update_need_no_base():
+    rng = np.random.default_rng(0)
+    old = {"w": rng.normal(size=(40, 50)).astype(np.float32)}
+    data = deepcabac.compress({"w": old["w"] + np.float32(0.01)}, base=old)
+    with reader.open_bytes(data, max_bytes=None, threads=1) as file:
+        assert not list(file.check(decode=False))
+        with pytest.raises(OptionError, match="give it as base"):
+            list(file.check())
 
 
 def test_a_file_that_shrinks_while_open_is_an_error_not_garbage(tmp_path):

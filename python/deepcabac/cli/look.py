@@ -143,10 +143,18 @@ def _inspected(source: Input, as_json: bool) -> list[str]:
 )
 @click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=PathType())
 @BASE
+@option("--checksums", is_flag=True, help="Compare checksums and decode nothing: gigabytes per second, without a base.")
 @THREADS
 @QUIET
 @VERBOSE
-def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None, quiet: bool, verbose: bool) -> None:
+def verify(
+    paths: tuple[Path, ...],
+    base: tuple[Path, ...],
+    checksums: bool,
+    threads: int | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Check each .dcb or .nnc file FILE: compare every checksum, decode every chunk.
 
     FILE may be - for standard input, or a folder whose .dcb files are meant.
@@ -155,14 +163,16 @@ def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None,
     is of another kind.
     """
     refuse_together("quiet", ["verbose"], "one prints less, the other more")
+    refuse_together("checksums", ["base"], "checksums of an update need no base")
 
     def one(path: Path) -> None:
         with reading(path, *base) as source:
-            line = (
-                nnc.verified(source, threads)
-                if nnc_files.is_stream(source.path)
-                else _verified(source, base, threads, quiet)
-            )
+            if not nnc_files.is_stream(source.path):
+                line = _verified(source, base, threads, quiet, not checksums)
+            elif checksums:
+                raise Failure(f"{source.name}: streams of the standard have no checksums: leave --checksums out")
+            else:
+                line = nnc.verified(source, threads)
         if not quiet:
             print_lines([line])
 
@@ -170,15 +180,18 @@ def verify(paths: tuple[Path, ...], base: tuple[Path, ...], threads: int | None,
         each(_files_of(paths), one)
 
 
-def _verified(source: Input, base: tuple[Path, ...], threads: int | None, quiet: bool) -> str:
+def _verified(source: Input, base: tuple[Path, ...], threads: int | None, quiet: bool, decode: bool) -> str:
     """What there is to say of a good file. Raises DamagedFileError after a line for each damaged tensor."""
     with folders.open_compressed(source.path, base=base or None, threads=threads) as opened:
         own = [info for info in map(opened.info, opened) if info.tied_to is None]
         with progress_bar("verifying", quiet) as progress:
-            damages = [damage for _, damage in opened.check(progress)]
+            damages = [damage for _, damage in opened.check(progress, decode=decode)]
         print_lines([f"{printable(source.name)}: {printable(damage)}" for damage in damages])
         if damages:
             raise DamagedFileError(f"{source.path}: {len(damages):,} of {plural(len(own), 'tensor')} damaged")
+        if not decode:
+            checked = f"checksums of the index and {plural(len(own), 'tensor')} are right"
+            return f"{printable(source.name)}: good: {checked}, {opened.file_bytes:,} bytes read"
         return (
             f"{printable(source.name)}: good: the index and {plural(len(own), 'tensor')} checked, "
             f"{opened.file_bytes:,} bytes decoded to {sum(info.nbytes for info in own):,}"
