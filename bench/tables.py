@@ -21,7 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "bench/README.md", "examples/README.md", "js/README.md", "docs/**/*.md")
+FOLDERS = ("bench", "examples", "fuzz", "js")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", *(f"{folder}/README.md" for folder in FOLDERS), "docs/**/*.md")
 
 #: A pair of marks; in `backticks` they are only spoken of.
 MARK = re.compile(r"((?<!`)<!-- (table|range|cell): ([^>]+?) -->)(.*?)((?<!`)<!-- /\2 -->)", re.DOTALL)

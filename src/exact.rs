@@ -335,7 +335,8 @@ fn split_block<P: Pattern>(
         let halves = v << binade.left >> binade.right;
         let negative = pattern.wide() >> (P::BITS - 1);
         let signed = -(negative as i32);
-        *level = (((halves + u64::from(binade.up)) >> has_bit) as i32 ^ signed) - signed;
+        // Of an unusual value it may be anything, and is replaced.
+        *level = (((halves + u64::from(binade.up)) >> has_bit) as i32 ^ signed).wrapping_sub(signed);
         let kept = (v & ones(u32::from(binade.kept))) >> precision;
         let first = negative & u64::from(binade.sign) | halves & u64::from(binade.bit);
         *refinement = kept << binade.before | u64::from(binade.fixed) | first;

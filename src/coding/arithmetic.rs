@@ -7,6 +7,7 @@
 //! # Invariants
 //!
 //! * Between steps `2^56 <= range < 2^64` (the first range is `2^64 - 1`).
+//! * Probabilities stay between those bounds whatever is coded: `context.rs` tries all of them.
 //! * A step cuts `[0, range)` at up to [`GROUP`] falling bounds `T1 > T2 > ...`, `T(k+1) = floor(T(k) * p(k) / 2^32)`,
 //!   where `2^21 <= p < 2^32 - 2^21 + 2^10` (see `context.rs`). So every bound is at least `2^56 * 2^(-11*4) = 2^12`,
 //!   and a part is at least `T(k) * (2^21 - 2^10) / 2^32 - 1 >= 2^(23-12) - 1 > 0`: no symbol ever gets an empty part.
@@ -90,8 +91,13 @@ fn tail_bytes(range: u64) -> usize {
     if range >= 1 << 57 { 1 } else { 2 }
 }
 
-/// Most decisions, so most levels, that a chunk of so many bytes can hold: the likeliest decision costs
-/// `-log2(1 - 2^-11) = 0.000705` bits, so a byte holds at most 11,357.
+/// Most decisions, so most levels, that a chunk of so many bytes can hold.
+///
+/// The likeliest decision has the probability `c = 1 - 2^-11`: a one's stays below it, as adaptation takes half of a distance at
+/// most, and a zero's does not exceed it. So a decision multiplies the range by c at most, but for rounding, which is below
+/// `2^-56` of a step's first range. Before shifts, n of them leave `2^64 c^n`. With s bytes shifted out that is at least
+/// `2^(56 - 8s)`, and one byte or two follow these; so `n <= 8 (s + 1) / -log2(c)`, 11,354 for each byte of the chunk. Raw bits
+/// take bytes and hold no decision. The limit has room for the rounding.
 #[must_use]
 pub fn most_decisions(bytes: usize) -> usize {
     bytes.saturating_add(8).saturating_mul(11_400)
@@ -398,6 +404,69 @@ mod tests {
             _ => random.next() as u32,
         };
         p.clamp(1 << 21, u32::MAX - (1 << 21) + 1)
+    }
+
+    /// The least and the largest probability, with the visits that are counted below it.
+    const ENDS: [u32; 2] = [1 << 21, u32::MAX - (1 << 21) + (1 << 10)];
+
+    /// A bound grows with the range and with its probability, and so does what is left above it with the range alone; rounding
+    /// does not change that. So parts are smallest at the ends of what both may be.
+    #[test]
+    fn every_part_of_a_step_has_room_and_one_shift_makes_the_range_large_again() {
+        for range in [1 << 56, (1 << 56) + 1, (1 << 57) - 1, 1 << 63, u64::MAX] {
+            for which in 0..1 << GROUP {
+                let p: [u32; GROUP] = std::array::from_fn(|k| ENDS[which >> k & 1]);
+                let t = bounds(range, &p);
+                assert!(t[GROUP] >= 1 << 12);
+                for k in 0..GROUP {
+                    assert!(t[k] - t[k + 1] >= (1 << 11) - 1, "{range:#x} {p:?}");
+                }
+            }
+        }
+        // Every number of leading zeros that a part can have.
+        for zeros in 0..=u64::from(u64::MAX.leading_zeros() + 53) {
+            for part in [u64::MAX >> zeros, 1 << (63 - zeros)] {
+                let shift = normalisation(part);
+                assert!(shift.is_multiple_of(8) && shift <= 56 && part.leading_zeros() >= shift);
+                assert!(part << shift >= 1 << 56);
+            }
+        }
+    }
+
+    /// As above, bounds of a line: contexts and range at their ends.
+    #[test]
+    fn every_place_of_a_line_has_room() {
+        for range in [1 << 56, (1 << 56) + 1, u64::MAX] {
+            for which in 0..3_usize.pow(GROUP as u32) {
+                let contexts =
+                    std::array::from_fn(|k| [ENDS[0], LEAST_ONWARDS, ENDS[1]][which / 3_usize.pow(k as u32) % 3]);
+                let line = Line::new(range, &contexts);
+                for block in 0..GROUP {
+                    assert!((line.0[block] - line.0[block + 1]) >> BLOCK_BITS >= 1 << 15, "{range:#x} {contexts:?}");
+                }
+                assert!(line.0[GROUP] >= 1 << 15);
+                assert_eq!((line.left(0), line.left(LINE), line.left(LINE + 1)), (range, line.0[GROUP], 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_holds_so_many_decisions_and_no_more() {
+        let likeliest = 1.0 - 1.0 / 2048.0;
+        let each = 8.0 / -f64::log2(likeliest);
+        assert_eq!(each.ceil() as u32, 11_354);
+        for (p, ones) in [(ENDS[1] - (1 << 10), GROUP), (ENDS[0], 0)] {
+            for count in [0, 1, 1000, 3_000_000] {
+                let mut encoder = Encoder::new();
+                (0..count).for_each(|_| encoder.group(&[p; GROUP], ones));
+                let (mut bytes, decisions) = (Vec::new(), (ones.max(1) * count) as f64);
+                encoder.finish(&mut bytes);
+                // One byte or two end the code.
+                let least = each * (bytes.len() as f64 - 3.0);
+                assert!((least..=each * bytes.len() as f64).contains(&decisions), "{count} {decisions}");
+                assert!(decisions <= most_decisions(bytes.len()) as f64);
+            }
+        }
     }
 
     #[test]

@@ -381,6 +381,12 @@ impl Decoder {
         Self { frequencies: Frequencies::with_symbols(), states: [LEAST_STATE; STRIPS], read: 0 }
     }
 
+    /// Whether both are in the same state after a chunk.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn agrees(&self, other: &Self) -> bool {
+        (self.states, self.read) == (other.states, other.read) && self.frequencies.agree(&other.frequencies)
+    }
+
     /// Decodes a chunk; false if `bytes` are not exactly its code.
     pub(crate) fn decode<M: Machine + Look>(&mut self, params: &Params, bytes: &[u8], output: &mut Output) -> bool {
         for_kind!(params, decode_kind::<KIND, M>(self, params, bytes, output))
@@ -571,7 +577,6 @@ mod tests {
     use super::*;
     use crate::chunk;
     use crate::cpu::dispatch;
-    #[cfg(target_arch = "x86_64")]
     use crate::model::dependent::{self, States};
     use crate::model::params::{Coder, KernelPrediction, RowPrediction};
     use crate::model::rows::{self, DEPENDENT, KERNEL};

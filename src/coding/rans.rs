@@ -198,6 +198,26 @@ struct Range {
     others: u16,
 }
 
+impl Range {
+    /// That of a symbol with so many places.
+    fn new(start: u16, frequency: u16) -> Self {
+        let reciprocal = (1u64 << 44).div_ceil(u64::from(frequency));
+        let limit = u32::from(frequency) << (32 - BITS);
+        Self { reciprocal, limit, start, others: PLACES as u16 - frequency }
+    }
+
+    /// The state after the symbol was put into one below the limit.
+    ///
+    /// With `f` places the limit is `2^20 f` and `f < 2^12`. The reciprocal is `(2^44 + e) / f`, `e < f`. So a product is below
+    /// `2^64`, and beyond `x / f` it has less than `1 / f`, `x e / (2^44 f)`: the quotient is exact. With it the state is below
+    /// `2^32`, and at least `2^16` if `x >= 2^4 f`, which it is: taking a word from a state of `2^20 f` or more leaves as much.
+    #[inline(always)]
+    fn put(&self, x: u32) -> u32 {
+        let quotient = (u64::from(x).wrapping_mul(self.reciprocal) >> 44) as u32;
+        x + u32::from(self.start) + quotient * u32::from(self.others)
+    }
+}
+
 /// Appends the code of `symbols` to `out`: states, then words. Table numbers as in [`count`]; each symbol occurs in its table.
 #[inline(always)]
 pub(crate) fn encode(tables: &[Table], numbers: Option<&[u8]>, symbols: &[u8], out: &mut Vec<u8>) {
@@ -206,13 +226,7 @@ pub(crate) fn encode(tables: &[Table], numbers: Option<&[u8]>, symbols: &[u8], o
         let mut start = 0;
         for (range, frequency) in ranges.iter_mut().zip(&table.frequencies) {
             if *frequency > 0 {
-                let reciprocal = (1u64 << 44).div_ceil(u64::from(*frequency));
-                *range = Range {
-                    reciprocal,
-                    limit: u32::from(*frequency) << (32 - BITS),
-                    start,
-                    others: PLACES as u16 - frequency,
-                };
+                *range = Range::new(start, *frequency);
             }
             start += frequency;
         }
@@ -246,9 +260,7 @@ fn encode_lanes<const N: usize>(
         let large = *state >= range.limit;
         first -= usize::from(large);
         let x = if large { *state >> 16 } else { *state };
-        // x / frequency, exactly: x is below 2^20 times it.
-        let quotient = (u64::from(x).wrapping_mul(range.reciprocal) >> 44) as u32;
-        *state = x + u32::from(range.start) + quotient * u32::from(range.others);
+        *state = range.put(x);
     };
     let (rounds, rest) = symbols.as_chunks::<N>();
     let whole = N * rounds.len();
@@ -453,6 +465,36 @@ mod tests {
             }
         }
         Some((decoder.finished(), symbols, [&decoder.states[..], &[decoder.words.next as u32]].concat()))
+    }
+
+    /// A decoder's step and the encoder's, with every frequency, from the smallest and the largest states and those where
+    /// quotients change.
+    #[test]
+    fn states_stay_in_their_range_and_steps_are_undone() {
+        for frequency in 1..PLACES as u16 {
+            let f = u32::from(frequency);
+            for start in [0, PLACES as u16 - frequency] {
+                let range = Range::new(start, frequency);
+                let largest = ((u64::from(f) << 20) - 1) as u32;
+                assert_eq!(range.limit, largest.wrapping_add(1));
+                assert!(u128::from(largest) * u128::from(range.reciprocal) < 1 << 64);
+                for x in [f << 4, (f << 4) + f - 1, (f << 4) + f, 1234 * f, largest / 2, largest - f, largest] {
+                    let state = range.put(x);
+                    assert_eq!(u64::from(x / f) << 12 | u64::from(u32::from(start) + x % f), u64::from(state));
+                    assert!(state >= LEAST_STATE);
+                    // What `Decoder::symbol` computes, before it takes a word.
+                    let offset = state % PLACES as u32 - u32::from(start);
+                    assert_eq!(f * (state >> BITS) + offset, x);
+                }
+                // A state that may not take the symbol gives up a word, and may then; a decoder gets it back.
+                for state in [LEAST_STATE, largest, range.limit.max(LEAST_STATE), u32::MAX] {
+                    let x = if state >= range.limit { state >> 16 } else { state };
+                    assert!(x >> 4 >= f || state < range.limit, "{frequency} {state:#x}");
+                    assert!(x < range.limit && range.put(x) >= LEAST_STATE);
+                    assert_eq!(x < LEAST_STATE, state >= range.limit);
+                }
+            }
+        }
     }
 
     #[test]

@@ -277,13 +277,13 @@ pub(crate) mod avx2 {
 
     with_features!(
         /// [`crate::coding::fast::Decoder::decode`] on this machine.
-        #[cfg(test)]
+        #[cfg(any(test, fuzzing))]
         decode_fast, decode_fast_avx2, crate::coding::fast::Decoder::decode::<Avx2>,
         (decoder: &mut crate::coding::fast::Decoder, params: &Params, bytes: &[u8], output: &mut crate::coding::output::Output) -> bool
     );
 
     /// [`lanes::Lanes::decode`] on this machine.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn decode_lanes<const KIND: u8>(lanes: &mut [lanes::Lane], count: usize) {
         assert!(available(), "called on a processor without AVX2");
         <Avx2 as lanes::Lanes>::decode::<KIND>(lanes, count);

@@ -4,6 +4,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod carryless;
+#[cfg(all(any(test, fuzzing), target_arch = "x86_64"))]
+pub mod differential;
 pub mod dispatch;
 #[cfg(target_arch = "x86_64")]
 mod join;

@@ -588,11 +588,7 @@ fn less(a: __m256i, b: __m256i) -> __m256i {
 mod tests {
     use super::*;
 
-    use crate::coding::lanes::Job;
-    use crate::coding::output::Output;
-
-    use crate::cpu::dispatch;
-    use crate::model::context::Portable;
+    use crate::cpu::{differential, dispatch};
     use crate::model::dependent::{self, States};
     use crate::model::params::{Coder, KernelPrediction, Params, RowPrediction};
     use crate::model::rows::{DEPENDENT, KERNEL, PLAIN, REGRESSED, ROW};
@@ -645,25 +641,6 @@ mod tests {
         }
     }
 
-    /// All that a lane has after its next levels, by value.
-    fn state(lane: &Lane) -> impl PartialEq + std::fmt::Debug + use<> {
-        let (decoder, rows) = (&lane.decoder, &lane.rows);
-        (
-            (decoder.code, decoder.range, decoder.next, decoder.raw_bits, lane.column),
-            (rows.row, rows.state, rows.levels.clone(), rows.predictions.clone(), rows.contexts.to_vec()),
-        )
-    }
-
-    fn jobs<'a>(params: &[Params], chunks: &'a [(Vec<u8>, usize)], outputs: &'a mut [Vec<i32>]) -> Vec<Job<'a>> {
-        let parts = params.iter().zip(chunks).zip(outputs);
-        let mut jobs = Vec::new();
-        for ((params, chunk), output) in parts {
-            let output = Output::Levels(output);
-            jobs.push(Job { params: params.clone(), bytes: &chunk.0, output, good: false });
-        }
-        jobs
-    }
-
     fn same_as_in_turn<const KIND: u8>(seed: u64) {
         let mut random = Random(seed);
         let count = 1 + random.below(13);
@@ -686,34 +663,8 @@ mod tests {
                 (bytes, levels.len())
             })
             .collect();
-        let mut outputs = [(); 2].map(|()| chunks.iter().map(|chunk| vec![0; chunk.1]).collect::<Vec<_>>());
-        let [first, second] = &mut outputs;
-        let (mut quads, mut in_turn) = (jobs(&params, &chunks, first), jobs(&params, &chunks, second));
-        {
-            let mut quads: Vec<Lane> = quads.iter_mut().map(Lane::new).collect();
-            let mut in_turn: Vec<Lane> = in_turn.iter_mut().map(Lane::new).collect();
-            // Damaged lanes go on here, until a lane is at its end.
-            while in_turn.iter().all(|lane| lane.width > 0) {
-                let steps = in_turn.iter().map(|lane| lane.width - lane.column).min().unwrap_or(0);
-                dispatch::avx2::decode_lanes::<KIND>(&mut quads, steps);
-                decode_in_turn::<Portable, KIND>(&mut in_turn, steps);
-                for (quad, lane) in quads.iter().zip(&in_turn) {
-                    assert_eq!(state(quad), state(lane), "seed {seed}");
-                }
-                for lane in quads.iter_mut().chain(&mut in_turn) {
-                    if lane.column == lane.width {
-                        lane.end_row::<KIND>();
-                    }
-                }
-            }
-        }
-        // Whole chunks, with lanes that finish at different times.
-        dispatch::avx2::decode(&mut quads);
-        crate::coding::lanes::decode_on::<Portable>(&mut in_turn);
-        for (quad, lane) in quads.iter().zip(&in_turn) {
-            assert_eq!(quad.good, lane.good, "seed {seed}");
-        }
-        assert_eq!(outputs[0], outputs[1], "seed {seed}");
+        let chunks: Vec<(&[u8], usize)> = chunks.iter().map(|(bytes, count)| (&bytes[..], *count)).collect();
+        differential::chunks(&params, &chunks);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use crate::coding::{arithmetic, bytes, changes, codebook};
-use crate::cpu::dispatch::{self, crc32};
+use crate::cpu::dispatch;
 use crate::exact;
 use crate::file::error::{Error, bad_index, quoted};
 use crate::file::fields::Fields;
-use crate::file::tensor::{Chunk, Method, RAW_CHUNK, Tensor};
+use crate::file::tensor::{Chunk, Method, RAW_CHUNK, Tensor, sound};
 use crate::file::values::Dtype;
 use crate::model::params::Params;
 
@@ -115,7 +115,7 @@ impl Index {
     /// # Errors
     /// [`Error::Damaged`], or [`Error::Limit`] if the plain index takes more than `max_bytes` (and more than 64 KiB).
     pub fn plain(stored: &[u8], header: &Header, max_bytes: Option<u64>) -> Result<Vec<u8>, Error> {
-        if crc32(stored) != header.crc {
+        if !sound(stored, header.crc) {
             return Err(Error::Damaged("damaged .dcb file: the checksum of the index does not match".into()));
         }
         let mut fields = Fields::new(stored);
@@ -146,6 +146,9 @@ impl Index {
     /// # Errors
     /// [`Error::Damaged`].
     pub fn parse(plain: &[u8], header: &Header) -> Result<Self, Error> {
+        if header.index.start < HEADER as u64 {
+            return Err(Error::Damaged("damaged .dcb file: its index lies in its header".into()));
+        }
         let mut fields = Fields::new(plain);
         let (kind, extra) = (fields.text()?.to_owned(), fields.blob()?.to_vec());
         let count = fields.varint()?;
@@ -209,7 +212,7 @@ pub fn read_levels(data: &[u8]) -> Result<Tensor, Error> {
     let mut place = Place { offset: 0, end: data.len() as u64 };
     tensor.chunks = read_chunks(&mut fields, &mut place, &tensor, Parts::Code)?;
     let head = data.len() - fields.left();
-    if fields.u32()? != crc32(&data[..head]) {
+    if !sound(&data[..head], fields.u32()?) {
         return Err(bad_index("its checksum does not match"));
     }
     if place.offset != fields.left() as u64 {
@@ -244,6 +247,10 @@ fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Res
         .ok_or_else(|| bad_index(&format!("tensor {} has an unknown data type {code}", quoted(&name))))?;
     let mut shape = read_shape(fields)?;
     shape.extend(parts.map(|(_, count)| count));
+    // Of parts there may be 32 times as many as elements.
+    if shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size.max(&1))).is_none() {
+        return Err(bad_index("it ends early"));
+    }
     let (whole, dtype) = parts.map_or((None, own), |(part, _)| (Some(own), part));
     let mut tensor = Tensor { name, dtype, shape, whole, method: Method::Raw, chunks: Vec::new() };
     let number = fields.byte()?;
@@ -516,4 +523,28 @@ fn scales_fit(tensor: &Tensor) -> bool {
     (rows.is_empty() || rows.len() as u64 == height)
         && (columns.is_empty() || columns.len() as u64 == width)
         && tensor.chunk_size().is_multiple_of(width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(plain: &[u8], start: u64) -> Result<Index, Error> {
+        Index::parse(plain, &Header { crc: 0, index: start..start })
+    }
+
+    #[test]
+    fn parts_of_a_tensor_are_counted_with_all_their_bits() {
+        // No kind, nothing else, one tensor "a", integers of 64 bits that hold codes of two: one dimension, stored as it is.
+        let index = |size: &[u8]| [&[0, 0, 1, 1, b'a', 48 + 7, 1], size, &[0]].concat();
+        assert!(parsed(&index(&[0]), 32).is_ok());
+        let numbers = [&[0x80; 8][..], &[0x08]].concat(); // 2^59, and 2^64 codes
+        assert!(parsed(&index(&numbers), 32).is_err());
+    }
+
+    #[test]
+    fn an_index_does_not_lie_in_the_header() {
+        assert!(parsed(&[0, 0, 0], 32).is_ok());
+        assert!((0..32).all(|start| parsed(&[0, 0, 0], start).is_err()));
+    }
 }

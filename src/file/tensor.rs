@@ -237,7 +237,7 @@ pub fn decode(parts: &[Part]) -> Result<Vec<Values>, Error> {
     let mut rooms = Vec::with_capacity(parts.len());
     for part in parts {
         let chunk = &part.tensor.chunks[part.chunk];
-        if part.code.len() as u64 != chunk.length || crc32(part.code) != chunk.crc {
+        if part.code.len() as u64 != chunk.length || !sound(part.code, chunk.crc) {
             return Err(part.tensor.damaged(&format!("the checksum at byte {} does not match", chunk.offset)));
         }
         rooms.push(Room::of(part)?);
@@ -362,4 +362,9 @@ fn joined<P: Pattern>(tensor: &Tensor, levels: &[i32], refinement: &[u8]) -> Opt
     let form = Form { mantissa, float: mantissa > 0, exponent };
     let mut patterns = vec![P::default(); levels.len()];
     exact::join(form, origin, width, levels, refinement, &mut patterns).then_some(patterns)
+}
+
+/// Whether bytes have this checksum. To the fuzzer all have: else it would get past none.
+pub(crate) fn sound(bytes: &[u8], crc: u32) -> bool {
+    cfg!(fuzzing) || crc32(bytes) == crc
 }

@@ -311,6 +311,26 @@ mod tests {
     }
 
     #[test]
+    fn every_probability_within_the_bounds_stays_there_at_every_stage() {
+        for p in LEAST..=MOST {
+            for stage in 0..8 {
+                for one in [false, true] {
+                    // A stage's first count and its last one, whose noise is largest.
+                    for count in [stage << 7, stage << 7 | if stage < 7 { 127 } else { 0 }] {
+                        let mut context = p << 10 | count;
+                        adapt_if(true, &mut context, one);
+                        let after = context >> 10;
+                        assert!((LEAST..=MOST).contains(&after) && BOUNDS.contains(&context), "{p} {count} {one}");
+                        assert!(if one { after >= p } else { after <= p }, "{p} {count} {one}");
+                        // The largest is never reached: see `arithmetic::most_decisions`.
+                        assert!(p == MOST || after < MOST, "{p} {count} {one}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn adaptation_is_a_step_towards_the_target_rounded_down() {
         let mut context = 0x8000_0000 | START;
         for visit in 0..10_000 {
@@ -358,7 +378,7 @@ mod tests {
     #[test]
     fn every_initial_context_is_within_bounds() {
         for context in initial().iter().flatten() {
-            assert!(BOUNDS.contains(context));
+            assert!(BOUNDS.contains(context) && *context >> 10 < MOST);
         }
     }
 }

@@ -321,6 +321,46 @@ mod tests {
     }
 
     #[test]
+    fn numbers_beyond_single_precision_are_what_the_format_says() {
+        assert_eq!(
+            [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -3e38, 1.9, -1.9].map(whole),
+            [LIMIT, -LIMIT, 0, -LIMIT, 1, -1]
+        );
+        // Factors, energies or both at their ends, as no encoder leads to: predictions are whole numbers within the limit.
+        for (factor, energy) in [(3e38, 1.0), (f32::INFINITY, 1.0), (f32::NAN, 1.0), (1.0, 0.0), (-3e38, f32::INFINITY)]
+        {
+            let mut regression = Regression::new(40, energy);
+            regression.blocks[0].factors.fill([factor; GROUP]);
+            for row in 0..4 {
+                for column in 0..40 {
+                    let prediction = regression.prediction();
+                    assert!((-LIMIT..=LIMIT).contains(&prediction));
+                    regression
+                        .commit(if (row + column) % 3 == 0 { i32::MIN / 128 } else { i32::MAX / 128 } - prediction);
+                }
+                regression.end_row();
+            }
+        }
+    }
+
+    /// The largest levels, of alternating signs, with a prior as small as it can be: both builds and the encoder agree.
+    #[test]
+    fn rows_of_the_largest_levels_come_back() {
+        for (width, period) in [(1, 1), (17, 2), (50, 3), (130, 5)] {
+            let params = Params { mean_log: 0, ..params(width, Coder::Regression) };
+            let ends = [i32::MAX, i32::MIN, 1 << 15, -(1 << 15), 0, 1];
+            let levels: Vec<i32> = (0..30 * width).map(|k| ends[(k / period + k / width) % ends.len()]).collect();
+            let mut code = Vec::new();
+            dispatch::encode(&params, &levels, &mut code);
+            #[cfg(target_arch = "x86_64")]
+            if dispatch::available() {
+                let found = crate::cpu::differential::chunks(&[params], &[(&code, levels.len())]);
+                assert_eq!(found[0].as_ref(), Some(&levels));
+            }
+        }
+    }
+
+    #[test]
     fn levels_of_any_size_come_back_and_any_bytes_decode_to_something() {
         let random = &mut Random(25);
         for round in 0..300 {

@@ -3,8 +3,8 @@
 //!
 //! The decoder never reads outside its bytes: after their end it sees zeros, and [`Decoder::finish`] says whether the code
 //! ended exactly where its bytes do. Between two decisions of a good stream `value < range << 54`. A damaged one may break
-//! that (an entry point sets the range); then decisions are wrong, but every shift stays below 64, and nothing else depends
-//! on it.
+//! that (it begins beyond its range, or an entry point sets the range); then decisions are wrong, but every shift stays below
+//! 64, and nothing else depends on it.
 
 use std::array;
 use std::mem::take;
@@ -441,6 +441,7 @@ const RANGE_SHIFT: u32 = 64 - RANGE_BITS;
 
 /// Reads decisions from bytes.
 #[derive(Clone)]
+#[cfg_attr(any(test, fuzzing), derive(PartialEq, Debug))]
 pub struct Decoder<'a> {
     bytes: &'a [u8],
     /// Bytes that have been read, or would be if there were zeros after the end.
@@ -477,7 +478,8 @@ impl<'a> Decoder<'a> {
         let range = u64::from(FIRST_RANGE) << RANGE_SHIFT;
         let mut decoder = Decoder { bytes, taken: 0, range, below: range };
         let first = u64::from(decoder.read()) << 32;
-        decoder.below -= first + (1 << 31);
+        // A damaged stream may begin beyond its range.
+        decoder.below = decoder.below.wrapping_sub(first + (1 << 31));
         decoder
     }
 

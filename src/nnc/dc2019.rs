@@ -57,9 +57,9 @@ fn around(before: i32) -> Around {
     Around { zero: ZERO + class, sign: SIGN + class, greater: GREATER, base: 0 }
 }
 
-/// Width of a row: what is not dimension 0.
-fn width(shape: impl Iterator<Item = u64>) -> usize {
-    shape.skip(1).product::<u64>() as usize
+/// Width of a row, what is not dimension 0, of so many levels in all; 1 if there are none.
+fn width(count: usize, rows: usize) -> usize {
+    (count / rows.max(1)).max(1)
 }
 
 /// Encodes layers. None if a level does not fit.
@@ -76,7 +76,7 @@ pub fn encode(layers: &[Layer]) -> Option<Vec<u8>> {
         let step = layer.step.to_bits();
         encoder.bypass(step & 0xffff, 16);
         encoder.bypass(step >> 16, 16);
-        let width = width(layer.shape.iter().copied()).max(1);
+        let width = width(layer.weights.len(), layer.shape[0] as usize);
         let mut before = 0;
         for (at, &weight) in layer.weights.iter().enumerate() {
             if at % width == 0 {
@@ -150,7 +150,7 @@ pub fn decode(bytes: &[u8]) -> Option<Vec<Levels>> {
         if count > most_bins(left as usize / 8 + 1) {
             return None;
         }
-        let width = width(shape.iter().map(|&size| u64::from(size))).max(1);
+        let width = width(count, shape[0] as usize);
         let mut levels = vec![0; count];
         for row in levels.chunks_mut(width) {
             let mut before = 0;

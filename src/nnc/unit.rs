@@ -437,6 +437,7 @@ impl Follower<Tally> for Marks {
 }
 
 /// A unit's stream being decoded, tensor after tensor.
+#[cfg_attr(any(test, fuzzing), derive(PartialEq, Debug))]
 pub struct UnitDecoder<'a>(Decoder<'a>);
 
 impl<'a> UnitDecoder<'a> {

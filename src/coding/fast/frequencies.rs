@@ -95,6 +95,13 @@ impl Frequencies {
         (self.made, self.age, self.refresh) = (start.made, start.age, start.refresh);
     }
 
+    /// Whether both are the same, but for symbols by place, which follow from the ranges.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn agree(&self, other: &Self) -> bool {
+        (&self.counts, self.made, &self.ranges) == (&other.counts, other.made, &other.ranges)
+            && (self.age, self.refresh) == (other.age, other.refresh)
+    }
+
     /// Symbols by place; only a decoder has them.
     #[inline(always)]
     pub(crate) fn symbols(&self) -> &Symbols {
