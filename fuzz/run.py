@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=-1, help="inputs of each target at most")
     parser.add_argument("--build", choices=[*BUILDS, "both"], default="both", help="both halve the time")
     parser.add_argument("--folder", type=Path, default=ROOT / "target" / "fuzz", help="for builds, inputs and findings")
-    parser.add_argument("--results", action="store_true", help="write bench/results/fuzzing.csv: all runs in the folder")
+    parser.add_argument("--results", action="store_true", help="write bench/results/fuzzing.csv: all in the folder")
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(TARGETS)
     if unknown:
@@ -156,7 +156,7 @@ def fuzzer() -> Path:
         for name in names:
             known += sorted(Path("/").glob(name[1:]))
     if not known:
-        sys.exit("error: there is no libclang_rt.fuzzer here: install Debian's libclang-rt-19-dev, or name it in LIBFUZZER")
+        sys.exit("error: there is no libclang_rt.fuzzer: install Debian's libclang-rt-19-dev, or name it in LIBFUZZER")
     return known[-1]
 
 
