@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -174,7 +173,7 @@ def add(results: Path, target: str, build: str, found: dict[str, object]) -> Non
 def write_results(known: dict[str, dict[str, dict[str, float]]]) -> None:
     """Write all that was run as a table for README.md."""
     sys.path.insert(0, str(ROOT / "bench"))
-    import tables
+    import _common
 
     rows = []
     for target in TARGETS:
@@ -184,12 +183,8 @@ def write_results(known: dict[str, dict[str, dict[str, float]]]) -> None:
         edges = f"{last['covered']:.0f}" if last else ""
         rows.append([target, *(f"{run['inputs']:.0f}" for run in runs), *rates, edges])
     heads = ["target", "inputs", "with AddressSanitizer", "per second of a core", "with AddressSanitizer, per second"]
-    command = ["git", "-C", ROOT, "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    origin = [(time.strftime("%Y-%m-%d"), commit)] * len(rows)
-    about = {"command": "python fuzz/run.py --results"}
-    table = tables.Table(about, [*heads, "edges reached"], rows, origin)
-    tables.write(tables.RESULTS / "fuzzing.csv", table)
+    about = _common.environment([]) | {"command": "python fuzz/run.py"}
+    _common.save_table(True, "fuzzing", about, [*heads, "edges reached"], rows, keys=0, timed=True)
 
 
 if __name__ == "__main__":
