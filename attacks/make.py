@@ -6,6 +6,7 @@ the thing). ``tests/test_attacks.py`` opens every one of them.
 
 from __future__ import annotations
 
+import math
 import struct
 import sys
 import zlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))
@@ -486,6 +488,16 @@ def symbols(
     return exact(fields, None, **{"code": chunk, "refinement": b"", **others})
 
 
+def multiples(
+    group: int = 20, signed: int = 0, steps: npt.ArrayLike = (1.0,) * 16, refinement: bytes | None = None, **others: Any
+) -> bytes:
+    """320 zeros in groups with a step each, or with something else about them."""
+    if refinement is None:
+        patterns = np.array(steps, np.float32).view(np.uint32)
+        refinement = _core.encode_floats(_core.Floats(patterns, 23, 1 << 16), scaled=False)
+    return exact(b"\x0e" + varint(group) + bytes([signed]), **{"refinement": refinement, **others})
+
+
 def update(head: bytes = b"\x09", name: bytes = b"old.dcb", **others: Any) -> bytes:
     """An update that says something about its base."""
     if head == b"\x09":
@@ -546,6 +558,43 @@ FALSEHOODS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
         "neither 0 nor 1",
         lambda: exact(b"\5\0\2", refinement=bytes(2), dtype=15),
     ),
+    "multiples-of-integers": ("multiples of type int32", "is stored with method 14", lambda: multiples(dtype=8)),
+    "multiples-of-float8": (
+        "multiples of a type without levels",
+        "is stored with method 14",
+        lambda: multiples(dtype=18),
+    ),
+    "multiples-group-0": ("groups of nothing", "groups of 0", lambda: multiples(0)),
+    "multiples-group-not-of-chunks": (
+        "a group in two chunks",
+        "do not fit its chunks",
+        lambda: multiples(11, shape=(16, 22)),
+    ),
+    "multiples-group-not-of-size": (
+        "half a group",
+        "groups of 160",
+        lambda: multiples(160, steps=[1.0], shape=(16, 15), code=_code(PLAIN, 240)),
+    ),
+    "multiples-group-2-to-62": ("a group of 2^62 elements", "do not fit its chunks", lambda: multiples(1 << 62)),
+    "multiples-signed-2": ("zeros that are signed twice", "do not fit its chunks", lambda: multiples(signed=2)),
+    "multiples-params-none": ("multiples without parameters", "parameters", lambda: multiples(params=b"")),
+    "multiples-levels-none": ("steps and no levels", "no bytes", lambda: multiples(code=b"")),
+    "multiples-steps-none": ("levels and no steps", "cannot hold the steps", lambda: multiples(refinement=b"")),
+    "multiples-steps-beyond": (
+        "320 steps in 39 bytes",
+        "cannot hold the steps",
+        lambda: multiples(1, refinement=bytes(39)),
+    ),
+    "multiples-steps-few": ("15 steps of 16 groups", DECODES_NOT, lambda: multiples(steps=[1.0] * 15)),
+    "multiples-steps-damaged": ("steps that do not decode", DECODES_NOT, lambda: multiples(refinement=bytes(99))),
+    **{
+        f"multiples-step-{label}": (
+            f"one of 16 steps is {step}",
+            DECODES_NOT,
+            lambda step=step: multiples(steps=[*[1.0] * 15, step]),
+        )
+        for label, step in (("zero", 0.0), ("negative", -1.0), ("inf", math.inf), ("nan", math.nan))
+    },
     "symbols-of-integers": ("int32 as symbols", "is stored with method 11", lambda: symbols(dtype=8)),
     "symbols-width-0": ("rows of no values", "has rows of", lambda: symbols(rows=(0, 16))),
     "symbols-width-65537": ("rows that are too wide", "has rows of", lambda: symbols(rows=(65537, 1))),

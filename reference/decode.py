@@ -34,7 +34,7 @@ RAW, LEVELS, TIED, EQUAL = 0, 1, 2, 12
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK = range(3, 7)
 STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, CHANGES = 7, 8, 9, 10, 13  # of updates
 UPDATES = (STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, CHANGES)
-SYMBOLS = 11
+SYMBOLS, MULTIPLES = 11, 14
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 RAW_CHUNK = 1 << 20
 #: Bits of the mantissa, by data type (10.2).
@@ -966,6 +966,8 @@ class Tensor:
     most_frequent: int = 0
     width: int = 0
     whole: int = 0  # data type of a tensor that is stored as its parts (4.5)
+    group: int = 0  # of multiples of steps (10.9), as is the next
+    signed: int = 0
     first: int = 0  # of changes (11.4), as is the next
     rates: bytes = b""
 
@@ -1062,10 +1064,10 @@ def parse_tensor(fields: Fields, earlier: list[Tensor]) -> Tensor:
 def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
     """Fields and chunks of an exact tensor or an update (10.1, 11.1)."""
     method = tensor.method
-    check(FLOAT <= method <= CODEBOOK or method == SYMBOLS or method in UPDATES, "method")
+    check(FLOAT <= method <= CODEBOOK or method in (SYMBOLS, MULTIPLES) or method in UPDATES, "method")
     floats = (FLOAT, FLOAT_ZEROS, DIFFERENCES, QUANTIZED_DIFFERENCE, SYMBOLS)
     check(method not in floats or code in MANTISSA, "type of a float")
-    check(method != QUANTIZED_DIFFERENCE or code in FLOATS, "type of a difference")
+    check(method not in (QUANTIZED_DIFFERENCE, MULTIPLES) or code in FLOATS, "type of a product")
     check(method != INTEGERS or code not in MANTISSA, "type of an integer")
     each = 0
     if method in REFINED:
@@ -1094,16 +1096,21 @@ def parse_exact(fields: Fields, tensor: Tensor, code: int) -> None:
         check(bool(np.isfinite(tensor.step_size) and tensor.step_size > 0), "step size")
     if method == CHANGES:
         parse_changes(fields, tensor)
-    if method in (*REFINED, QUANTIZED_DIFFERENCE):
+    if method == MULTIPLES:
+        tensor.group, tensor.signed = fields.varint(), fields.byte()
+        check(tensor.group > 0 and tensor.size % tensor.group == 0 and tensor.signed in (0, 1), "groups")
+    if method in (*REFINED, QUANTIZED_DIFFERENCE, MULTIPLES):
         tensor.params = Params(fields.blob())
         each = tensor.params.chunk_levels
+        check(method != MULTIPLES or each % tensor.group == 0, "a group in two chunks")
     for start in range(0, tensor.size if each else 0, each or 1):
         coded, refinement = fields.varint(), fields.varint()
         held = min(each, tensor.size - start)
         if coded == 0 and refinement == 0 and method in UPDATES:
             tensor.chunks.append(Chunk(0, held, 0))
             continue
-        check(coded > 0 and (refinement == 0 or method in REFINED), "lengths of a chunk")
+        check(coded > 0 and (refinement == 0 or method in (*REFINED, MULTIPLES)), "lengths of a chunk")
+        check(method != MULTIPLES or held // tensor.group <= 8 * refinement, "a chunk cannot hold its steps")
         check(held <= (8 * coded if method == SYMBOLS else 11400 * (coded + 8)), "a chunk cannot hold its values")
         tensor.chunks.append(Chunk(coded + refinement, held, fields.u32(), refinement))
 
@@ -1640,6 +1647,28 @@ def decode_exact(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
     return np.array(patterns, dtype=pattern).view(tensor.dtype).reshape(tensor.shape)
 
 
+def decode_multiples(tensor: Tensor, payload: Fields) -> Array:
+    """The elements of a tensor of multiples of steps (10.9)."""
+    assert tensor.params is not None
+    pieces = []
+    for chunk, data in checked_chunks(tensor.chunks, payload):
+        cut = chunk.length - chunk.refinement
+        levels = chunk_decoder(tensor.params)(tensor.params, chunk.count, data[:cut])
+        count = chunk.count // tensor.group
+        lengths = Tensor("", DTYPES[2], (count,), SYMBOLS, width=65536)
+        steps = np.array(decode_symbol_chunk(lengths, count, data[cut:]), np.uint32).view(np.float32)
+        check(all(np.isfinite(step) and step > 0 for step in steps), "step size of a group")
+        for start, step in zip(range(0, chunk.count, tensor.group), steps, strict=True):
+            for level in levels[start : start + tensor.group]:
+                factor = np.float32(level)
+                if tensor.signed and level < 0:
+                    factor = np.negative(np.negative(factor) - np.float32(1))
+                with np.errstate(all="ignore"):
+                    pieces.append(factor * step)
+    with np.errstate(all="ignore"):
+        return np.array(pieces, np.float32).astype(tensor.dtype).reshape(tensor.shape)
+
+
 def check_bytes(tensor: Tensor, patterns: list[int]) -> None:
     """A byte of a bool, or of a type narrower than a byte, is one of its elements (4.5)."""
     for code, (lowest, count) in BYTES.items():
@@ -1660,6 +1689,8 @@ def added(tensor: Tensor, levels: list[int], old: list[int]) -> list[int]:
 
 def decode_tensor(tensor: Tensor, payload: Fields, base: Array | None) -> Array:
     """The elements of a tensor that is not tied (6.3)."""
+    if tensor.method == MULTIPLES:
+        return decode_multiples(tensor, payload)
     if tensor.method >= FLOAT:
         return decode_exact(tensor, payload, base)
     if tensor.params is not None:

@@ -406,6 +406,17 @@ def symbols_entry(width: int, rows: int, chunks: Sequence[bytes]) -> bytes:
     return b"\x0b" + varint(width) + varint(rows) + table
 
 
+def multiples_entry(
+    group: int, signed: int, record: bytes, chunks: Sequence[bytes], steps: Sequence[bytes]
+) -> bytes:
+    """Method 14 and what follows it (10.9), right or wrong. ``steps``: the end of each chunk, coded as method 11."""
+    table = b"".join(
+        varint(len(levels)) + varint(len(lengths)) + zlib.crc32(levels + lengths).to_bytes(4, "little")
+        for levels, lengths in zip(chunks, steps, strict=True)
+    )
+    return b"\x0e" + varint(group) + bytes([signed]) + blob(record) + table
+
+
 def varint(value: int) -> bytes:
     """A number of seven bits per byte (2.3)."""
     if value < 128:

@@ -207,7 +207,6 @@ WEIGHTS = {
     "all zero": np.zeros((100, 100), F4),
     "shifted": 1 + normal(100, 100) / 10,
     "sinusoids": np.sin(np.outer(np.arange(200), 10000 ** -(np.arange(64) / 64))).astype(F4),
-    "binary by rows": np.sign(normal(200, 200)) * np.abs(normal(200, 1)),
     "4-bit grid by rows": np.rint(normal(200, 200) * 2).clip(-7, 7) * np.abs(normal(200, 1)) / F4(7.1),
     "8-bit grid": (np.rint(normal(300, 300) * 40).clip(-127, 127) / F4(40.7)).astype(F4),
     "dead rows": normal(100, 100) * np.where(np.arange(100) < 40, F4(1e-20), F4(1))[:, None],
@@ -217,6 +216,12 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_are_quantised(name):
     assert why(WEIGHTS[name]) == ""
+
+
+def test_weights_of_two_values_in_each_row_are_exact_and_smaller():
+    array = np.sign(normal(200, 200)) * np.abs(normal(200, 1))
+    assert why(array) == "quantised already, in groups of 200"
+    assert len(deepcabac.compress({"t": array})) < array.size / 8 + 4 * 200 + 300
 
 
 @pytest.mark.parametrize("levels", [2, 3, 7, 15, 31])

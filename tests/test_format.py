@@ -214,7 +214,7 @@ OPTIONAL: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ("8",): lambda tensor: coder_of(tensor) == 2,
     ("9",): lambda tensor: coder_of(tensor) == 3,
     ("11",): lambda tensor: tensor.method in (7, 8, 9, 10, 13),
-    ("10", "11"): lambda tensor: 3 <= tensor.method <= 11 or tensor.method == 13,
+    ("10", "11"): lambda tensor: 3 <= tensor.method <= 11 or tensor.method >= 13,
 }
 OPTIONAL[("7", "8", "9", "10", "11")] = lambda tensor: any(uses(tensor) for uses in list(OPTIONAL.values())[:-1])
 

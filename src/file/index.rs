@@ -265,7 +265,7 @@ fn read_tensor(fields: &mut Fields, place: &mut Place, before: &[Tensor]) -> Res
         Method::Codebook { .. } | Method::Symbols { .. } => {
             read_chunks(fields, place, &tensor, Parts::Both { refined: false, empty: false })?
         }
-        Method::Float { .. } | Method::Integers { .. } => {
+        Method::Float { .. } | Method::Integers { .. } | Method::Multiples { .. } => {
             read_chunks(fields, place, &tensor, Parts::Both { refined: true, empty: false })?
         }
         Method::Update { .. } if number == UNCHANGED => Vec::new(),
@@ -289,6 +289,7 @@ const QUANTIZED_DIFFERENCE: u8 = 10;
 const CHANGES: u8 = 13;
 /// The number of the method after the first of those.
 const SYMBOLS: u8 = 11;
+const MULTIPLES: u8 = 14;
 
 /// Number of the method of tensors with the values of another one, and how many may have those of one: each takes memory.
 const EQUAL: u8 = 12;
@@ -299,7 +300,7 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
     let Tensor { name, dtype, .. } = tensor;
     let is_float = dtype.mantissa() > 0;
     let fits = match number {
-        1 | QUANTIZED_DIFFERENCE => dtype.has_levels(),
+        1 | QUANTIZED_DIFFERENCE | MULTIPLES => dtype.has_levels(),
         3 | 4 | DIFFERENCES | SYMBOLS => is_float,
         5 => !is_float,
         _ => number <= QUANTIZED_DIFFERENCE || number == EQUAL || number == CHANGES,
@@ -331,6 +332,7 @@ fn read_method(number: u8, fields: &mut Fields, tensor: &Tensor, before: &[Tenso
             read_exponent(fields)?;
             Method::Update { chunk: chunk(&read_params(fields)?) }
         }
+        MULTIPLES => read_multiples(fields, tensor)?,
         UNCHANGED => Method::Update { chunk: 0 },
         CHANGES => {
             let (first, codes) = (fields.varint()?, fields.blob()?);
@@ -415,6 +417,16 @@ fn rows_are_sound(width: u64, rows: u64) -> bool {
         && width.checked_mul(rows).is_some_and(|values| values <= 1 << 20)
 }
 
+fn read_multiples(fields: &mut Fields, tensor: &Tensor) -> Result<Method, Error> {
+    let (group, signed, params) = (fields.varint()?, fields.byte()?, read_params(fields)?);
+    let fits = group > 0 && tensor.size().is_multiple_of(group) && (params.chunk_levels() as u64).is_multiple_of(group);
+    if signed > 1 || !fits {
+        let name = quoted(&tensor.name);
+        return Err(bad_index(&format!("tensor {name} has groups of {group} elements, which do not fit its chunks")));
+    }
+    Ok(Method::Multiples { group, signed: signed == 1, params })
+}
+
 fn read_codebook(fields: &mut Fields, tensor: &Tensor) -> Result<Method, Error> {
     let bad = |what: &str| bad_index(&format!("tensor {} has a codebook {what}", quoted(&tensor.name)));
     let [count, usual, width, rows] = [fields.varint()?, fields.varint()?, fields.varint()?, fields.varint()?];
@@ -486,6 +498,11 @@ fn read_chunks(fields: &mut Fields, place: &mut Place, tensor: &Tensor, parts: P
         };
         if elements.end - elements.start > most {
             return Err(bad_index(&format!("{coded} bytes cannot hold {} levels", elements.end - elements.start)));
+        }
+        if let Method::Multiples { group, .. } = tensor.method
+            && (elements.end - elements.start) / group > refinement.saturating_mul(8)
+        {
+            return Err(bad_index(&format!("{refinement} bytes cannot hold the steps of a chunk")));
         }
         if refinement > 0 && matches!(parts, Parts::Both { refined: false, .. }) {
             return Err(bad_index("a chunk has refinement bits that its method does not have"));

@@ -22,7 +22,7 @@ pub struct Chunk {
     pub offset: u64,
     /// Its bytes.
     pub length: u64,
-    /// How many of them, at the end, are refinement bits.
+    /// How many of them, at the end, are refinement bits, or steps of groups.
     pub refinement: u64,
     /// Their CRC-32.
     pub crc: u32,
@@ -97,6 +97,15 @@ pub enum Method {
         /// Rows in a chunk.
         rows: usize,
     },
+    /// Levels, to be multiplied by the steps of their groups, which each chunk has.
+    Multiples {
+        /// Elements of a group: the chunks' are a multiple of them.
+        group: u64,
+        /// Level -1 is negative zero, and those below it are one more than they say.
+        signed: bool,
+        /// How levels are coded.
+        params: Params,
+    },
     /// Levels on their own: what `read_levels` of `index.rs` reads.
     Bare {
         /// How they are coded.
@@ -117,6 +126,7 @@ impl Method {
             Self::Levels { params, .. }
             | Self::Float { params, .. }
             | Self::Integers { params, .. }
+            | Self::Multiples { params, .. }
             | Self::Bare { params } => Some(params),
             Self::Raw
             | Self::Tied(_)
@@ -276,7 +286,7 @@ impl Room {
         let count = (elements.end - elements.start) as usize;
         match &tensor.method {
             Method::Raw => Ok(Self::Done(tensor.checked(Values::Bits8(part.code.to_vec()))?)),
-            Method::Levels { .. } => Ok(Self::Values(vec![0.0; count])),
+            Method::Levels { .. } | Method::Multiples { .. } => Ok(Self::Values(vec![0.0; count])),
             Method::Float { .. } | Method::Integers { .. } | Method::Bare { .. } => Ok(Self::Levels(vec![0; count])),
             Method::Codebook { entries, usual, width, .. } => {
                 let mut indices = vec![0; count];
@@ -312,6 +322,7 @@ impl Room {
         let output = match (self, &part.tensor.method) {
             (Self::Levels(levels), _) => Output::Levels(levels),
             (Self::Values(values), Method::Levels { step, .. }) => Output::Values(values, *step),
+            (Self::Values(values), _) => Output::Values(values, 1.0),
             _ => return None,
         };
         let coded = part.code.len() - part.tensor.chunks[part.chunk].refinement as usize;
@@ -327,6 +338,14 @@ impl Room {
             (Self::Values(mut values), Method::Levels { rows, columns, .. }) => {
                 if !rows.is_empty() || !columns.is_empty() {
                     tensor.scale(&mut values, tensor.elements(part.chunk).start, rows, columns);
+                }
+                Some(Ok(rounded(values, tensor.dtype)))
+            }
+            (Self::Values(mut values), Method::Multiples { group, signed, .. }) => {
+                // A chunk holds whole groups, and so as many elements as one, or none.
+                let steps = steps_of(refinement, values.len() / *group as usize)?;
+                for (values, step) in values.chunks_exact_mut(*group as usize).zip(steps) {
+                    values.iter_mut().for_each(|value| *value = multiple(*value, *signed) * step);
                 }
                 Some(Ok(rounded(values, tensor.dtype)))
             }
@@ -349,6 +368,20 @@ impl Room {
 fn from_symbols<P: Pattern>(part: &Part, width: usize, count: usize) -> Option<Vec<P>> {
     let mut patterns = vec![P::default(); count];
     dispatch::decode_floats(part.tensor.dtype.mantissa(), width, part.code, &mut patterns).then_some(patterns)
+}
+
+/// The steps of a chunk's groups; `None` if `code` is not theirs.
+fn steps_of(code: &[u8], count: usize) -> Option<Vec<f32>> {
+    let mut patterns = vec![0u32; count];
+    let mantissa = Dtype::FLOAT32.mantissa();
+    let good = dispatch::decode_floats(mantissa, codebook::MOST_WIDTH, code, &mut patterns);
+    let steps: Vec<f32> = patterns.into_iter().map(f32::from_bits).collect();
+    (good && steps.iter().all(|step| step.is_finite() && *step > 0.0)).then_some(steps)
+}
+
+/// What a step is multiplied by, for a level.
+fn multiple(level: f32, signed: bool) -> f32 {
+    if signed && level < 0.0 { -(-level - 1.0) } else { level }
 }
 
 /// The patterns of levels and refinement bits.

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -521,6 +522,45 @@ def exotic_symbols() -> bytes:
     return bytes(encode.write_file(index, payload))
 
 
+def multiples() -> bytes:
+    """Weights that were quantised already, of every type: steps of rows and of groups, zeros with a sign."""
+    tensors: dict[str, Array] = {}
+    for number, dtype in enumerate(FLOATS[:4]):
+        codes = (bell(220 + number, 24, 64) // 100).astype(np.float32)
+        steps = (1 + bits(230 + number, 24) % 7).astype(np.float16) / np.float16(77)
+        tensors[f"{np.dtype(dtype).name} rows"] = (codes * steps[:, None]).astype(dtype)
+        steps = (100 + bits(240 + number, 48) % 99).astype(np.float32) / np.float32(7e4)
+        groups = codes.reshape(48, 32) * steps[:, None]
+        tensors[f"{np.dtype(dtype).name} groups"] = groups.reshape(24, 64).astype(dtype)
+    signs = np.where(bits(250, 1536) % np.uint64(3) == 0, -1, 1).astype(np.float32).reshape(24, 64)
+    tensors["signed"] = tensors["float32 rows"] * signs
+    tensors["signed"][[0, 3, 4, 23]] = 0
+    return deepcabac.compress(tensors, lossless=True)
+
+
+def exotic_multiples() -> bytes:
+    """Levels and steps that no real writer makes, by the reference encoder: products that are too large and too small,
+    types of 8 bits, several chunks.
+    """
+    payload, index = b"", encode.blob(b"") + encode.blob(b"") + encode.varint(12)
+    record = bytes([0, 96, 10, 6])  # chunks of 6 rows of 10
+    exponents = encode.SymbolChunk(23, 255, [], [(0, [1] * 256)])
+    for code in range(1, 7):
+        for signed in (0, 1):
+            values = [int(x) for x in bell(260 + code, 150) // 150]
+            values[7:11] = [-(2**31), 2**31 - 1, -1, -(2**24) - 2]
+            levels = [encode.encode_chunk(decode.Params(record), values[k : k + 60]) for k in range(0, 150, 60)]
+            sizes = [int(x) % 0x7F7FFFFF + 1 for x in bits(270 + code, 30)]
+            lengths = [
+                replace(exponents, runs=[(0, len(some))]).encode(32, 23, 65536, some)
+                for some in (sizes[k : k + 12] for k in range(0, 30, 12))
+            ]
+            index += encode.blob(f"{code} {signed}".encode()) + bytes([code, 1]) + encode.varint(150)
+            index += encode.multiples_entry(5, signed, record, levels, lengths)
+            payload += b"".join(a + b for a, b in zip(levels, lengths, strict=True))
+    return bytes(encode.write_file(index, payload))
+
+
 def changed_arrays() -> dict[str, Array]:
     """A later version of them: most moved a little, some in part, some not at all, one new."""
     tensors = {name: array.copy() for name, array in exact_arrays().items()}
@@ -632,6 +672,8 @@ GOLDEN: dict[str, Callable[[], bytes]] = {
     "symbols.dcb": symbols("default"),
     "symbols_fast.dcb": symbols("fast"),
     "symbols_exotic.dcb": exotic_symbols,
+    "multiples.dcb": multiples,
+    "multiples_exotic.dcb": exotic_multiples,
     "update_lossless.dcb": update_lossless,
     "update_changes.dcb": update_changes,
     "update_quantized.dcb": update_quantized,

@@ -77,7 +77,7 @@ class Chunk(NamedTuple):
     offset: int
     length: int
     crc: int
-    refinement: int = 0  #: bytes of refinement bits at its end (REFINED)
+    refinement: int = 0  #: bytes of refinement bits at its end (REFINED), or of steps (MULTIPLES)
 
     def check(self, data: bytes | memoryview, name: str) -> None:
         """Raise :class:`DamagedFileError` if ``data`` is not this chunk."""
@@ -479,6 +479,8 @@ def form_bytes(form: Form, item: int) -> bytes:
         parts += [varint(form.rates.first), blob(form.rates.codes)]
     if form.method == exact.QUANTIZED_DIFFERENCE:
         parts.append(struct.pack("<f", form.step))
+    if form.method == exact.MULTIPLES:
+        parts.append(varint(form.group) + bytes([form.signed]))
     if form.params:
         parts.append(blob(form.params))
     return b"".join(parts)
@@ -487,10 +489,10 @@ def form_bytes(form: Form, item: int) -> bytes:
 def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> Form:
     """How the values of a tensor are coded, every field in its range."""
     item, floats = dtype.itemsize, exact.mantissa(dtype) > 0
-    if not (exact.FLOAT <= method <= exact.SYMBOLS or method == exact.CHANGES):
+    if not (exact.FLOAT <= method <= exact.SYMBOLS or method in (exact.CHANGES, exact.MULTIPLES)):
         raise cursor.damaged(f"tensor {name!r} is stored with unknown method {method}")
     wrong = floats if method == exact.INTEGERS else method in _FLOATS and not floats
-    if wrong or (method == exact.QUANTIZED_DIFFERENCE and dtype not in _QUANTIZED):
+    if wrong or (method in (exact.QUANTIZED_DIFFERENCE, exact.MULTIPLES) and dtype not in _QUANTIZED):
         raise cursor.damaged(f"tensor {name!r} of type {dtype} is stored with method {method}")
     exponent = cursor.varint() if method in exact.REFINED else 0
     if exponent > exact.LAST_EXPONENT:
@@ -519,6 +521,11 @@ def _read_form(cursor: Cursor, name: str, dtype: np.dtype[Any], method: int) -> 
         if not 1 <= len(codes) <= exact.exponents(dtype) - first or max(codes) >= _core.RATE_CODES:
             raise cursor.damaged(f"tensor {name!r} has rates of change that do not fit its type {dtype}")
         return Form(method, rates=_core.Rates(first, codes))
+    if method == exact.MULTIPLES:
+        group, signed, params = cursor.varint(), cursor.byte(), cursor.blob()
+        if signed > 1 or group == 0 or _core.chunk_levels(params) % group:
+            raise cursor.damaged(f"tensor {name!r} has groups of {group} elements, which do not fit its chunks")
+        return Form(method, params=params, group=group, signed=signed == 1)
     step = cursor.unpack("<f")[0] if method == exact.QUANTIZED_DIFFERENCE else 0.0
     if method == exact.QUANTIZED_DIFFERENCE and not (math.isfinite(step) and step > 0):
         raise cursor.damaged(f"tensor {name!r} has step {step}")
@@ -541,6 +548,8 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
     changes = form.method == exact.CHANGES
     if -(-size // each) * (1 if changes else 2) > cursor.left:
         raise cursor.damaged("it ends early")
+    if form.group and size % form.group:
+        raise cursor.damaged(f"{size} elements are no groups of {form.group}")
     chunks = []
     for start in range(0, size, each):
         code, refinement = cursor.varint(), 0 if changes else cursor.varint()
@@ -552,7 +561,9 @@ def _read_parted(cursor: Cursor, form: Form, size: int, offset: int) -> tuple[Ch
             most = 8 * code if form.method == exact.SYMBOLS else _core.most_levels(code)
             if min(each, size - start) > most:
                 raise cursor.damaged(f"{code} bytes cannot hold {min(each, size - start)} levels")
-        if refinement and form.method not in exact.REFINED:
+        if form.group and min(each, size - start) > 8 * refinement * form.group:
+            raise cursor.damaged(f"{refinement} bytes cannot hold the steps of {min(each, size - start)} levels")
+        if refinement and form.method not in (*exact.REFINED, exact.MULTIPLES):
             raise cursor.damaged("a chunk has refinement bits that its method does not have")
         chunks.append(Chunk(offset, code + refinement, cursor.u32() if code else 0, refinement))
         offset += code + refinement

@@ -66,7 +66,7 @@ class TensorInfo:
     row_scales: int = 0  #: scales that ``step`` is multiplied by: one for each slice of dimension 0, or none
     column_scales: int = 0  #: likewise, one for each place in such a slice, or none
     coder: str | None = None  #: "binary", that with "regression", "fast" or "sparse", if quantized
-    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference", "changes" or "same"
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "multiples", "difference", "changes" or "same"
     update: bool = False  #: whether it is stored as a difference to the tensor of that name in the file's base
     equal_to: str | None = None  #: an earlier tensor with the same values, which share no memory
 
@@ -548,7 +548,8 @@ class OpenFile:
             out = flat[where] if fits else np.empty(_size_of(where), np.int32 if levels else np.float32)
             code = memoryview(data)[: chunk.length - chunk.refinement]
             params = entry.coding_params
-            jobs.append((part, _core.Job(params, code, out, entry.distance), where))
+            distance = 1.0 if form is not None and form.method == exact.MULTIPLES else entry.distance
+            jobs.append((part, _core.Job(params, code, out, distance), where))
             refinement[len(jobs) - 1] = memoryview(data)[chunk.length - chunk.refinement :]
         for (entry, _), fine in zip(symbols, _core.decode_floats([one for _, one in symbols]), strict=True):
             if not fine:
@@ -560,6 +561,8 @@ class OpenFile:
             base = None if owner.base is None else owner.base_flat[where]
             if fine and form is not None and form.method in exact.REFINED:
                 fine = exact.join(form, owner.entry.dtype, job.out, refinement[number], owner.flat[where], base)
+            elif fine and form is not None and form.method == exact.MULTIPLES:
+                fine = exact.multiply(form, job.out, refinement[number], owner.flat[where])
             if not fine:
                 raise DamagedFileError(f"tensor {owner.entry.name!r} is damaged: a chunk does not decode")
             if form is not None:

@@ -69,7 +69,7 @@ class TensorReport:
     coded_bytes: int
     sqnr: float | None  #: in dB; None if exact
     note: str = ""  #: why a target was not met
-    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "difference", "changes" or "same"
+    coding: str = ""  #: of an exact tensor: "raw", "coded", "codebook", "multiples", "difference", "changes" or "same"
     reason: str = ""  #: why it is exact
     role: str = ""  #: "optimizer" for the state of one
     remark: Remark | None = None  #: what the error does to parts of it

@@ -4,7 +4,8 @@ Floating-point values are symbols and bits that are copied (``src/floats.rs``), 
 value is a level, its rounding to a multiple of a step 2^k, and refinement bits, stored raw: they say which of the
 values that round to this level it is. Levels are coded like those of quantised tensors, with the same contexts and
 predictions.
-Tensors of few distinct values are coded as codebook indices instead.
+Tensors of few distinct values are coded as codebook indices instead, and weights that were quantised once already as
+the integers and steps that they are made of (``multiples.py``).
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import numpy.typing as npt
 
 from .. import _core
 from .._parallel import Coding, Run
-from ..checkpoint.base import DTYPES, EXACT_DTYPES, Array, bits_of
+from ..checkpoint.base import DTYPES, EXACT_DTYPES, Array, Float32, bits_of
+from . import multiples
 
 #: Methods of exact values, and those of updates, as an index numbers them (FORMAT.md, 13.1).
 FLOAT, FLOAT_ZEROS, INTEGERS, CODEBOOK, STEPS, DIFFERENCES, UNCHANGED, QUANTIZED_DIFFERENCE, SYMBOLS = range(3, 12)
-CHANGES = 13
+CHANGES, MULTIPLES = 13, 14
 #: Methods that code levels and refinement bits.
 REFINED = (FLOAT, FLOAT_ZEROS, INTEGERS, STEPS, DIFFERENCES)
 #: Methods that need the base of an update.
@@ -60,6 +62,8 @@ _SMALL = 1 << 12
 #: Tensors of fewer elements are tried as levels with preset fast too: a chunk's head would be a large part of them.
 _TINY = 1 << 8
 _PIECE = 1 << 20
+#: Share of a tensor's bytes below which levels and steps are taken without a look at other ways.
+_FEW_BYTES = 0.4
 
 #: Elements from which rates of change are fitted.
 _RATES_SAMPLE = 1 << 19
@@ -73,6 +77,7 @@ _NAMES = {
     DIFFERENCES: "difference",
     UNCHANGED: "same",
     CHANGES: "changes",
+    MULTIPLES: "multiples",
 }
 
 
@@ -87,9 +92,11 @@ class Form:
     usual: int = 0  #: index of the most frequent entry (CODEBOOK)
     width: int = 0  #: elements in a row (CODEBOOK, SYMBOLS)
     rows: int = 0  #: rows in a chunk (CODEBOOK, SYMBOLS)
-    params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED_DIFFERENCE)
+    params: bytes = b""  #: coding parameters of levels (REFINED, QUANTIZED_DIFFERENCE, MULTIPLES)
     step: float = 0.0  #: distance between two reconstruction values of a difference (QUANTIZED_DIFFERENCE)
     rates: _core.Rates | None = None  #: how often values change, by the exponents of the base's (CHANGES)
+    group: int = 0  #: elements that have a step in common (MULTIPLES)
+    signed: bool = False  #: whether level -1 is negative zero (MULTIPLES)
 
     @property
     def name(self) -> str:
@@ -162,11 +169,72 @@ def encode(array: Array, run: Run, base: Array | None = None, preset: str = "def
 
 
 def _encode_alone(array: Array, run: Run, preset: str) -> Coded:
-    flat = patterns(array)
     sample = _sample(array, _FAST_SAMPLE if preset == "fast" else _core.SAMPLE)
+    book = _codebook(array, sample, run)
+    coded = encode_multiples(array, run, preset)
+    if coded is None:
+        return _encode_others(array, sample, book, run, preset)
+    if book is not None:
+        coded = min(coded, _encode_indices(patterns(array), book, run), key=lambda one: one.coded_bytes)
+    if coded.coded_bytes < _FEW_BYTES * array.nbytes:
+        return coded
+    return min(coded, _encode_others(array, sample, None, run, preset), key=lambda one: one.coded_bytes)
+
+
+def encode_multiples(array: Array, run: Run, preset: str = "default") -> Coded | None:
+    """Weights that were quantised once already as levels and steps; None if they were not, or not so."""
+    grid = multiples.glance(array)
+    if grid is None:
+        return None
+    flat = array.reshape(-1)
+    each = max(_PIECE // grid.group, 1) * grid.group
+    parts = run([partial(multiples.split, flat[start : start + each], grid) for start in range(0, flat.size, each)])
+    if None in parts:
+        return None
+    levels = np.concatenate([part.levels for part in parts])
+    steps = np.concatenate([part.steps for part in parts]).view(np.uint32)
+    sample = np.concatenate([levels[some] for some in _core.sample_runs(array.shape, flat.size)])
+    first = levels[: _core.first(array.shape)]
+    params = _core.fit_whole(array.shape, sample.astype(np.int32), first.astype(np.int32), preset=preset)
+    form = Form(MULTIPLES, params=params, group=grid.group, signed=grid.signed)
+    if form.chunk_size % grid.group:
+        return None
+
+    def chunk(start: int) -> tuple[bytes, int]:
+        stop = start + form.chunk_size
+        code = _core.encode(params, levels[start:stop].astype(np.int32))
+        lengths = _core.encode_floats(_steps(steps[start // grid.group : stop // grid.group]), scaled=False)
+        return code + lengths, len(lengths)
+
+    return Coded(form, run(_calls(chunk, flat, form.chunk_size)))
+
+
+def _steps(some: Array, code: bytes | memoryview = b"") -> _core.Floats:
+    """Steps of a chunk, as patterns, to be coded, or filled from their ``code``."""
+    return _core.Floats(some, mantissa(np.dtype(np.float32)), MOST_WIDTH, code)
+
+
+def multiply(form: Form, factors: Float32, code: bytes | memoryview, out: Array) -> bool:
+    """Fill ``out`` (flat) from levels, which are overwritten, and their steps' ``code``. Returns whether it was one."""
+    steps = np.empty(factors.size // form.group, np.uint32)
+    (fine,) = _core.decode_floats([_steps(steps, code)])
+    lengths = steps.view(np.float32)
+    if not fine or not (np.isfinite(lengths) & (lengths > 0)).all():
+        return False
+    multiples.multiply(factors, lengths, form.signed)
+    if out.dtype != factors.dtype:
+        with np.errstate(over="ignore"):  # beyond the type's range, only in a hostile file
+            out[:] = factors.astype(out.dtype)
+    elif not np.shares_memory(out, factors):
+        out[:] = factors
+    return True
+
+
+def _encode_others(array: Array, sample: Array, book: Form | None, run: Run, preset: str) -> Coded:
+    """A tensor coded as codebook indices if there is a ``book``, as levels or as symbols; by a sample of patterns."""
+    flat = patterns(array)
     real = mantissa(array.dtype) > 0
     zeros = real and bool(np.count_nonzero(sample == 0) > _MANY_ZEROS * sample.size)
-    book = _codebook(array, sample, run)
     form, code = _symbols(array), None  # the code of the sample, if it is known
     if not real or zeros or preset == "small":
         form, code = _leveled(array, sample, zeros, preset)
@@ -423,6 +491,10 @@ def _decodes_to(
         (fine,) = _core.decode_floats([floats(form, dtype, out, code)])
     elif form.method == CODEBOOK:
         fine = decode(form, code, out)
+    elif form.method == MULTIPLES:
+        factors, cut = np.empty(values.size, np.float32), len(code) - refinement
+        (fine,) = _core.decode([_core.Job(form.params, memoryview(code)[:cut], factors)])
+        fine = fine and multiply(form, factors, memoryview(code)[cut:], out.view(dtype))
     elif form.method == CHANGES:
         assert base is not None
         fine = change(form, code, out.view(dtype), base.view(dtype))

@@ -12,7 +12,7 @@ from .. import _core
 from .._parallel import Run
 from ..checkpoint.base import Array, TensorSpec
 from ..options import LEAST_SQNR, Options, Quantization, Target, is_vector
-from . import choice, coupling, exact, packed, steps
+from . import choice, coupling, exact, multiples, packed, steps
 from .coupling import Calibrated
 from .exact import Coded
 from .importance import TINY, Weighted
@@ -81,7 +81,9 @@ class TensorQuantizer:
             if base is None and self._may_be_larger(result, array):
                 coded = exact.encode(array, run, None, self._options.preset)
                 if coded is not None and coded.coded_bytes <= result.coded_bytes:
-                    return Decision(coded, Target("exact"), reason="smaller than quantised")
+                    is_grid = coded.form.method == exact.MULTIPLES
+                    reason = f"quantised already, in groups of {coded.form.group:,}" if is_grid else ""
+                    return Decision(coded, Target("exact"), reason=reason or "smaller than quantised")
             if result.coded_bytes < spec.nbytes:
                 is_even = base is None and not (result.row_scales.size or result.column_scales.size)
                 return replace(decision, remark=remark(array, result.error)) if is_even else decision
@@ -119,12 +121,14 @@ class TensorQuantizer:
         return why or ("" if known else choice.by_values(array))
 
     def _may_be_larger(self, result: Quantized, array: Array) -> bool:
-        """Whether a quantised tensor may take more bytes than an exact one: if it has few values, or hardly fewer bits
-        than its type. (Exact weights take about 0.8 of their type's bits in float32, 0.65 in bfloat16.)
+        """Whether a quantised tensor may take more bytes than an exact one: if it has few values, was quantised
+        already, or hardly takes fewer bits than its type. (Exact weights take about 0.8 of their type's bits in
+        float32, 0.65 in bfloat16.)
         """
         if is_vector(array.shape):
             return False
-        return result.coded_bytes > 0.55 * array.nbytes or choice.has_few_values(array)
+        is_large = result.coded_bytes > 0.55 * array.nbytes
+        return is_large or choice.has_few_values(array) or multiples.glance(array) is not None
 
     def _quantize_difference(self, array: Array, base: Array, target: Target, run: Run) -> Quantized | None:
         """The difference to the base quantised, or None if it is to be stored exactly: as quantised tensors are, and
