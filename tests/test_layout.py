@@ -125,7 +125,8 @@ def test_no_two_modules_of_the_core_use_each_other():
     graph = {name: core_uses(name, path.read_text(encoding="utf-8"), set(paths)) for name, path in paths.items()}
     assert graph["cpu::dispatch"] >= {"chunk", "coding::lanes", "cpu::avx2"} and "model::scale" in graph["model::rows"]
     assert cycle(graph) == []
-    assert [name for name in graph if "cpu::avx2" in graph[name]] == ["cpu::dispatch"], "one door"
+    doors = {name for name in graph if "cpu::avx2" in graph[name]}
+    assert doors - {"cpu::differential"} == {"cpu::dispatch"}, "the first is for tests and fuzzing alone"
 
 
 def test_a_use_is_found():

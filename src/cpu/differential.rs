@@ -6,7 +6,6 @@ use std::cell::Cell;
 use crate::checksum;
 use crate::coding::bytes;
 use crate::coding::changes::{self, Found, Rates};
-
 use crate::coding::fast;
 use crate::coding::lanes::{self, Job, Lane, decode_in_turn};
 use crate::coding::output::Output;

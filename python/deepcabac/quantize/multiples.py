@@ -128,7 +128,8 @@ def _repeats(array: Array) -> bool:
     seen = repeated = 0
     for place in range(_PLACES):
         start = flat.size * place // _PLACES // row * row
-        some = np.abs(flat[start : start + _STRETCH].astype(np.float32))
+        with np.errstate(over="ignore"):  # float64 beyond float32
+            some = np.abs(flat[start : start + _STRETCH].astype(np.float32))
         some = np.sort(some[some > 0])
         seen += some.size
         repeated += int(np.count_nonzero(some[1:] == some[:-1]))
