@@ -83,11 +83,11 @@ class _Here(Executor):
 
 
 @contextmanager
-def pool(threads: int | None) -> Iterator[Executor]:
-    """A pool of threads, or for one thread the caller's own. On an error or Ctrl-C, calls not yet begun are dropped and
-    begun ones (short) are awaited.
+def pool(threads: int | None, watched: bool = False) -> Iterator[Executor]:
+    """A pool of threads, or for one thread the caller's own, unless that has to say meanwhile how far the calls are
+    (``watched``). On an error or Ctrl-C, calls not yet begun are dropped and begun ones (short) are awaited.
     """
-    if thread_count(threads) == 1:
+    if thread_count(threads) == 1 and not watched:
         yield _Here()
         return
     executor = ThreadPoolExecutor(thread_count(threads), thread_name_prefix="deepcabac")

@@ -47,7 +47,7 @@ pub fn class(before: i32) -> usize {
     if before == 0 { 0 } else { 2 - usize::from(before < 0) }
 }
 
-/// Codes one level. `PLAIN`: no codebook limits it and it has no base. None if a decoded one does not fit.
+/// Codes one level. `PLAIN`: no codebook limits it and it has no base. None if it does not fit.
 #[inline(always)]
 pub fn code_level<B: Bins, const PLAIN: bool>(
     bins: &mut B,
@@ -81,7 +81,7 @@ pub fn code_level<B: Bins, const PLAIN: bool>(
         coded += 1;
     }
     let rest = bins.locally(move |bins| code_rest(bins, contexts, form.prefix, limit, coded, magnitude));
-    rest.filter(|&coded| coded <= form.most).and_then(signed)
+    rest.filter(|&coded| coded <= form.most.min(limit)).and_then(signed)
 }
 
 /// Codes what a magnitude has above `coded`. None if it does not fit 32 bits.

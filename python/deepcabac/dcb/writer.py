@@ -212,7 +212,7 @@ def compress(
         expected = Prior(source, [name for name in common if roles.get(name, WEIGHT) == WEIGHT])
     decisions: dict[str, Decision] | None = None if correct is None else {}
     quantizer = TensorQuantizer(options, calibrated, weighted, roles, expected)
-    with pool(options.threads) as executor:
+    with pool(options.threads, watched=progress is not None) as executor:
 
         def writer_of(source: Source) -> _Writer:
             measured = coupled or weighted is not None

@@ -202,7 +202,7 @@ def _decoded(stream: Stream, header: DataHeader, payload: memoryview, memory: Me
             raise DamagedFileError(f"a quantisation parameter of {qp} is out of range")
         tensor = Tensor(header, name, shape, job.levels, qp, None if qp is None else step_size(qp, stream.density))
         codebook = header.codebook if role in ("", "weight") else None
-        if codebook is not None and not extended:
+        if codebook is not None:
             _check_in_codebook(job.levels, codebook)
         if keep or codebook is not None or tensor.step is None:
             tensor._values = tensor.values(codebook)
