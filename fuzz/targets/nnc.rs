@@ -7,7 +7,7 @@ mod units;
 use deepcabac_core::cpu::dispatch;
 use deepcabac_core::nnc::unit::{Tools, UnitDecoder, UnitEncoder};
 use harness::{Golden, Input};
-use units::Unit;
+use units::{Own, Unit};
 
 fn run(input: Input) {
     let Unit { mode, tensors, code } = Unit::read(input);
@@ -20,7 +20,10 @@ fn run(input: Input) {
         };
         found.push((qp, levels));
     }
-    if decoder.finish() != Some(code.len()) || mode & 1 == 0 {
+    // With two quantisers and blocks, a skipped row leads to another state than its zeros: such levels come back with the
+    // flags that they had, which an encoder need not choose.
+    let may_differ = tensors.iter().map(Own::get).any(|one| one.dependent && one.extended && one.block > 0);
+    if decoder.finish() != Some(code.len()) || mode & 1 == 0 || may_differ {
         return;
     }
     let mut encoder = UnitEncoder::default();
